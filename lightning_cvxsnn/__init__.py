@@ -1,0 +1,10 @@
+"""Certified convex warm starts, re-solves and reconstruction for spiking networks trained with PyTorch Lightning."""
+
+from lightning_cvxsnn.callback import ConvexReconstruction
+from lightning_cvxsnn.data import DigitsDataModule
+from lightning_cvxsnn.models import LitSNN
+from lightning_cvxsnn.reconstruct import calibrate, reconstruct
+from lightning_cvxsnn.report import SolveReport
+
+__all__ = ["ConvexReconstruction", "DigitsDataModule", "LitSNN", "SolveReport", "calibrate", "reconstruct"]
+__version__ = "0.1.0"

@@ -1,0 +1,183 @@
+"""The training rows, through a loader of our own: same data, same order, every time."""
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+)
+
+
+class Batch(NamedTuple):
+    """Inputs, targets and, where the user gives them, sample weights."""
+
+    x: Any
+    y: Tensor
+    weight: Tensor | None
+
+
+class TrainingRows:
+    """The rows a ``DataLoader`` trains on, without shuffling and without touching the loader or its generators.
+
+    Every iteration seeds the global generators, so that augmentations repeat: iterate inside ``isolate_rng``.
+
+    Args:
+        module: The LightningModule; its ``convex_batch`` unpacks a batch where it defines one.
+        dataloader: The loader that training uses, or a list of batches.
+        transfer: Puts a batch where the network is.
+        max_samples: Use this many rows, a random subset fixed by ``seed``; None: all.
+        seed: Seed of the subset and of augmentations.
+
+    Raises:
+        MisconfigurationException: If ``dataloader`` cannot be read a second time without disturbing training.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        dataloader: Any,
+        *,
+        transfer: Callable[[Any], Any],
+        max_samples: int | None,
+        seed: int,
+    ) -> None:
+        self._module = module
+        self._transfer = transfer
+        self._seed = seed
+        self._loader = dataloader
+        if isinstance(dataloader, DataLoader):
+            indices = _indices(dataloader)
+            if max_samples is not None and len(indices) > max_samples:
+                indices = sorted(_subset(indices, max_samples, seed))
+            self._indices = indices
+            self._loader = _loader(dataloader, indices, seed)
+        elif not isinstance(dataloader, (list, tuple)) or not dataloader or isinstance(dataloader[0], DataLoader):
+            raise MisconfigurationException(
+                f"The training data comes from {_describe(dataloader)}. Expected one torch DataLoader over a dataset "
+                "with a length, or a non-empty list of batches, which can be read again without disturbing training."
+            )
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Unpacked batches on the network's device."""
+        return self._batches(self._loader)
+
+    def sample(self, count: int) -> list[Batch]:
+        """At least ``count`` rows drawn at random by the seed (all if there are fewer), as batches."""
+        if isinstance(self._loader, DataLoader):
+            return list(self._batches(_loader(self._loader, _subset(self._indices, count, self._seed), self._seed)))
+        batches, rows = [], 0
+        for batch in self:
+            batches.append(batch)
+            rows += len(batch.y)
+            if rows >= count:
+                break
+        return batches
+
+    def _batches(self, loader: Any) -> Iterator[Batch]:
+        torch.manual_seed(self._seed)
+        random.seed(self._seed)
+        np.random.seed(self._seed)
+        for index, batch in enumerate(loader):
+            yield unpack(self._module, self._transfer(batch), index)
+
+
+def unpack(module: nn.Module, batch: Any, index: int = 0) -> Batch:
+    """Split a batch by the module's ``convex_batch``, or as ``(x, y)``.
+
+    Raises:
+        MisconfigurationException: If the batch is neither.
+        ValueError: If inputs or targets hold NaN or infinity.
+    """
+    convex_batch = getattr(module, "convex_batch", None)
+    parts = batch if convex_batch is None else convex_batch(batch)
+    source = "The training batch" if convex_batch is None else f"{type(module).__name__}.convex_batch"
+    sizes = (2,) if convex_batch is None else (2, 3)
+    if not isinstance(parts, (tuple, list)) or len(parts) not in sizes or not isinstance(parts[1], Tensor):
+        raise MisconfigurationException(
+            f"{source} is {_describe_batch(parts)}. Expected (x, y) with y a tensor of targets; define "
+            "`convex_batch(self, batch)` on the LightningModule that returns (x, y) or (x, y, weight)."
+        )
+    for name, value in zip(("inputs", "targets", "weights"), parts, strict=False):
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(
+                f"The {name} of training batch {index} hold {int((~value.isfinite()).sum())} NaN or infinite values. "
+                "Expected finite numbers; clean the dataset, nothing was written."
+            )
+    return Batch(parts[0], parts[1], parts[2] if len(parts) == 3 else None)
+
+
+def _describe_batch(parts: Any) -> str:
+    if isinstance(parts, (tuple, list)):
+        return f"a {type(parts).__name__} of {[type(p).__name__ for p in parts]}"
+    return f"a {type(parts).__name__}" + (f" with keys {list(parts)}" if isinstance(parts, dict) else "")
+
+
+def _describe(dataloader: Any) -> str:
+    if isinstance(dataloader, dict):
+        return f"a dict of {len(dataloader)} loaders"
+    if isinstance(dataloader, (list, tuple)):
+        return f"a {type(dataloader).__name__} of {len(dataloader)} loaders"
+    return f"a {type(dataloader).__name__}"
+
+
+def _indices(loader: DataLoader) -> list[Any]:
+    """What one epoch of the loader's sampler visits, sorted; the user's generators are not advanced."""
+    if isinstance(loader.dataset, IterableDataset):
+        raise MisconfigurationException(
+            f"The training data is an IterableDataset ({type(loader.dataset).__name__}), which cannot be read again "
+            "without disturbing training. Expected a dataset with a length and items by index."
+        )
+    sampler = loader.sampler
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not torch.utils.data.BatchSampler:
+        return sorted(chain.from_iterable(_undisturbed(loader.batch_sampler)))
+    if isinstance(sampler, SubsetRandomSampler):
+        return sorted(sampler.indices)
+    if isinstance(sampler, (SequentialSampler, DistributedSampler)) or (
+        isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples >= len(loader.dataset)  # type: ignore[arg-type]
+    ):
+        return list(range(len(loader.dataset)))  # type: ignore[arg-type]
+    return sorted(_undisturbed(sampler))
+
+
+def _undisturbed(sampler: Any) -> list[Any]:
+    twin = copy.copy(sampler)
+    if isinstance(generator := getattr(sampler, "generator", None), torch.Generator):
+        twin.generator = torch.Generator().set_state(generator.get_state())
+    return list(twin)
+
+
+def _subset(indices: list[Any], count: int, seed: int) -> list[Any]:
+    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
+    return [indices[i] for i in order[:count].tolist()]
+
+
+def _loader(loader: DataLoader, indices: list[Any], seed: int) -> DataLoader:
+    batched = loader.batch_size is not None or loader.batch_sampler is not None
+    return DataLoader(
+        loader.dataset,
+        batch_size=(loader.batch_size or 256) if batched else None,
+        sampler=indices,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=torch.Generator().manual_seed(seed),
+    )

@@ -1,0 +1,284 @@
+r"""Convex reconstruction as a Lightning callback
+=============================================
+Decides when to solve and tells what came of it. The numbers are made in `reconstruct`.
+"""  # noqa: D205, D415
+
+import os
+import weakref
+from functools import partial
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_cvxsnn.batches import TrainingRows
+from lightning_cvxsnn.convex import Loss
+from lightning_cvxsnn.progress import trainer_progress
+from lightning_cvxsnn.reconstruct import Occasion, Reconstructor, Surroundings
+from lightning_cvxsnn.report import SolveReport
+from lightning_cvxsnn.settings import Apply, Backend, Settings, Witnesses
+
+
+class ConvexReconstruction(Callback):
+    """Solve for the readout of a spiking network, to a certified duality gap, before, during and after training.
+
+    Before training the callback captures the spikes that the readout receives on the training rows, solves the convex
+    L1 programme over them, and writes the solution into the readout if it scores better on held-out training rows than
+    the weights found there. It does so again at the end of epochs, before their validation, and once at the end.
+    Layers that carry no information (silent or saturated) are brought to life first.
+
+    Works with any LightningModule whose output is the last, mean or sum over time of a last ``nn.Linear``, fed by
+    spikingjelly neurons, single-step or multi-step. Two optional methods of the LightningModule help where the defaults
+    do not fit: ``convex_batch(self, batch)`` returns ``(x, y)`` or ``(x, y, weight)``; ``convex_forward(self, x)``
+    returns what the loss is applied to.
+
+    Source: Udupi, Yang, Zhai, arXiv 2605.08022 (2026), sections on reconstruction; Ergen et al., ICLR 2023.
+
+    Args:
+        loss: ``"cross_entropy"`` (one output: logistic), ``"hinge"`` (one against the rest) or ``"squared"``
+            (``0.5 ||z - y||^2``).
+        beta: L1 penalty in the paper's units: each ``|W_jc|`` costs ``beta / sqrt(readout.in_features)``. ``"auto"``:
+            chosen on held-out training rows along a path at the first solve, then kept.
+        readout: Dotted name of the readout, such as ``"net.4"``. None: the last linear layer that a batch reaches.
+        witnesses: What to do with hidden weights. ``"auto"`` keeps them and repairs layers that are silent or
+            saturated; ``"keep"`` refuses a network that is dead; ``"calibrated"`` also rescales every unit to a firing
+            rate of 0.1 before training. The other names are refused in this version.
+        warm_start: Solve before the first epoch; once per run, not on resume, not under ``fast_dev_run``.
+        every_n_epochs: Solve after the last batch of every n-th epoch, before its validation. 0: never.
+        final_solve: Solve at the end of training, before the last validation where the last epoch is known, else in
+            ``on_train_end``; then the network is also saved as ``convex-last.ckpt`` beside the user's checkpoints.
+        apply: ``"replace"``: write and train on; ``"auto"`` is that. ``"shadow"`` is refused in this version.
+        scale: Factor on the readout as written. ``"auto"``: 0.3 where training goes on (decisions stay, hidden layers
+            keep a gradient), 1 for the final solve and for ``squared``.
+        max_overhead: Refused in this version unless None.
+        gap_tolerance: Certified duality gap to reach, relative to the objective of the best constant predictor.
+        max_samples: Rows to use, a random subset fixed by ``seed``. None: all.
+        backend: Engine of the pattern kernels: ``"torch"``; ``"auto"`` is that. ``"cupy"`` is refused in this version.
+        dry_run: Diagnose and certify, write nothing.
+        seed: Seed of the held-out rows, of the subset and of augmentations in the pattern pass.
+
+    Attributes:
+        reports: A `SolveReport` for each solve, newest last.
+
+    Raises:
+        MisconfigurationException: For a wrong argument here; for a network, Trainer or data that cannot be solved, in
+            the hook that finds it, before anything is written.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_cvxsnn import ConvexReconstruction
+        >>> trainer = Trainer(callbacks=[ConvexReconstruction()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        loss: Loss = "cross_entropy",
+        beta: float | Literal["auto"] = "auto",
+        readout: str | None = None,
+        witnesses: Witnesses = "auto",
+        warm_start: bool = True,
+        every_n_epochs: int = 1,
+        final_solve: bool = True,
+        apply: Apply = "auto",
+        scale: float | Literal["auto"] = "auto",
+        max_overhead: float | None = None,
+        gap_tolerance: float = 1e-6,
+        max_samples: int | None = None,
+        backend: Backend = "auto",
+        dry_run: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.settings = Settings(
+            loss=loss,
+            beta=beta,
+            readout=readout,
+            witnesses=witnesses,
+            warm_start=warm_start,
+            every_n_epochs=every_n_epochs,
+            final_solve=final_solve,
+            apply=apply,
+            scale=scale,
+            max_overhead=max_overhead,
+            gap_tolerance=gap_tolerance,
+            max_samples=max_samples,
+            backend=backend,
+            dry_run=dry_run,
+            seed=seed,
+        )
+        self._module: weakref.ref[pl.LightningModule] | None = None
+        self._begin_run()
+
+    def _begin_run(self) -> None:
+        self.reports: list[SolveReport] = []
+        self._reconstructor = Reconstructor(self.settings)
+        self._warm_started = False
+        self._solved_epoch = 0  # epochs that were finished at the last solve on schedule
+        self._finished_step = -1  # global step of the final solve
+        self._compared = False
+        self._batch_loss: float | None = None
+
+    @property
+    @override
+    def state_key(self) -> str:
+        """Distinct for distinct readouts and losses."""
+        return self._generate_state_key(readout=self.settings.readout, loss=self.settings.loss)
+
+    # -- when -----------------------------------------------------------------------------------------------------
+
+    @override
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        """Refuse what cannot work; a new network begins a new run."""
+        if stage != "fit":
+            return
+        others = [c for c in trainer.callbacks if isinstance(c, ConvexReconstruction) and c is not self]  # type: ignore[attr-defined]
+        if any(c.settings.readout is None for c in (self, *others)) and others:
+            raise MisconfigurationException(
+                "Found several ConvexReconstruction callbacks of which one has readout=None; expected each to name its "
+                "own readout, such as readout='net.4'."
+            )
+        if trainer.world_size > 1:
+            raise MisconfigurationException(
+                f"ConvexReconstruction runs in one process in this version; found {trainer.world_size} processes "
+                f"({type(trainer.strategy).__name__}). Use Trainer(devices=1)."
+            )
+        if type(trainer.strategy).__name__ in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
+            raise MisconfigurationException(
+                f"ConvexReconstruction does not support {type(trainer.strategy).__name__}, which shards parameters. "
+                "Use Trainer(strategy='auto', devices=1)."
+            )
+        if self._module is None or self._module() is not pl_module:
+            self._begin_run()
+            self._module = weakref.ref(pl_module)
+
+    @override
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """The warm start: loaders, counters and optimisers are in place, nothing has trained yet."""
+        resumed = trainer.ckpt_path is not None
+        if self.settings.warm_start and not self._warm_started and not resumed and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._solve(trainer, pl_module, "warm start", trainer.current_epoch)
+        self._warm_started = True
+
+    @override
+    def on_train_batch_start(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        """Evaluate our loss on the first batch after a solve, to compare it with what the module trains."""
+        if not self._compared:
+            precision = trainer.precision_plugin.forward_context
+            self._batch_loss = self._reconstructor.training_loss(pl_module, batch, batch_idx, precision)
+
+    @override
+    def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
+        """The module's loss on the same batch, at the same weights."""
+        if self._batch_loss is not None:
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            factor = trainer.accumulate_grad_batches / (scaler.get_scale() if scaler is not None else 1.0)
+            self._reconstructor.warn_unless_same_loss(self._batch_loss, float(loss.detach()) * factor)
+            self._compared, self._batch_loss = True, None
+
+    @override
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the last batch of an epoch and before its validation: what is validated is what is saved."""
+        settings, finished = self.settings, trainer.current_epoch + 1
+        if settings.every_n_epochs == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        out_of_steps = 0 <= trainer.max_steps <= trainer.global_step
+        if not trainer.is_last_batch and not out_of_steps:
+            return
+        last_epoch = trainer.max_epochs not in (None, -1) and finished >= trainer.max_epochs
+        if settings.final_solve and (last_epoch or out_of_steps):
+            self._solve(trainer, pl_module, "final solve", finished)
+        elif finished - self._solved_epoch >= settings.every_n_epochs:
+            self._solve(trainer, pl_module, "periodic solve", finished)
+
+    @override
+    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """The last solve where the last epoch was not known, saved beside the user's checkpoints."""
+        if not self.settings.final_solve or trainer.fast_dev_run or self._finished_step == trainer.global_step:  # type: ignore[attr-defined]
+            return
+        report = self._solve(trainer, pl_module, "final solve", trainer.current_epoch)
+        if report.accepted and not self.settings.dry_run:
+            _save_beside_checkpoints(trainer)
+
+    # -- what -----------------------------------------------------------------------------------------------------
+
+    def _solve(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
+    ) -> SolveReport:
+        rows = TrainingRows(
+            pl_module,
+            trainer.train_dataloader,
+            transfer=partial(_transfer, trainer, pl_module),
+            max_samples=self.settings.max_samples,
+            seed=self.settings.seed,
+        )
+        surroundings = Surroundings(
+            optimizers=trainer.optimizers,
+            precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
+            progress=partial(trainer_progress, trainer),
+            epoch=epoch,
+            step=trainer.global_step,
+        )
+        report = self._reconstructor.run(pl_module, rows, occasion, surroundings)
+        self.reports.append(report)
+        self._solved_epoch = epoch
+        if occasion == "final solve":
+            self._finished_step = trainer.global_step
+        for logger in trainer.loggers:
+            logger.log_metrics(report.metrics(), step=trainer.global_step)
+        rank_zero_info(f"ConvexReconstruction {report}")
+        return report
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on as if nothing had happened; plain values and tensors only."""
+        return {
+            "warm_started": self._warm_started,
+            "solved_epoch": self._solved_epoch,
+            "finished_step": self._finished_step,
+            "compared": self._compared,
+            "reconstructor": self._reconstructor.state_dict(),
+            "reports": [report.state() for report in self.reports],
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the run that ``state_dict`` describes."""
+        self._warm_started = state_dict["warm_started"]
+        self._solved_epoch = state_dict["solved_epoch"]
+        self._finished_step = state_dict["finished_step"]
+        self._compared = state_dict["compared"]
+        self._reconstructor.load_state_dict(state_dict["reconstructor"])
+        self.reports = [SolveReport(**report) for report in state_dict["reports"]]
+
+
+def _transfer(trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any) -> Any:
+    """What Lightning's training loop does to a batch before ``training_step`` sees it."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def _save_beside_checkpoints(trainer: "pl.Trainer") -> None:
+    """Save ``convex-last.ckpt`` where the user's checkpoints are; never over a file."""
+    folders = {
+        os.path.dirname(path)
+        for checkpoint in trainer.checkpoint_callbacks
+        for path in (getattr(checkpoint, "best_model_path", ""), getattr(checkpoint, "last_model_path", ""))
+        if path
+    }
+    for folder in sorted(folders):
+        path, version = os.path.join(folder, "convex-last.ckpt"), 0
+        while os.path.exists(path):
+            version += 1
+            path = os.path.join(folder, f"convex-last-v{version}.ckpt")
+        trainer.save_checkpoint(path)
+        rank_zero_info(f"ConvexReconstruction saved the network after its final solve: {path}")

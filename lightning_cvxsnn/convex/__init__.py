@@ -1,0 +1,24 @@
+"""L1 programmes over a dictionary of patterns, solved to a certified duality gap.
+
+This package knows nothing of spikes or of Lightning: a dictionary is a matrix.
+"""
+
+from lightning_cvxsnn.convex.certificate import Certificate, certificate
+from lightning_cvxsnn.convex.inputs import DictionaryLike
+from lightning_cvxsnn.convex.losses import Loss, mean_loss
+from lightning_cvxsnn.convex.path import Path, path
+from lightning_cvxsnn.convex.solution import Solution
+from lightning_cvxsnn.convex.solve import rho_max, solve
+
+__all__ = [
+    "Certificate",
+    "DictionaryLike",
+    "Loss",
+    "Path",
+    "Solution",
+    "certificate",
+    "mean_loss",
+    "path",
+    "rho_max",
+    "solve",
+]

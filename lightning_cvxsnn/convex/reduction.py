@@ -1,0 +1,142 @@
+"""Exact reductions of a programme before it is solved, and the way back to all rows, columns and outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_cvxsnn.convex.losses import Loss
+
+__all__ = ["Problem", "Reduction", "reduce"]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One reduced programme: distinct, non-constant columns and rows of positive weight.
+
+    Attributes:
+        matrix: ``[n, p]`` float64.
+        encoded: ``[n, C]`` float64 encoded targets.
+        weight: ``[n]`` float64, sample weight over the *original* number of rows, all positive.
+        loss: Name of the loss.
+        fit_intercept: Whether an unpenalised intercept is fitted.
+    """
+
+    matrix: Tensor
+    encoded: Tensor
+    weight: Tensor
+    loss: Loss
+    fit_intercept: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """Which rows, columns and outputs of the original programme a :class:`Problem` keeps.
+
+    ``columns`` are the first of each group of equal columns. With an intercept, columns equal up to sign and a constant
+    are one column: ``d_j = sign_j d_first + shift_j``; moving all weight to the first leaves the outputs (after a
+    shift of the intercept) and the optimal penalty as they are.
+    """
+
+    problem: Problem
+    rows: Tensor
+    columns: Tensor
+    outputs: Tensor
+    owner: Tensor
+    sign: Tensor
+    shift: Tensor
+
+    def restrict(self, coef: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients ``[P', C]`` (``P' <= P``: the dictionary grew) as a point of the reduced programme."""
+        size = coef.shape[0]
+        coef = coef.to(self.sign)[:, self.outputs]
+        intercept = intercept.to(self.sign)[self.outputs]
+        owner, sign, shift = self.owner[:size], self.sign[:size], self.shift[:size]
+        if self.problem.fit_intercept:
+            intercept = intercept + shift @ coef
+        used = owner >= 0
+        reduced = torch.zeros(self.columns.numel(), coef.shape[1], dtype=coef.dtype, device=coef.device)
+        return reduced.index_add(0, owner[used], sign[used, None] * coef[used]), intercept
+
+    def expand(self, coef: Tensor, dual_point: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """Coefficients ``[P, C]`` and dual point ``[n, C]`` of the original programme of ``shape (n, P, C)``."""
+        rows, columns, outputs = shape
+        full_coef = coef.new_zeros(columns, outputs)
+        full_coef[self.columns[:, None], self.outputs] = coef
+        full_dual = coef.new_zeros(rows, outputs)
+        full_dual[self.rows[:, None], self.outputs] = dual_point
+        return full_coef, full_dual
+
+
+def reduce(matrix: Tensor, encoded: Tensor, weight: Tensor, loss: Loss, fit_intercept: bool) -> Reduction:
+    """Drop rows of zero weight, outputs with a trivial answer, and redundant columns.
+
+    An output is trivial if an intercept is fitted and only one value of its target carries weight: a class that never
+    occurs, or hinge signs that are all the same.
+
+    Args:
+        matrix: ``[n, P]`` float64.
+        encoded: ``[n, C]`` float64 encoded targets.
+        weight: ``[n]`` float64 sample weights.
+        loss: Name of the loss.
+        fit_intercept: Whether an intercept is fitted.
+    """
+    rows = weight.nonzero()[:, 0]
+    total = matrix.shape[0]
+    if rows.numel() < total:
+        matrix, encoded, weight = matrix[rows], encoded[rows], weight[rows]
+    outputs = torch.arange(encoded.shape[1], device=matrix.device)
+    if rows.numel() == 0:
+        outputs = outputs[:0]
+    elif fit_intercept and loss != "squared":
+        outputs = ((encoded != encoded[0]).any(0) | (_is_softmax(encoded, loss) & (encoded[0] > 0))).nonzero()[:, 0]
+        if _is_softmax(encoded, loss) and outputs.numel() == 1:
+            outputs = outputs[:0]  # a single class occurs
+    columns, owner, sign, shift = _distinct_columns(matrix, fit_intercept)
+    if columns.numel() < matrix.shape[1]:
+        matrix = matrix[:, columns]
+    if outputs.numel() < encoded.shape[1]:
+        encoded = encoded[:, outputs]
+    problem = Problem(matrix.contiguous(), encoded, weight / total, loss, fit_intercept)
+    return Reduction(problem, rows, columns, outputs, owner, sign, shift)
+
+
+def _is_softmax(encoded: Tensor, loss: Loss) -> bool:
+    return loss == "cross_entropy" and encoded.shape[1] > 1
+
+
+def _distinct_columns(matrix: Tensor, fit_intercept: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """First column of each group, then each column's group (-1: dropped), sign and shift."""
+    size, device = matrix.shape[1], matrix.device
+    owner = torch.full((size,), -1, dtype=torch.long)
+    sign = torch.ones(size, dtype=torch.float64, device=device)
+    shift = torch.zeros(size, dtype=torch.float64, device=device)
+    if matrix.shape[0] == 0:
+        return owner[:0].to(device), owner.to(device), sign, shift
+    base = matrix[0] if fit_intercept else torch.zeros_like(matrix[0])
+    canonical = matrix - base
+    first = (canonical != 0).to(torch.uint8).argmax(0, keepdim=True)
+    sign = torch.where(canonical.gather(0, first)[0] < 0, -1.0, 1.0).to(matrix)
+    canonical = (canonical * sign + 0.0).T.contiguous().cpu().numpy()  # + 0.0 turns -0.0 into 0.0
+    silent = bytes(canonical[0].nbytes)
+    groups: dict[bytes, int] = {}
+    kept: list[int] = []
+    for j in range(size):
+        key = canonical[j].tobytes()
+        if key == silent:
+            continue
+        if key not in groups:
+            groups[key] = len(kept)
+            kept.append(j)
+        owner[j] = groups[key]
+    columns = torch.tensor(kept, dtype=torch.long, device=device)
+    owner = owner.to(device)
+    if not kept:
+        return columns, owner, sign, base
+    used = owner >= 0
+    head = columns[owner.clamp_min(0)]
+    sign = torch.where(used, sign * sign[head], 1.0)
+    shift = torch.where(used, base - sign * base[head], base)
+    return columns, owner, sign, shift

@@ -1,0 +1,28 @@
+"""From a network's spikes to a `SpikeDictionary`: capture, calibration, batch-norm statistics.
+
+Knows nothing of Lightning and nothing of losses.
+"""
+
+from lightning_cvxsnn.patterns.batch_norm import adapting_batch_norms, estimate_batch_norm
+from lightning_cvxsnn.patterns.calibrate import CalibratedLayer, LayerActivity, calibrate_layers, measure_activity
+from lightning_cvxsnn.patterns.capture import ENCODER_DRAWS, Capture, capture
+from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
+from lightning_cvxsnn.patterns.isolation import fresh_state, undisturbed
+from lightning_cvxsnn.patterns.reduction import REDUCTIONS, Reduction
+
+__all__ = [
+    "ENCODER_DRAWS",
+    "REDUCTIONS",
+    "CalibratedLayer",
+    "Capture",
+    "LayerActivity",
+    "Reduction",
+    "SpikeDictionary",
+    "adapting_batch_norms",
+    "calibrate_layers",
+    "capture",
+    "estimate_batch_norm",
+    "fresh_state",
+    "measure_activity",
+    "undisturbed",
+]

@@ -1,0 +1,282 @@
+"""Bring spiking layers to a firing rate: measure them, and scale the weights that feed them.
+
+Scaling a unit's input weights moves its firing rate and keeps what it is selective for; a unit whose input current is
+never positive is negated first. The paper normalises random witnesses (arXiv 2605.08022); calibration from data goes
+back to LSUV (Mishkin and Matas, 2016) and, for spiking layers, to Rossbroich, Gygax and Zenke (2022).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import base
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from lightning_cvxsnn.patterns.isolation import fresh_state
+
+Forward = Callable[[Any], Tensor]
+
+_LOG2_SCALES = (-14.0, 14.0)
+_BISECTIONS = 18
+_CURRENT_LIMIT = 2**25  # input currents held at once, 128 MiB of float32
+
+
+@dataclass
+class LayerActivity:
+    """What one spiking layer does on some rows.
+
+    Attributes:
+        name: Dotted name of the neuron module.
+        affine_name: Dotted name of the affine layer that feeds it (Linear, Conv or batch norm); "" if none ran before.
+        units: Number of units, or of channels behind a convolution.
+        silent: Units that never fire.
+        saturated: Units that fire at every step of every row.
+        rate: Mean firing rate, spikes per unit and step.
+    """
+
+    name: str
+    affine_name: str
+    units: int
+    silent: int
+    saturated: int
+    rate: float
+
+    @property
+    def alive(self) -> bool:
+        """Whether more than one unit in twenty carries information: neither silent nor saturated."""
+        return (self.units - self.silent - self.saturated) * 20 > self.units
+
+
+@dataclass
+class CalibratedLayer:
+    """A layer whose input weights were rescaled.
+
+    Attributes:
+        name: Dotted name of the neuron module.
+        affine_name: Dotted name of the affine layer whose rows were scaled.
+        before: The layer's activity before.
+        after: The layer's activity after.
+        scale: Median of the absolute factors.
+        negated: Units whose weights changed sign.
+    """
+
+    name: str
+    affine_name: str
+    before: LayerActivity
+    after: LayerActivity
+    scale: float
+    negated: int
+
+
+def is_spiking(module: nn.Module) -> bool:
+    """Whether ``module`` is a spiking neuron: stateful by step mode, with a surrogate for its threshold."""
+    return isinstance(module, base.StepModule) and hasattr(module, "surrogate_function")
+
+
+@dataclass
+class _Probe:
+    """Forward hooks that see which affine feeds which neuron, and per-unit spike statistics."""
+
+    module: nn.Module
+    affine: str = ""
+    feeds: dict[str, str] = field(default_factory=dict)
+    low: dict[str, Tensor] = field(default_factory=dict)
+    high: dict[str, Tensor] = field(default_factory=dict)
+    total: dict[str, float] = field(default_factory=dict)
+    count: dict[str, int] = field(default_factory=dict)
+
+    def __enter__(self) -> "_Probe":
+        self.handles = []
+        for name, module in self.module.named_modules():
+            if _has_rows(module):
+                self.handles.append(module.register_forward_hook(lambda *_, name=name: setattr(self, "affine", name)))
+            elif is_spiking(module):
+                self.handles.append(module.register_forward_hook(lambda m, _, out, name=name: self._see(name, out)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _see(self, name: str, spikes: Any) -> None:
+        if not isinstance(spikes, Tensor):
+            return
+        self.feeds.setdefault(name, self.affine)
+        affine = self.module.get_submodule(self.feeds[name]) if self.feeds[name] else None
+        per_unit = spikes.detach().float().movedim(_unit_axis(affine, spikes), -1).flatten(0, -2)
+        low, high = per_unit.amin(0), per_unit.amax(0)
+        self.low[name] = torch.minimum(self.low.get(name, low), low)
+        self.high[name] = torch.maximum(self.high.get(name, high), high)
+        self.total[name] = self.total.get(name, 0.0) + float(per_unit.sum())
+        self.count[name] = self.count.get(name, 0) + per_unit.numel()
+
+    def activities(self) -> list[LayerActivity]:
+        return [
+            LayerActivity(
+                name=name,
+                affine_name=self.feeds[name],
+                units=high.numel(),
+                silent=int((high == 0).sum()),
+                saturated=int((self.low[name] > 0).sum()),
+                rate=self.total[name] / self.count[name],
+            )
+            for name, high in self.high.items()
+        ]
+
+
+def _has_rows(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, _ConvNd, _BatchNorm)) and module.weight is not None
+
+
+def _unit_axis(affine: nn.Module | None, values: Tensor) -> int:
+    """The axis of ``values`` along which the rows of ``affine`` lie; the last where they cannot be told."""
+    if isinstance(affine, _ConvNd):
+        axis = -1 - len(affine.kernel_size)
+    elif isinstance(affine, _BatchNorm):
+        axes = [-1, -2, -3, -4][: values.dim() - 1]
+        return next((a for a in reversed(axes) if values.shape[a] == affine.num_features), -1)
+    else:
+        return -1
+    return axis if values.dim() >= -axis and values.shape[axis] == affine.weight.shape[0] else -1
+
+
+@torch.no_grad()
+def measure_activity(module: nn.Module, forward: Forward, inputs: Sequence[Any]) -> list[LayerActivity]:
+    """Firing statistics of every spiking layer, in the order reached. Call it inside ``undisturbed``.
+
+    Args:
+        module: The network; its neurons are reset before every batch.
+        forward: One forward pass.
+        inputs: Batches of inputs.
+    """
+    with _Probe(module) as probe:
+        for x in inputs:
+            fresh_state(module)
+            probe.affine = ""
+            forward(x)
+    return probe.activities()
+
+
+@torch.no_grad()
+def calibrate_layers(
+    module: nn.Module,
+    forward: Forward,
+    inputs: Sequence[Any],
+    *,
+    rate: float,
+    only_dead: bool,
+    after_change: Callable[[], None] = lambda: None,
+) -> list[CalibratedLayer]:
+    """Scale the rows of each layer's affine, in place and in the order reached, until its units fire at ``rate``.
+
+    Call it inside ``undisturbed``. Later layers are calibrated on what the earlier ones then send.
+
+    Args:
+        module: The network.
+        forward: One forward pass.
+        inputs: Batches of inputs to calibrate on.
+        rate: Target firing rate per unit, spikes per step, in (0, 1).
+        only_dead: Leave layers alone that carry information (``LayerActivity.alive``).
+        after_change: Called after each layer's change, such as to estimate batch-norm statistics again.
+
+    Returns:
+        The layers that were changed.
+
+    Raises:
+        ValueError: If a layer that must change is fed by no affine layer, or by one that is frozen.
+    """
+    changed = []
+    for position in range(len(measure_activity(module, forward, inputs))):
+        before = measure_activity(module, forward, inputs)[position]
+        if before.alive and only_dead:
+            continue
+        affine = _writable_affine(module, before, required=not before.alive)
+        if affine is None:
+            continue
+        factors = _factors(module, forward, inputs, before.name, affine, rate)
+        for parameter in (affine.weight, affine.bias):
+            if parameter is not None:
+                parameter.mul_(factors.to(parameter).reshape(-1, *[1] * (parameter.dim() - 1)))
+        after_change()
+        changed.append(
+            CalibratedLayer(
+                name=before.name,
+                affine_name=before.affine_name,
+                before=before,
+                after=measure_activity(module, forward, inputs)[position],
+                scale=float(factors.abs().median()),
+                negated=int((factors < 0).sum()),
+            )
+        )
+    return changed
+
+
+def _writable_affine(module: nn.Module, layer: LayerActivity, *, required: bool) -> Any:
+    found = (
+        f"Spiking layer '{layer.name}' carries no information: {layer.silent} of its {layer.units} units are silent "
+        f"and {layer.saturated} saturated."
+    )
+    if not layer.affine_name:
+        if required:
+            raise ValueError(
+                f"{found} No Linear, Conv or batch norm feeds it, so nothing can be rescaled; scale its input."
+            )
+        return None
+    affine = module.get_submodule(layer.affine_name)
+    if not affine.weight.requires_grad:
+        if required:
+            raise ValueError(
+                f"{found} '{layer.affine_name}', which feeds it, is frozen (requires_grad=False); unfreeze it, or give "
+                "it weights that make the layer fire."
+            )
+        return None
+    return affine
+
+
+def _factors(module: nn.Module, forward: Forward, inputs: Sequence[Any], name: str, affine: Any, rate: float) -> Tensor:
+    """The factor of each row of ``affine`` at which the neuron ``name``, fed the scaled currents, fires at ``rate``."""
+    neuron = module.get_submodule(name)
+    currents: list[list[Tensor]] = []
+    handle = neuron.register_forward_pre_hook(lambda _module, args: currents[-1].append(args[0].detach()))
+    held = 0
+    try:
+        for x in inputs:
+            currents.append([])
+            fresh_state(module)
+            forward(x)
+            held += sum(c.numel() for c in currents[-1])
+            if held > _CURRENT_LIMIT:
+                break
+    finally:
+        handle.remove()
+    axis = _unit_axis(affine, currents[0][0])
+    units = affine.weight.shape[0]
+    per_unit = currents[0][0].shape[axis] == units
+
+    def rates(factors: Tensor) -> Tensor:
+        total, count = torch.zeros(units, device=factors.device), 0
+        shape = [1] * currents[0][0].dim()
+        shape[axis] = units if per_unit else 1
+        for steps in currents:
+            fresh_state(neuron)
+            for current in steps:
+                spikes = neuron(current * (factors.reshape(shape) if per_unit else factors[0]).to(current))
+                by_unit = spikes.float().movedim(axis, -1).flatten(0, -2)
+                total += by_unit.sum(0) if per_unit else by_unit.sum() / by_unit.shape[1]
+                count += by_unit.shape[0]
+        return total / count
+
+    low = torch.full((units,), _LOG2_SCALES[0], device=affine.weight.device)
+    high = torch.full_like(low, _LOG2_SCALES[1])
+    positive, negative = rates(high.exp2()), rates(-high.exp2())
+    sign = torch.where((positive >= 2 * rate) | (positive >= negative), 1.0, -1.0)
+    reach = torch.where(sign > 0, positive, negative)
+    target = torch.clamp(reach / 2, max=rate)  # rows that rarely excite a unit bound the rate it can have
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        fires = rates(sign * middle.exp2()) >= target
+        low, high = torch.where(fires, low, middle), torch.where(fires, middle, high)
+    return torch.where(reach > 0, sign * high.exp2(), torch.ones_like(high))

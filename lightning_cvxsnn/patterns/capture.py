@@ -1,0 +1,101 @@
+"""Capture a network's spike dictionary: one pass over the training rows, no gradients, no trace."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
+from lightning_cvxsnn.patterns.isolation import fresh_state
+from lightning_cvxsnn.patterns.reduction import Reduction
+
+#: Draws averaged per row where the network's encoder is random.
+ENCODER_DRAWS = 8
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One pass over the rows.
+
+    Attributes:
+        dictionary: ``[n, P]``, what the readout received, reduced over time (and averaged over draws).
+        outputs: ``[n, C]`` float32 on the CPU, what the network itself answered.
+        draws: 1, or ``ENCODER_DRAWS`` where two passes over one batch differed (a random encoder).
+    """
+
+    dictionary: SpikeDictionary
+    outputs: Tensor
+    draws: int
+
+
+@torch.no_grad()
+def capture(
+    module: nn.Module,
+    readout: nn.Linear,
+    reduction: Reduction,
+    forward: Callable[[Any], Tensor],
+    inputs: Iterable[Any],
+) -> Capture:
+    """Run ``forward`` over ``inputs`` and collect what ``readout`` receives. Call it inside ``undisturbed``.
+
+    The first batch is run twice: where the two differ the encoder is random, and every row becomes the average of
+    ``ENCODER_DRAWS`` draws, which is the readout's average input.
+
+    Args:
+        module: The network; its neurons are reset before every batch.
+        readout: The linear layer whose input is the dictionary.
+        reduction: How its inputs over time become rows.
+        forward: One forward pass, ``x -> [N, C]`` (or per-step outputs for ``all``).
+        inputs: Batches of inputs, on the network's device.
+
+    Returns:
+        The dictionary, on the CPU, and the network's outputs.
+
+    Raises:
+        ValueError: If there is no row, the number of time steps changes, or the readout receives NaN or infinity.
+    """
+    received: list[Tensor] = []
+    handle = readout.register_forward_pre_hook(lambda _module, args: received.append(args[0].detach()))
+
+    def draw(x: Any) -> tuple[Tensor, float, Tensor]:
+        received.clear()
+        fresh_state(module)
+        output = forward(x)
+        values, scale = reduction.sum_steps(reduction.to_steps(received).float())
+        rows = reduction.flatten_rows(output) if reduction.kind == "all" else output
+        return values, scale, rows.reshape(len(values), -1).float()
+
+    draws = 1
+    scale = 1.0
+    all_values, all_outputs = [], []
+    try:
+        for index, x in enumerate(inputs):
+            values, scale, outputs = draw(x)
+            if index == 0 and not torch.equal(values, draw(x)[0]):
+                draws = ENCODER_DRAWS
+            for _ in range(draws - 1):
+                more_values, _, more_outputs = draw(x)
+                values, outputs = values + more_values, outputs + more_outputs
+            all_values.append(SpikeDictionary.from_values(values).counts.cpu())
+            all_outputs.append((outputs / draws).cpu())
+    finally:
+        handle.remove()
+        received.clear()
+    if not all_values:
+        raise ValueError("The dataloader gave no rows; expected at least one batch to take spike patterns from.")
+    dtype = max((v.dtype for v in all_values), key=lambda d: (d.is_floating_point, d.itemsize))
+    counts, scale = _as_counts(torch.cat([v.to(dtype) for v in all_values]), scale / draws, reduction)
+    return Capture(SpikeDictionary(counts, scale), torch.cat(all_outputs), draws)
+
+
+def _as_counts(values: Tensor, scale: float, reduction: Reduction) -> tuple[Tensor, float]:
+    """Recognise a firing rate that the network computed itself: multiples of 1/T with a T that it does not tell."""
+    if reduction.layout != "static" or not values.is_floating_point():
+        return values, scale
+    for steps in range(2, 129):
+        counts = values * steps
+        if torch.allclose(counts, counts.round(), rtol=0, atol=1e-3) and counts.min() >= 0 and counts.max() < 2**16:
+            return SpikeDictionary.from_values(counts.round()).counts, scale / steps
+    return values, scale

@@ -1,0 +1,49 @@
+"""Run a user's network and leave no trace of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from spikingjelly.activation_based import base
+from torch import nn
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Evaluate ``module`` inside this context and find it afterwards as it was.
+
+    On exit each submodule's mode, plain attributes (hence the ``v`` of
+    non-spiking nodes and ``v_seq``), neuron memories and buffers are those of the entry, also after an exception.
+    Parameters are not touched in either direction, and random number generators are the caller's business.
+
+    ``functional.reset_net`` is never used: it resets every submodule that has a ``reset``, torchmetrics included.
+
+    Args:
+        module: The root of the network; its submodules must not be added or removed inside the context.
+    """
+    attributes = [(m, dict(vars(m))) for m in module.modules()]
+    buffers = [(b, b.detach().clone()) for b in module.buffers()]
+    memories = [(m, dict(m.named_memories())) for m in module.modules() if isinstance(m, base.MemoryModule)]
+    try:
+        for memory_module, values in memories:
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor):  # reset() works in place; the user's tensor must not see it
+                    setattr(memory_module, name, value.detach().clone())
+        yield
+    finally:
+        for submodule, saved in attributes:
+            vars(submodule).clear()
+            vars(submodule).update(saved)
+        for memory_module, values in memories:
+            for name, value in values.items():
+                setattr(memory_module, name, value)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def fresh_state(module: nn.Module) -> None:
+    """Put the memories of every spiking neuron in ``module`` at their reset values."""
+    for submodule in module.modules():
+        if isinstance(submodule, base.MemoryModule):
+            submodule.reset()

@@ -1,0 +1,75 @@
+"""What one solve found and did."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SolveReport:
+    """One solve: the certificate, the decision, and what was found in the dictionary.
+
+    Attributes:
+        epoch: Epochs finished before the solve.
+        step: The Trainer's global step.
+        loss: Loss of the programme.
+        beta: Regularisation in the paper's units, ``rho * sqrt(columns)``.
+        rho: L1 penalty of the programme.
+        primal: Objective at the float64 solution, over ``rows`` rows.
+        dual: Certified lower bound on the optimum over the dictionary.
+        gap: ``primal - dual``.
+        gap_written: Objective at the readout as it is stored after the solve (scaled, rounded, or kept) minus ``dual``.
+        scope: Over what the bound holds: ``"dictionary"``, these columns.
+        rows: Rows of the programme: all where the solution was accepted, else the four fifths that the guard fitted.
+        columns: Units that the readout receives.
+        distinct: Distinct columns.
+        silent: Columns that are always zero.
+        saturated: Columns that are constant but not zero.
+        active: Columns with a non-zero coefficient.
+        scale: Factor on the readout as written.
+        accepted: Whether the readout was (or with ``dry_run`` would have been) written.
+        reason: The occasion and why the decision fell as it did.
+        objective_before: Unpenalised loss on the held-out rows before the solve.
+        objective_after: Unpenalised loss on the held-out rows with the candidate, fitted on the other rows and scaled.
+        seconds_patterns: Wall-clock seconds of the pattern passes.
+        seconds_solve: Wall-clock seconds of the convex solves.
+    """
+
+    epoch: int
+    step: int
+    loss: str
+    beta: float
+    rho: float
+    primal: float
+    dual: float
+    gap: float
+    gap_written: float
+    scope: str
+    rows: int
+    columns: int
+    distinct: int
+    silent: int
+    saturated: int
+    active: int
+    scale: float
+    accepted: bool
+    reason: str
+    objective_before: float
+    objective_after: float
+    seconds_patterns: float
+    seconds_solve: float
+
+    def metrics(self) -> dict[str, float]:
+        """The numeric fields as ``convex/<field>``, for loggers."""
+        return {f"convex/{k}": float(v) for k, v in asdict(self).items() if isinstance(v, (bool, int, float))}
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint; ``SolveReport(**state)`` reads them."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        return (
+            f"{self.reason}; held-out {self.loss} {self.objective_before:.4f} -> {self.objective_after:.4f}; "
+            f"gap {self.gap:.1e} at beta {self.beta:.3g} over {self.rows} rows x {self.columns} columns "
+            f"({self.active} active, {self.silent} silent); {self.seconds_patterns + self.seconds_solve:.1f} s"
+        )

@@ -1,0 +1,105 @@
+"""The arguments that the callback and `reconstruct` share, checked once."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_cvxsnn.convex import Loss
+
+Witnesses = Literal[
+    "auto",
+    "keep",
+    "calibrated",
+    "gaussian_standard",
+    "gaussian_normalized",
+    "gaussian_orthogonal",
+    "pairs",
+    "pool",
+    "priced",
+]
+Apply = Literal["auto", "replace", "shadow"]
+Backend = Literal["auto", "cupy", "torch"]
+
+_AVAILABLE = {
+    "witnesses": ("auto", "keep", "calibrated"),
+    "apply": ("auto", "replace"),
+    "backend": ("auto", "torch"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Validated arguments; see `ConvexReconstruction` for what each one means.
+
+    Raises:
+        MisconfigurationException: On construction, for a value that is wrong or not available yet.
+    """
+
+    loss: Loss = "cross_entropy"
+    beta: float | Literal["auto"] = "auto"
+    readout: str | None = None
+    witnesses: Witnesses = "auto"
+    warm_start: bool = True
+    every_n_epochs: int = 1
+    final_solve: bool = True
+    apply: Apply = "auto"
+    scale: float | Literal["auto"] = "auto"
+    max_overhead: float | None = None
+    gap_tolerance: float = 1e-6
+    max_samples: int | None = None
+    backend: Backend = "auto"
+    dry_run: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("loss", Loss), ("witnesses", Witnesses), ("apply", Apply), ("backend", Backend)):
+            value, allowed = getattr(self, name), get_args(choices)
+            if value not in allowed:
+                raise MisconfigurationException(f"Invalid value {name}={value!r}. Expected one of {list(allowed)}.")
+            available = _AVAILABLE.get(name, allowed)
+            if value not in available:
+                raise MisconfigurationException(
+                    f"{name}={value!r} is not available in this version. Expected one of {list(available)}."
+                )
+        for name in ("beta", "scale"):
+            value = getattr(self, name)
+            if value != "auto" and not (_is_number(value) and 0 < value < float("inf")):
+                raise MisconfigurationException(
+                    f"Invalid value {name}={value!r}. Expected a positive number or 'auto'."
+                )
+        if not (_is_number(self.gap_tolerance) and 0 < self.gap_tolerance < 1):
+            raise MisconfigurationException(
+                f"Invalid value gap_tolerance={self.gap_tolerance!r}. Expected a number between 0 and 1, such as 1e-6: "
+                "the duality gap relative to the objective of the best constant predictor."
+            )
+        for name, least in (("every_n_epochs", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if not _is_int(value) or value < least:
+                raise MisconfigurationException(f"Invalid value {name}={value!r}. Expected an integer >= {least}.")
+        if self.max_samples is not None and (not _is_int(self.max_samples) or self.max_samples < 5):
+            raise MisconfigurationException(
+                f"Invalid value max_samples={self.max_samples!r}. Expected an integer >= 5, or None for all rows."
+            )
+        if self.max_overhead is not None:
+            raise MisconfigurationException(
+                f"max_overhead={self.max_overhead!r} is not available in this version. Expected None; space the solves "
+                "with every_n_epochs."
+            )
+        if self.readout is not None and not isinstance(self.readout, str):
+            raise MisconfigurationException(
+                f"Invalid value readout={self.readout!r}. Expected the dotted name of an nn.Linear, such as 'net.4', or None."
+            )
+        for name in ("warm_start", "final_solve", "dry_run"):
+            if not isinstance(getattr(self, name), bool):
+                raise MisconfigurationException(
+                    f"Invalid value {name}={getattr(self, name)!r}. Expected True or False."
+                )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

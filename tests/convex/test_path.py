@@ -1,0 +1,87 @@
+"""The regularisation path and its choice of rho."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from programmes import LOSSES, make
+
+from lightning_cvxsnn.convex import mean_loss, path, rho_max, solve
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_path_is_the_solves_it_claims(loss: str, fit_intercept: bool) -> None:
+    problem = make(41, loss, rows=60, columns=12, weighted=True, counts=4)
+    held_out = torch.arange(60) % 5 == 0
+    result = path(**problem, fit_intercept=fit_intercept, held_out=held_out, num_values=8, ratio=1e-2)
+    fitted = problem | {k: problem[k][~held_out] for k in ("dictionary", "targets", "sample_weight")}
+    assert result.rhos[0] == pytest.approx(rho_max(**fitted, fit_intercept=fit_intercept))
+    assert not result.solutions[0].coef.any()
+    assert 1 <= len(result.rhos) == len(result.held_out_losses) == len(result.solutions) <= 8
+    steps = [math.log(b / a) for a, b in zip(result.rhos, result.rhos[1:], strict=False)]
+    assert steps == pytest.approx([math.log(1e-2) / 7] * len(steps))
+    for rho, held_out_loss, solution in zip(result.rhos, result.held_out_losses, result.solutions, strict=True):
+        assert solution.converged
+        cold = solve(**fitted, rho=rho, fit_intercept=fit_intercept, gap_tolerance=1e-4)
+        assert solution.primal == pytest.approx(cold.primal, rel=3e-4)
+        outputs = problem["dictionary"][held_out] @ solution.coef + solution.intercept
+        weight = problem["sample_weight"][held_out]
+        score = mean_loss(outputs, problem["targets"][held_out], loss=loss, sample_weight=weight)
+        assert score == pytest.approx(held_out_loss)
+    assert result.held_out_losses[result.best] == min(result.held_out_losses)
+    assert result.rho == result.rhos[result.best]
+    assert result.solution is result.solutions[result.best]
+
+
+def test_stops_after_three_rises() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randint(0, 2, (40, 60), generator=generator)
+    targets = torch.randint(0, 2, (40,), generator=generator)  # nothing to learn: every value overfits more
+    result = path(matrix, targets, loss="cross_entropy", fit_intercept=True, held_out=torch.arange(40) % 2 == 0)
+    assert len(result.rhos) < 20
+    after = result.held_out_losses[result.best :]
+    assert sum(b > a for a, b in zip(after, after[1:], strict=False)) == 3
+    assert result.held_out_losses[-1] > result.held_out_losses[-2]
+
+
+def test_nothing_to_fit_is_one_constant() -> None:
+    targets = torch.tensor([0, 1, 1, 0])
+    held_out = torch.tensor([False, False, False, True])
+    silent = path(torch.zeros(4, 3), targets, loss="cross_entropy", fit_intercept=True, held_out=held_out)
+    assert (silent.rhos, silent.best) == ([1.0], 0)
+    assert silent.solution.converged
+
+
+def test_classes_are_counted_over_all_rows() -> None:
+    matrix, targets = torch.eye(6), torch.tensor([0, 1, 0, 1, 0, 2])
+    held_out = torch.arange(6) == 5
+    for fit_intercept in (True, False):
+        result = path(matrix, targets, loss="cross_entropy", fit_intercept=fit_intercept, held_out=held_out)
+        assert result.solution.coef.shape == (6, 3)
+        assert all(math.isfinite(v) for v in result.held_out_losses)
+
+
+def test_single_value() -> None:
+    problem = make(42, "squared")
+    result = path(**problem, fit_intercept=True, held_out=torch.arange(24) < 5, num_values=1)
+    assert len(result.rhos) == 1
+    assert not result.solution.coef.any()
+
+
+def test_bad_input() -> None:
+    problem = make(43, "squared")
+    good = {**problem, "fit_intercept": True, "held_out": torch.arange(24) < 5}
+    for change, message in (
+        ({"held_out": torch.zeros(24)}, "held_out has dtype torch.float32"),
+        ({"held_out": torch.ones(3, dtype=torch.bool)}, r"expected torch.bool \(24,\)"),
+        ({"held_out": torch.ones(24, dtype=torch.bool)}, "held_out marks 24 of 24 rows"),
+        ({"held_out": torch.zeros(24, dtype=torch.bool)}, "held_out marks 0 of 24 rows"),
+        ({"num_values": 0}, "num_values is 0"),
+        ({"ratio": 1.5}, "ratio is 1.5"),
+        ({"solver": "x"}, "solver is 'x'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            path(**(good | change))

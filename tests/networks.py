@@ -1,0 +1,91 @@
+"""Networks that users write: spikingjelly layers in a LightningModule, single-step and multi-step."""
+
+import lightning.pytorch as pl
+import torch
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+STEPS, FEATURES, CLASSES = 4, 6, 3
+
+
+def reduce_over_time(values, reduction):
+    """``[T, N, C]`` to ``[N, C]``, or as it is for ``all``."""
+    return {
+        "last": lambda v: v[-1],
+        "mean": lambda v: v.mean(0),
+        "sum": lambda v: v.sum(0),
+        "all": lambda v: v,
+        "all batch first": lambda v: v.transpose(0, 1),
+    }[reduction](values)
+
+
+class Net(pl.LightningModule):
+    """``Linear-LIF`` and a readout; ``x`` is ``[N, F]``, shown for T steps with a gain that changes over time."""
+
+    def __init__(self, reduction="mean", step_mode="m", bias=True, width=24, classes=CLASSES, tail=None, gain=3.0, lr=0.05):
+        super().__init__()
+        self.hidden = nn.Sequential(layer.Linear(FEATURES, width), neuron.LIFNode())
+        self.readout = layer.Linear(width, classes, bias=bias)
+        functional.set_step_mode(self, step_mode)
+        self.reduction, self.step_mode, self.gain, self.lr = reduction, step_mode, gain, lr
+        self.tail = tail or nn.Identity()
+
+    def steps(self, x):
+        return torch.stack([x * self.gain * (1 + 0.5 * t) for t in range(STEPS)])
+
+    def forward(self, x):
+        functional.reset_net(self.hidden)
+        if self.step_mode == "m":
+            logits = self.readout(self.hidden(self.steps(x)))
+        else:
+            logits = torch.stack([self.readout(self.hidden(step)) for step in self.steps(x)])
+        return self.tail(reduce_over_time(logits, self.reduction))
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        loss = F.cross_entropy(self(x), y)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        self.log("val_loss", F.cross_entropy(self(x), y))
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+
+def rows(n=60, classes=CLASSES, seed=0):
+    """Separable-ish inputs ``[n, F]`` in [0, 1] and labels ``[n]``."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, FEATURES, generator=generator)
+    return x, x[:, :classes].argmax(1)
+
+
+def loader(n=60, batch_size=16, shuffle=False, seed=0, classes=CLASSES, **kwargs):
+    return DataLoader(TensorDataset(*rows(n, classes, seed)), batch_size=batch_size, shuffle=shuffle, **kwargs)
+
+
+def trainer(*callbacks, max_epochs=2, logger=False, checkpoint=False, **kwargs):
+    return pl.Trainer(
+        accelerator="cpu",
+        max_epochs=max_epochs,
+        callbacks=list(callbacks),
+        logger=logger,
+        enable_checkpointing=checkpoint,
+        enable_progress_bar=kwargs.pop("enable_progress_bar", False),
+        enable_model_summary=False,
+        **kwargs,
+    )
+
+
+def state(module):
+    """A copy of the parameters and buffers."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def assert_same_state(module, saved):
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, saved[name]), f"{name} changed"

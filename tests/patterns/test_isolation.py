@@ -1,0 +1,95 @@
+import pytest
+import torch
+import torchmetrics
+from spikingjelly.activation_based import layer, neuron
+from torch import nn
+
+from lightning_cvxsnn.patterns import fresh_state, undisturbed
+
+
+class Stateful(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(layer.Linear(3, 5), layer.BatchNorm1d(5), neuron.LIFNode(store_v_seq=True), nn.Dropout())
+        self.decoder = neuron.NonSpikingLIFNode(decode="last_mem")
+        self.metric = torchmetrics.MeanMetric()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.decoder(self.net(x)[None])
+
+
+def snapshot(module):
+    lif, decoder = module.net[2], module.decoder
+    return {
+        "modes": [m.training for m in module.modules()],
+        "v": lif.v.clone(),
+        "v_is": id(lif.v),
+        "v_seq": lif.v_seq.clone(),
+        "decoder": decoder.v.clone(),
+        "mean": module.net[1].running_mean.clone(),
+        "tracked": module.net[1].num_batches_tracked.clone(),
+        "metric": module.metric.compute(),
+        "calls": module.calls,
+    }
+
+
+def test_everything_is_as_before():
+    module = Stateful()
+    module.net[3].eval()  # one submodule frozen by its user
+    module.metric.update(3.0)
+    module(torch.randn(4, 3))
+    before = snapshot(module)
+    with undisturbed(module), torch.no_grad():
+        module.train()
+        fresh_state(module)
+        module(torch.randn(7, 3))
+    after = snapshot(module)
+    for key, value in before.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, after[key]), key
+        else:
+            assert value == after[key], key
+
+
+def test_everything_is_as_before_after_an_exception():
+    module = Stateful()
+    module(torch.randn(4, 3))
+    before = snapshot(module)
+    with pytest.raises(RuntimeError, match="boom"), undisturbed(module):
+        fresh_state(module)
+        module(torch.randn(7, 3))
+        raise RuntimeError("boom")
+    assert torch.equal(before["v"], module.net[2].v)
+    assert before["v_is"] == id(module.net[2].v)
+    assert torch.equal(before["mean"], module.net[1].running_mean)
+
+
+def test_neurons_that_were_clean_are_clean_again():
+    module = Stateful()
+    with undisturbed(module), torch.no_grad():
+        module(torch.randn(4, 3))
+    assert module.net[2].v == 0.0
+    assert module.net[2].v_seq is None
+    assert not hasattr(module.decoder, "v")
+
+
+def test_a_graph_in_the_users_state_survives():
+    lif = nn.Sequential(nn.Linear(3, 5), neuron.LIFNode())
+    lif(torch.randn(2, 3))
+    graph = lif[1].v
+    assert graph.requires_grad
+    with undisturbed(lif), torch.no_grad():
+        fresh_state(lif)
+        lif(torch.randn(2, 3))
+    assert lif[1].v is graph
+    lif[1].v.sum().backward()
+    assert lif[0].weight.grad is not None
+
+
+def test_fresh_state_leaves_metrics_alone():
+    module = Stateful()
+    module.metric.update(3.0)
+    fresh_state(module)
+    assert module.metric.compute() == 3.0

@@ -1,0 +1,46 @@
+import pytest
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from lightning_cvxsnn import ConvexReconstruction, reconstruct
+
+WRONG = [
+    ({"loss": "mse"}, r"loss='mse'. Expected one of \['cross_entropy', 'hinge', 'squared'\]"),
+    ({"beta": 0}, "beta=0. Expected a positive number or 'auto'"),
+    ({"beta": -1.0}, "beta=-1.0"),
+    ({"beta": float("nan")}, "beta=nan"),
+    ({"beta": "small"}, "beta='small'"),
+    ({"beta": True}, "beta=True"),
+    ({"readout": 3}, "readout=3. Expected the dotted name"),
+    ({"witnesses": "random"}, "witnesses='random'. Expected one of"),
+    ({"witnesses": "priced"}, "witnesses='priced' is not available in this version"),
+    ({"apply": "shadow"}, "apply='shadow' is not available in this version"),
+    ({"backend": "cupy"}, "backend='cupy' is not available in this version"),
+    ({"max_overhead": 0.1}, "max_overhead=0.1 is not available in this version"),
+    ({"every_n_epochs": -1}, "every_n_epochs=-1. Expected an integer >= 0"),
+    ({"every_n_epochs": 1.5}, "every_n_epochs=1.5"),
+    ({"gap_tolerance": 0}, "gap_tolerance=0"),
+    ({"max_samples": 2}, "max_samples=2. Expected an integer >= 5"),
+    ({"scale": "half"}, "scale='half'"),
+    ({"warm_start": "yes"}, "warm_start='yes'. Expected True or False"),
+    ({"seed": -1}, "seed=-1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_wrong_arguments_are_refused_at_construction(arguments, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        ConvexReconstruction(**arguments)
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG[:3])
+def test_reconstruct_refuses_the_same(arguments, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        reconstruct(nn.Linear(1, 1), [], **arguments)
+
+
+def test_a_typo_is_refused():
+    with pytest.raises(TypeError, match="los"):
+        ConvexReconstruction(los="hinge")
+    with pytest.raises(MisconfigurationException, match=r"unexpected arguments \['los'\]"):
+        reconstruct(nn.Linear(1, 1), [], los="hinge")
