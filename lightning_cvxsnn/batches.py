@@ -93,6 +93,8 @@ class TrainingRows:
         torch.manual_seed(self._seed)
         random.seed(self._seed)
         np.random.seed(self._seed)
+        if isinstance(loader, DataLoader):
+            loader.generator.manual_seed(self._seed)  # workers are seeded from it
         for index, batch in enumerate(loader):
             yield unpack(self._module, self._transfer(batch), index)
 

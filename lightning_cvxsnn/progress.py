@@ -22,15 +22,25 @@ def trainer_progress(trainer: "pl.Trainer", stage: str, total: int | None) -> It
     bar = trainer.progress_bar_callback
     description = f"Convex: {stage.removeprefix('convex ')}"
     if isinstance(bar, RichProgressBar) and bar.progress is not None and bar.is_enabled:
-        progress = bar.progress
-        task = progress.add_task(description, total=total)
+        progress, steps = bar.progress, 1 if total is None else total
+        # One task, hidden between stages and used again: Lightning counts on the positions of its own tasks.
+        task = next((t.id for t in progress.tasks if t.fields.get("convex")), None)
+        if task is None:
+            task = progress.add_task(description, total=steps, convex=True)
+        progress.reset(task, total=steps, description=description, visible=True)
+        bar.refresh()
+
+        def advance() -> None:
+            progress.advance(task)
+            bar.refresh()
+
         try:
-            yield lambda: progress.advance(task)
+            yield advance
         finally:
-            progress.remove_task(task)
+            progress.update(task, visible=False)
     elif isinstance(bar, TQDMProgressBar) and bar.is_enabled:
         with tqdm(total=total, desc=description, leave=False, position=2 * bar.process_position + 2) as shown:
             yield shown.update
     else:
-        with no_progress(stage, total) as advance:
-            yield advance
+        with no_progress(stage, total) as nothing:
+            yield nothing

@@ -57,14 +57,14 @@ class Net(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
 
-def rows(n=60, classes=CLASSES, seed=0):
+def rows(n=240, classes=CLASSES, seed=0):
     """Separable-ish inputs ``[n, F]`` in [0, 1] and labels ``[n]``."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(n, FEATURES, generator=generator)
     return x, x[:, :classes].argmax(1)
 
 
-def loader(n=60, batch_size=16, shuffle=False, seed=0, classes=CLASSES, **kwargs):
+def loader(n=240, batch_size=64, shuffle=False, seed=0, classes=CLASSES, **kwargs):
     return DataLoader(TensorDataset(*rows(n, classes, seed)), batch_size=batch_size, shuffle=shuffle, **kwargs)
 
 

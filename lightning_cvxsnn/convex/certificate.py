@@ -1,8 +1,8 @@
 r"""Proof of optimality: a primal value, a lower bound on the optimum, and nothing taken on trust.
 
 The formulas are written out here a second time on purpose: no numerical code is shared with the solvers that the
-certificate judges. Weak duality for ``min (1/n) sum_i s_i loss(D_i W + b, y_i) + rho |W|_1`` gives, for every ``U`` with
-``|D^T U| <= rho`` (and ``sum_i U_i = 0`` if ``b`` is fitted), a bound ``D(U)``:
+certificate judges. Weak duality for ``min (1/n) sum_i s_i loss(D_i W + b, y_i) + rho |W|_1`` gives, for every ``U``
+with ``|D^T U| <= rho`` (and ``sum_i U_i = 0`` if ``b`` is fitted), a bound ``D(U)``:
 
 ===============  =================================================  ==========================================
 loss             ``U`` of the form                                  ``D(U)``
@@ -60,9 +60,9 @@ def certificate(
     r"""Bound how far coefficients are from the optimum of the L1 programme.
 
     Two dual points are repaired to exact feasibility and the better one is used: ``dual_point`` and the residuals of
-    ``coef``. Order of repair: box or simplex; the intercept's equality (squared: residuals re-centred; hinge: the heavier
-    sign is shrunk; cross-entropy: rounding onto the transport polytope); then scaling into ``|D^T U| <= rho``, output
-    by output where outputs are independent. For hinge the residual point is poor even at the optimum: pass
+    ``coef``. Order of repair: box or simplex; the intercept's equality (squared: residuals re-centred; hinge: the
+    heavier sign is shrunk; cross-entropy: rounding onto the transport polytope); then scaling into ``|D^T U| <= rho``,
+    output by output where outputs are independent. For hinge the residual point is poor even at the optimum: pass
     ``Solution.dual_point``.
 
     Args:

@@ -5,9 +5,9 @@ With signs folded in, ``A = t [D, 1]``, each output solves
 .. math:: \min_{x, \xi \ge 0} \; c^T \xi + \rho \sum_j |x_j| \quad\text{subject to}\quad A x + \xi - r = 1, \; r \ge 0
 
 whose multipliers ``alpha`` of the rows satisfy ``0 <= alpha <= c`` and ``|A^T alpha| <= rho``. The restricted
-programme over a few columns is solved by Mehrotra's predictor-corrector method (SIAM J. Optim. 2(4), 1992) with one dense
-Cholesky factor of (columns)^2 per iteration; all columns are then priced with the multipliers (Dedieu, Mazumder, Wang,
-"Solving L1-regularized SVMs and related linear programs", JMLR 23, 2022).
+programme over a few columns is solved by an interior point method with one dense Cholesky factor of (columns)^2 per
+iteration; all columns are then priced with the multipliers (Dedieu, Mazumder, Wang, "Solving L1-regularized SVMs and
+related linear programs", JMLR 23, 2022).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.convex.quadratic import factor, longest_step
+from lightning_cvxsnn.convex.interior import AbsoluteValues, factor, predictor_corrector, solve_factored
 from lightning_cvxsnn.convex.reduction import Problem
 
 __all__ = ["minimise_hinge"]
@@ -62,6 +62,7 @@ def _one_output(
     """Coefficients ``[p]``, intercept, multipliers ``[n]`` and iterations for the labels ``sign [n]``."""
     matrix, weight = problem.matrix, problem.weight
     alpha = weight
+    free = sign if problem.fit_intercept else None
     chosen = seed.clone()
     coef, intercept, used = torch.zeros_like(matrix[0]), sign.new_zeros(()), 0
     best = (float("inf"), coef, intercept)
@@ -86,17 +87,32 @@ def _one_output(
         complete = fresh.numel() == 0 or bool(chosen.all())
         precision = finest if complete else max(finest, min(0.1 * precision, 0.03 * (best[0] - dual)))
         inside, alpha, iterations = _interior_point(
-            sign[:, None] * matrix[:, index], sign if problem.fit_intercept else None, weight, rho, precision, limit - used
+            sign[:, None] * matrix[:, index], free, weight, rho, precision, limit - used
         )
         used += max(iterations, 1)
+        value, sparse, intercept = _sparsest(problem, matrix[:, index], sign, rho, inside, 0.1 * precision)
         coef = torch.zeros_like(coef)
-        coef[index] = inside
-        margin = sign * (matrix @ coef)
-        if problem.fit_intercept:
-            intercept = _best_intercept(margin, sign, weight)
-        value = float(weight @ (1 - margin - sign * intercept).clamp_min(0) + rho * coef.abs().sum())
+        coef[index] = sparse
         if value < best[0]:
             best = (value, coef, intercept)
+
+
+def _sparsest(
+    problem: Problem, matrix: Tensor, sign: Tensor, rho: float, coef: Tensor, slack: float
+) -> tuple[float, Tensor, Tensor]:
+    """Objective, coefficients and best intercept with as many small coefficients at zero as ``slack`` allows."""
+    best: tuple[float, Tensor, Tensor] | None = None
+    for cut in (0.0, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2):
+        sparse = torch.where(coef.abs() > cut * coef.abs().max(), coef, 0.0)
+        margin = sign * (matrix @ sparse)
+        intercept = _best_intercept(margin, sign, problem.weight) if problem.fit_intercept else sign.new_zeros(())
+        loss = (1 - margin - sign * intercept).clamp_min(0)
+        value = float(problem.weight @ loss + rho * sparse.abs().sum())
+        if best is not None and value > best[0] + slack:
+            break
+        best = value, sparse, intercept
+    assert best is not None
+    return best
 
 
 def _balanced(alpha: Tensor, sign: Tensor) -> Tensor:
@@ -117,94 +133,68 @@ def _best_intercept(margin: Tensor, sign: Tensor, weight: Tensor) -> Tensor:
 def _interior_point(
     matrix: Tensor, free: Tensor | None, cost: Tensor, rho: float, tolerance: float, limit: int
 ) -> tuple[Tensor, Tensor, int]:
-    """Solve the restricted programme; ``matrix [n, k]`` and the intercept's column ``free [n]`` carry the signs."""
+    """Coefficients ``[k]``, multipliers ``[n]`` and iterations of the restricted programme.
+
+    ``matrix [n, k]`` and the intercept's column ``free [n]`` carry the signs. The pairs are, in this order: ``xi`` with
+    ``c - alpha``, ``r`` with ``alpha``, and the two halves of the coefficients with theirs.
+    """
     rows, size = matrix.shape
     if free is not None:
         matrix = torch.cat([matrix, free[:, None]], 1)
-    up, down = cost.new_ones(size), cost.new_ones(size)
     point = cost.new_zeros(matrix.shape[1])
-    alpha = cost / 2
-    slope = -(matrix.T @ alpha)
-    up_slack, down_slack = (rho + slope[:size]).clamp_min(rho), (rho - slope[:size]).clamp_min(rho)
-    loss, surplus = cost.new_full((rows,), 1.5), cost.new_full((rows,), 0.5)
-    count = 2 * (rows + size)
+    slope = -(matrix.T @ cost)[:size] / 2
+    value = torch.cat([cost.new_full((rows,), 1.5), cost.new_full((rows,), 0.5), cost.new_ones(2 * size)])
+    slack = torch.cat([cost / 2, cost / 2, (rho + slope).clamp_min(rho), (rho - slope).clamp_min(rho)])
+    best = (float("inf"), point[:size], cost / 2)
     iteration = stale = 0
-    best = (float("inf"), point[:size], alpha)
     while True:
-        point[:size] = up - down  # without the ridge's rounding
-        room = cost - alpha
+        up, down = value[2 * rows :].chunk(2)
+        alpha = slack[rows : 2 * rows]
+        point[:size] = up - down
         slope = -(matrix.T @ alpha)
-        row_miss = 1 - matrix @ point - loss + surplus
-        up_miss, down_miss = rho + slope[:size] - up_slack, rho - slope[:size] - down_slack
-        gap = float(loss @ room + surplus @ alpha + up @ up_slack + down @ down_slack)
-        value = float(cost @ (1 - matrix @ point).clamp_min(0) + rho * point[:size].abs().sum())
-        steepest = float(slope[:size].abs().max()) if size else 0.0
-        imbalance = 10 * float(slope[size:].abs().sum())
-        suboptimality = value - float(alpha.sum()) * min(1.0, rho / max(steepest, 1e-300)) + imbalance
+        primal = float(cost @ (1 - matrix @ point).clamp_min(0) + rho * point[:size].abs().sum())
+        steepest, imbalance = float(slope[:size].abs().max()), float(slope[size:].abs().sum())
+        suboptimality = primal - float(alpha.sum()) * min(1.0, rho / max(steepest, 1e-300)) + 10 * imbalance
         if suboptimality < best[0]:
-            keep = (up * rho > 1e-6 * up_slack) | (down * rho > 1e-6 * down_slack)
-            best, stale = (suboptimality, torch.where(keep, up - down, 0.0), alpha), 0
+            best, stale = (suboptimality, up - down, alpha), 0
         else:
             stale += 1  # rounding error takes over in degenerate programmes
-        if best[0] <= tolerance or iteration >= limit or not gap > 0 or stale >= _PATIENCE:
+        if best[0] <= tolerance or iteration >= limit or stale >= _PATIENCE or not float(value @ slack) > 0:
             return best[1], best[2], iteration
+        model = _Linearised(matrix, point, slope, value, slack, rho)
+        value, slack, step = predictor_corrector(value, slack, model.direction, together=False)
+        point = point + step
         iteration += 1
-        row_scale = loss / room + surplus / alpha
-        up_ratio, down_ratio = up / up_slack, down / down_slack
-        theta = up_ratio + down_ratio
-        root = matrix * row_scale.rsqrt()[:, None]
-        system = root.T @ root
-        system.diagonal()[:size] += 1 / theta
-        lower = factor(system, 1e-14)
 
-        def direction(
-            loss_target: Tensor, surplus_target: Tensor, up_target: Tensor, down_target: Tensor
-        ) -> tuple[Tensor, ...]:
-            known = (row_miss - loss_target / room + surplus_target / alpha) / row_scale
-            right = matrix.T @ known
-            drift = up_target / up_slack - down_target / down_slack - up_ratio * up_miss + down_ratio * down_miss
-            right[:size] += drift / theta
-            right[size:] -= slope[size:]
-            step = torch.cholesky_solve(right[:, None], lower)[:, 0]
-            d_alpha = known - (matrix @ step) / row_scale
-            bend = (drift - step[:size]) / theta  # -(A^T d_alpha), without its cancellation where theta is large
-            d_up_slack, d_down_slack = up_miss + bend, down_miss - bend
-            return (
-                step,
-                (loss_target + loss * d_alpha) / room,
-                (surplus_target - surplus * d_alpha) / alpha,
-                (up_target - up * d_up_slack) / up_slack,
-                (down_target - down * d_down_slack) / down_slack,
-                d_alpha,
-                d_up_slack,
-                d_down_slack,
-            )
 
-        def lengths(moves: tuple[Tensor, ...]) -> tuple[float, float]:
-            primal = longest_step((loss, moves[1]), (surplus, moves[2]), (up, moves[3]), (down, moves[4]))
-            dual = longest_step(
-                (alpha, moves[5]), (room, -moves[5]), (up_slack, moves[6]), (down_slack, moves[7])
-            )
-            return primal, dual
+class _Linearised:
+    """The Newton system of the restricted programme, with everything but the coefficients eliminated."""
 
-        moves = direction(-loss * room, -surplus * alpha, -up * up_slack, -down * down_slack)
-        p, d = lengths(moves)
-        ahead = float(
-            (loss + p * moves[1]) @ (room - d * moves[5])
-            + (surplus + p * moves[2]) @ (alpha + d * moves[5])
-            + (up + p * moves[3]) @ (up_slack + d * moves[6])
-            + (down + p * moves[4]) @ (down_slack + d * moves[7])
-        )
-        centre = (ahead / gap) ** 3 * gap / count
-        moves = direction(
-            centre - loss * room + moves[1] * moves[5],
-            centre - surplus * alpha - moves[2] * moves[5],
-            centre - up * up_slack - moves[3] * moves[6],
-            centre - down * down_slack - moves[4] * moves[7],
-        )
-        p, d = (min(1.0, 0.995 * length) for length in lengths(moves))
-        point = point + p * moves[0]
-        loss, surplus, up, down = (z + p * m for z, m in zip((loss, surplus, up, down), moves[1:5], strict=True))
-        alpha, up_slack, down_slack = (
-            z + d * m for z, m in zip((alpha, up_slack, down_slack), moves[5:], strict=True)
-        )
+    def __init__(self, matrix: Tensor, point: Tensor, slope: Tensor, value: Tensor, slack: Tensor, rho: float) -> None:
+        rows = matrix.shape[0]
+        self.matrix, self.slope, self.split = matrix, slope, 2 * rows
+        self.value, self.slack = value[: 2 * rows], slack[: 2 * rows]
+        self.size = (value.numel() - 2 * rows) // 2
+        self.norm = AbsoluteValues(value[2 * rows :], slack[2 * rows :], slope[: self.size], rho)
+        loss, surplus = self.value.chunk(2)
+        self.miss = 1 - matrix @ point - loss + surplus
+        over, under = (self.value / self.slack).chunk(2)
+        self.row_scale = over + under
+        root = matrix * self.row_scale.rsqrt()[:, None]
+        self.system = root.T @ root
+        self.system.diagonal()[: self.size] += 1 / self.norm.theta
+        self.lower = factor(self.system)
+
+    def direction(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        row_target, norm_target = target[: self.split], target[self.split :]
+        loss, surplus = (row_target / self.slack).chunk(2)
+        known = (self.miss - loss + surplus) / self.row_scale
+        right = self.matrix.T @ known
+        right[: self.size] += self.norm.drift(norm_target) / self.norm.theta
+        right[self.size :] -= self.slope[self.size :]
+        step = solve_factored(self.system, self.lower, right)
+        d_alpha = known - (self.matrix @ step) / self.row_scale
+        d_slack = torch.cat([-d_alpha, d_alpha])
+        d_value = (row_target - self.value * d_slack) / self.slack
+        norm_value, norm_slack = self.norm.moves(norm_target, step[: self.size])
+        return torch.cat([d_value, norm_value]), torch.cat([d_slack, norm_slack]), step

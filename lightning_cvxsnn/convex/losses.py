@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-__all__ = ["Loss", "check_loss", "check_weights", "constant_outputs", "encode_targets", "mean_loss", "output_gradient", "row_losses"]
+__all__ = [
+    "Loss",
+    "check_loss",
+    "check_weights",
+    "constant_outputs",
+    "encode_targets",
+    "mean_loss",
+    "output_gradient",
+    "row_losses",
+]
 
 Loss = Literal["cross_entropy", "hinge", "squared"]
 

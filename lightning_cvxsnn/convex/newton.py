@@ -23,6 +23,7 @@ __all__ = ["minimise_smooth"]
 
 _ITERATION_LIMIT = 200
 _FIRST_WORKING_SET = 400
+_PROXIMAL = 1e-10  # relative; pins directions without curvature, such as a shift of all softmax outputs
 
 
 def minimise_smooth(
@@ -107,6 +108,7 @@ def _direction(
         working = working | (violation > 0)
     move, predicted = torch.zeros_like(coef), 0.0
     for rows, columns, hessian in _hessian_blocks(problem, matrix, outputs, working):
+        hessian.diagonal().mul_(1 + _PROXIMAL)
         old = coef[rows, columns]
         new, change, _ = minimise_quadratic(hessian, gradient[rows, columns], old, penalty[rows, columns])
         move[rows, columns] = new - old

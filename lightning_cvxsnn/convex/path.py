@@ -120,9 +120,7 @@ def path(
     best = rises = 0
     for rho in _geometric(largest_rho(prepared), ratio, num_values):
         previous = solutions[-1] if solutions else None
-        solution = solve_prepared(
-            prepared, rho, previous, gap_tolerance, max_iterations, solver, time.perf_counter()
-        )
+        solution = solve_prepared(prepared, rho, previous, gap_tolerance, max_iterations, solver, time.perf_counter())
         outputs = scored[0] @ solution.coef + solution.intercept
         held_out_loss = float(scored[2] @ row_losses(outputs, scored[1], loss)) / outputs.shape[0]
         rises += bool(losses) and held_out_loss > losses[-1]

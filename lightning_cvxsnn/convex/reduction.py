@@ -119,12 +119,12 @@ def _distinct_columns(matrix: Tensor, fit_intercept: bool) -> tuple[Tensor, Tens
     canonical = matrix - base
     first = (canonical != 0).to(torch.uint8).argmax(0, keepdim=True)
     sign = torch.where(canonical.gather(0, first)[0] < 0, -1.0, 1.0).to(matrix)
-    canonical = (canonical * sign + 0.0).T.contiguous().cpu().numpy()  # + 0.0 turns -0.0 into 0.0
-    silent = bytes(canonical[0].nbytes)
+    keys = (canonical * sign + 0.0).T.contiguous().cpu().numpy()  # + 0.0 turns -0.0 into 0.0
+    silent = bytes(keys[0].nbytes)
     groups: dict[bytes, int] = {}
     kept: list[int] = []
     for j in range(size):
-        key = canonical[j].tobytes()
+        key = keys[j].tobytes()
         if key == silent:
             continue
         if key not in groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -27,8 +28,8 @@ def minimise_with_cvxpy(
         max_iterations: Limit of Clarabel's iterations; its own default for ``None``.
 
     Returns:
-        Coefficients ``[p, C]``, intercept ``[C]``, dual point ``[n, C]``, iterations, name of the algorithm. Zeros if the
-        solver stops without a point.
+        Coefficients ``[p, C]``, intercept ``[C]``, dual point ``[n, C]``, iterations, name of the algorithm. Zeros if
+        the solver stops without a point.
 
     Raises:
         ImportError: CVXPY is not installed.
@@ -65,10 +66,8 @@ def minimise_with_cvxpy(
         options["max_iter"] = max_iterations
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "may be inaccurate": the certificate decides
-        try:
+        with contextlib.suppress(cp.SolverError):
             programme.solve(solver=cp.CLARABEL, **options)
-        except cp.SolverError:
-            pass
 
     def read(value: Any, shape: tuple[int, ...]) -> Tensor:
         if value is None:
@@ -79,4 +78,5 @@ def minimise_with_cvxpy(
     coef = read(None if w is None else w.value, (columns, outputs))
     intercept = read(None if b is None else b.value, (outputs,))
     stats = programme.solver_stats
-    return coef, intercept, read(tie.dual_value, (rows, outputs)), int((stats and stats.num_iters) or 0), "cvxpy-clarabel"
+    dual_point = read(tie.dual_value, (rows, outputs))
+    return coef, intercept, dual_point, int((stats and stats.num_iters) or 0), "cvxpy-clarabel"

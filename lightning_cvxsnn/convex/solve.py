@@ -124,6 +124,7 @@ def rho_max(
 
 
 def check_options(gap_tolerance: float, max_iterations: int | None, solver: str) -> None:
+    """Refuse a negative tolerance or limit, and unknown solvers."""
     if not math.isfinite(gap_tolerance) or gap_tolerance < 0:
         raise ValueError(f"gap_tolerance is {gap_tolerance}; expected a finite number >= 0, such as 1e-6.")
     if max_iterations is not None and max_iterations < 0:

@@ -90,7 +90,8 @@ def dual_is_feasible(problem: dict[str, Any], point: Tensor, rho: float, fit_int
     matrix = problem["dictionary"].double()
     n = matrix.shape[0]
     weight = problem.get("sample_weight", torch.ones(n)).double()[:, None] / n
-    feasible = float((matrix.T @ point).abs().max()) <= rho * (1 + 1e-12)
+    rounding = 1e-14 * float((matrix.abs().T @ point.abs()).max())
+    feasible = float((matrix.T @ point).abs().max()) <= rho * (1 + 1e-12) + rounding
     if fit_intercept:
         feasible &= float(point.sum(0).abs().max()) <= 1e-13 * max(1.0, float(point.abs().sum()))
     if problem["loss"] == "squared":

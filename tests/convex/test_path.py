@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def test_path_is_the_solves_it_claims(loss: str, fit_intercept: bool) -> None:
     assert result.rhos[0] == pytest.approx(rho_max(**fitted, fit_intercept=fit_intercept))
     assert not result.solutions[0].coef.any()
     assert 1 <= len(result.rhos) == len(result.held_out_losses) == len(result.solutions) <= 8
-    steps = [math.log(b / a) for a, b in zip(result.rhos, result.rhos[1:], strict=False)]
+    steps = [math.log(b / a) for a, b in pairwise(result.rhos)]
     assert steps == pytest.approx([math.log(1e-2) / 7] * len(steps))
     for rho, held_out_loss, solution in zip(result.rhos, result.held_out_losses, result.solutions, strict=True):
         assert solution.converged
@@ -43,7 +44,7 @@ def test_stops_after_three_rises() -> None:
     result = path(matrix, targets, loss="cross_entropy", fit_intercept=True, held_out=torch.arange(40) % 2 == 0)
     assert len(result.rhos) < 20
     after = result.held_out_losses[result.best :]
-    assert sum(b > a for a, b in zip(after, after[1:], strict=False)) == 3
+    assert sum(b > a for a, b in pairwise(after)) == 3
     assert result.held_out_losses[-1] > result.held_out_losses[-2]
 
 

@@ -1,0 +1,38 @@
+"""Where and with what a result was measured."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "lightning", "spikingjelly", "numpy", "scipy", "scikit-learn", "cvxpy")
+RESULTS = Path(__file__).parent / "results"
+
+
+def describe(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
+    """Processor, cores, threads, Python and package versions."""
+    model = platform.processor()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
+    return {
+        "date": date.today().isoformat(),
+        "processor": model,
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def write(name: str, results: Any, packages: tuple[str, ...] = PACKAGES) -> None:
+    """Write ``results/<name>.json``."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": describe(packages), "results": results}, indent=2) + "\n")
+    print(f"written: {path}")

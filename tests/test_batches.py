@@ -1,0 +1,173 @@
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from networks import Net, loader, rows
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+from lightning_cvxsnn.batches import TrainingRows, unpack
+
+
+def training_rows(dataloader, module=None, max_samples=None, seed=0):
+    return TrainingRows(module or Net(), dataloader, transfer=lambda b: b, max_samples=max_samples, seed=seed)
+
+
+def numbered(n=20, **kwargs):
+    return DataLoader(TensorDataset(torch.arange(n).float()[:, None], torch.arange(n)), batch_size=6, **kwargs)
+
+
+def order(batches):
+    return torch.cat([batch.y for batch in batches]).tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"shuffle": True, "drop_last": True}])
+def test_all_rows_in_the_datasets_order(options):
+    dataloader = numbered(**options)
+    assert order(training_rows(dataloader)) == list(range(20))
+    assert order(training_rows(dataloader)) == list(range(20))
+
+
+def test_the_users_generator_is_not_advanced():
+    for options in (
+        {"shuffle": True, "generator": torch.Generator().manual_seed(3)},
+        {"sampler": RandomSampler(range(20), replacement=True, generator=torch.Generator().manual_seed(3))},
+    ):
+        dataloader = numbered(**options)
+        generator = getattr(dataloader.sampler, "generator", None) or dataloader.generator
+        before = generator.get_state()
+        list(training_rows(dataloader))
+        assert torch.equal(before, generator.get_state())
+
+
+def test_a_subset_sampler_means_its_rows_only():
+    assert order(training_rows(numbered(sampler=SubsetRandomSampler([7, 3, 11])))) == [3, 7, 11]
+
+
+def test_a_weighted_sampler_means_one_draw_of_it():
+    weights = [0.0] * 10 + [1.0] * 10
+    drawn = order(training_rows(numbered(sampler=WeightedRandomSampler(weights, 20))))
+    assert len(drawn) == 20
+    assert min(drawn) >= 10
+    assert drawn == sorted(drawn)
+
+
+def test_a_batch_sampler_of_ones_own():
+    class EvenFirst(BatchSampler):
+        def __iter__(self):
+            return iter([[0, 2, 4], [1, 3]])
+
+    dataloader = DataLoader(numbered().dataset, batch_sampler=EvenFirst(range(5), 3, False))
+    assert order(training_rows(dataloader)) == [0, 1, 2, 3, 4]
+
+
+def test_a_dataset_that_batches_itself():
+    class Batched(Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return torch.zeros(4, 1), torch.full((4,), index)
+
+    assert order(training_rows(DataLoader(Batched(), batch_size=None, shuffle=True))) == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_a_list_of_batches():
+    batches = list(numbered())
+    assert order(training_rows(batches)) == list(range(20))
+    assert len(training_rows(batches)) == 4
+    assert sum(len(b.y) for b in training_rows(batches).sample(7)) == 12
+
+
+def test_max_samples_is_a_fixed_random_subset():
+    subset = order(training_rows(numbered(200), max_samples=50))
+    assert len(set(subset)) == 50
+    assert subset == sorted(subset)
+    assert subset == order(training_rows(numbered(200), max_samples=50))
+    assert subset != order(training_rows(numbered(200), max_samples=50, seed=1))
+    assert subset != list(range(50))
+
+
+def test_a_sample_is_drawn_from_everywhere():
+    sample = order(training_rows(numbered(200)).sample(40))
+    assert len(set(sample)) == 40
+    assert max(sample) > 150
+
+
+class Augmented(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return torch.rand(1) + np.random.rand(), torch.tensor(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_augmentations_repeat(workers):
+    mine = training_rows(DataLoader(Augmented(), batch_size=4, num_workers=workers))
+    first, second = (torch.cat([b.x for b in mine]) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        yield torch.zeros(1), torch.tensor(0)
+
+
+@pytest.mark.parametrize(
+    ("dataloader", "message"),
+    [
+        (DataLoader(Endless()), "IterableDataset"),
+        ({"a": loader(), "b": loader()}, "a dict of 2 loaders"),
+        ([loader(), loader()], "a list of 2 loaders"),
+        ((b for b in loader()), "a generator"),
+        ([], "a list of 0 loaders"),
+    ],
+)
+def test_what_cannot_be_read_again_is_refused(dataloader, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        training_rows(dataloader)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (torch.zeros(3), "a Tensor"),
+        ({"x": torch.zeros(3), "y": torch.zeros(3)}, r"a dict with keys \['x', 'y'\]"),
+        ((torch.zeros(3),), r"a tuple of \['Tensor'\]"),
+        ((torch.zeros(3), torch.zeros(3), torch.zeros(3)), "Expected"),
+        ((torch.zeros(3), "label"), r"\['Tensor', 'str'\]"),
+    ],
+)
+def test_a_batch_that_is_not_x_and_y(batch, message):
+    with pytest.raises(MisconfigurationException, match=message) as error:
+        unpack(Net(), batch)
+    assert "convex_batch" in str(error.value)
+
+
+def test_convex_batch():
+    net = Net()
+    net.convex_batch = lambda batch: (batch["x"], batch["y"], batch["w"])
+    x, y = rows(5)
+    found = unpack(net, {"x": x, "y": y, "w": torch.ones(5)})
+    assert found.x is x
+    assert torch.equal(found.weight, torch.ones(5))
+    net.convex_batch = lambda batch: batch["x"]
+    with pytest.raises(MisconfigurationException, match=r"Net.convex_batch is a Tensor"):
+        unpack(net, {"x": x})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_in_the_input(value):
+    x, y = rows(5)
+    x[2, 1] = value
+    with pytest.raises(ValueError, match="inputs of training batch 7 hold 1 NaN or infinite"):
+        unpack(Net(), (x, y), 7)

@@ -1,0 +1,318 @@
+import copy
+
+import cvxpy as cp
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from networks import CLASSES, Net, assert_same_state, loader, rows, state
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_cvxsnn import calibrate, reconstruct
+from lightning_cvxsnn.convex import mean_loss
+from lightning_cvxsnn.patterns import capture, undisturbed
+from lightning_cvxsnn.readout import find_readout
+
+
+def dictionary_of(net, dataloader):
+    """``D`` captured from the network as it now is, and the network's outputs."""
+    with undisturbed(net):
+        net.eval()
+        batches = [batch[0] for batch in dataloader]
+        readout = find_readout(net, batches[0])
+        captured = capture(net, readout.module, readout.reduction, net, batches)
+    return readout, captured.dictionary.to_dense(), captured.outputs
+
+
+def cvxpy_optimum(D, y, loss, rho, intercept, weights):
+    """The programme's optimum by CVXPY, written out once more."""
+    D, n, outputs = D.numpy(), len(D), CLASSES
+    W = cp.Variable((D.shape[1], outputs))
+    b = cp.Variable((1, outputs)) if intercept else cp.Constant([[0.0] * outputs])
+    z = D @ W + cp.vstack([b] * n) if intercept else D @ W
+    onehot = F.one_hot(y, outputs).double().numpy()
+    if loss == "cross_entropy":
+        losses = cp.log_sum_exp(z, axis=1) - cp.sum(cp.multiply(onehot, z), axis=1)
+    elif loss == "hinge":
+        losses = cp.sum(cp.pos(1 - cp.multiply(2 * onehot - 1, z)), axis=1)
+    else:
+        losses = 0.5 * cp.sum(cp.square(z - onehot), axis=1)
+    problem = cp.Problem(cp.Minimize(weights.numpy() @ losses / n + rho * cp.sum(cp.abs(W))))
+    return problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("loss", ["cross_entropy", "hinge", "squared"])
+def test_the_report_is_what_cvxpy_finds(loss, bias, weighted):
+    net = Net(bias=bias)
+    x, y = rows(60)
+    weights = torch.linspace(0.2, 2.0, 60).double() if weighted else torch.ones(60).double()
+    if weighted:
+        net.convex_batch = lambda batch: batch
+    dataset = TensorDataset(x, y, weights) if weighted else TensorDataset(x, y)
+    dataloader = DataLoader(dataset, batch_size=16)
+    nn.init.normal_(net.readout.weight, std=3)  # a start that any solution beats
+    report = reconstruct(net, dataloader, loss=loss, beta=0.1)
+    assert report.accepted
+    readout, D, outputs = dictionary_of(net, dataloader)
+    optimum = cvxpy_optimum(D, y, loss, report.rho, bias, weights)
+    assert report.rho == pytest.approx(0.1 / 24**0.5)
+    assert report.primal == pytest.approx(optimum, abs=1e-5)
+    assert report.dual == pytest.approx(optimum, abs=1e-5)
+    assert -1e-9 <= report.gap <= 1e-5
+    assert -1e-9 <= report.gap_written <= 1e-5  # unscaled: only rounding to float32 stands between
+    coef, intercept = readout.read()
+    predicted = D @ coef + (0.0 if intercept is None else intercept)
+    assert torch.allclose(predicted, outputs.double(), atol=1e-5)
+    targets = F.one_hot(y, CLASSES).double() if loss == "squared" else y
+    written = mean_loss(outputs, targets, loss=loss, sample_weight=weights) + report.rho * float(coef.abs().sum())
+    assert written - report.dual == pytest.approx(report.gap_written, abs=1e-6)
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize("reduction", ["last", "mean", "sum"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_networks_own_forward_is_the_dictionary_times_the_solution(step_mode, reduction, bias):
+    net = Net(reduction, step_mode, bias)
+    report = reconstruct(net, loader(), beta=0.02)
+    assert report.accepted
+    assert report.scale == 1.0
+    readout, D, _ = dictionary_of(net, loader())
+    coef, intercept = readout.read()
+    forward = torch.cat([net(x) for x, _ in loader()]).double()
+    assert torch.allclose(forward, D @ coef + (0.0 if intercept is None else intercept), atol=1e-5)
+    assert report.active == int((coef != 0).any(1).sum())
+    assert (report.rows, report.columns) == (240, 24)
+
+
+def test_per_step_targets():
+    class PerStep(Net):
+        def convex_batch(self, batch):
+            x, y = batch
+            return x, y.expand(4, -1)
+
+    net = PerStep("all")
+    report = reconstruct(net, loader(), beta=0.02)
+    assert report.rows == 960
+    assert report.accepted
+    labels = rows()[1].expand(4, -1)
+    assert (net(rows()[0]).argmax(-1) == labels).float().mean() > 0.5
+
+
+def test_logistic_regression_on_one_output():
+    net = Net(classes=1)
+    x, y = rows(classes=2)
+    report = reconstruct(net, DataLoader(TensorDataset(x, y.float()[:, None]), batch_size=16), beta=0.02)
+    assert report.accepted
+    assert ((net(x)[:, 0] > 0).long() == y).float().mean() > 0.8
+
+
+def test_a_better_readout_is_kept():
+    net = Net()
+    reconstruct(net, loader(), beta=1e-3)
+    before = state(net)
+    report = reconstruct(net, loader(), beta=10.0)  # all shrunk to zero
+    assert not report.accepted
+    assert "rejected" in report.reason
+    assert report.objective_after >= report.objective_before
+    assert report.rows == 192
+    assert_same_state(net, before)
+
+
+def test_acceptance_means_a_better_score_on_held_out_rows():
+    for seed in range(5):
+        net = Net()
+        report = reconstruct(net, loader(), seed=seed)
+        assert report.accepted == (report.objective_after < report.objective_before)
+
+
+def test_scale_keeps_decisions():
+    plain, scaled = Net(), Net()
+    scaled.load_state_dict(plain.state_dict())
+    reconstruct(plain, loader(), beta=0.02)
+    report = reconstruct(scaled, loader(), beta=0.02, scale=0.5)
+    assert torch.allclose(scaled.readout.weight, plain.readout.weight * 0.5, atol=1e-6)
+    assert torch.allclose(scaled.readout.bias, plain.readout.bias * 0.5, atol=1e-6)
+    assert report.gap_written > report.gap
+
+
+def test_dry_run_writes_nothing_and_says_what_would_happen():
+    net = Net(gain=0.05)  # dead
+    before = state(net)
+    with pytest.warns(UserWarning, match="brought dead spiking layers to life"):
+        report = reconstruct(net, loader(), dry_run=True)
+    assert report.accepted
+    assert "would be accepted" in report.reason
+    assert_same_state(net, before)
+
+
+def test_a_dead_network_is_brought_to_life():
+    net = Net(gain=0.05)
+    readout, D, _ = dictionary_of(net, loader())
+    assert D.abs().sum() == 0
+    with pytest.warns(UserWarning, match=r"'hidden.1' \(24 of 24 units silent, 0 saturated; 'hidden.0' times"):
+        report = reconstruct(net, loader(), beta=0.02)
+    assert report.silent < 24
+    assert (net(rows()[0]).argmax(1) == rows()[1]).float().mean() > 0.7
+
+
+def test_the_repair_is_kept_when_the_solve_is_rejected():
+    net = Net(gain=0.05)
+    hidden, readout = net.hidden[0].weight.clone(), net.readout.weight.clone()
+    with torch.no_grad():
+        net.readout.bias.zero_()
+    with pytest.warns(UserWarning, match="brought dead"):
+        report = reconstruct(net, loader(), beta=0.01, scale=1e3)  # absurd: anything is better
+    assert not report.accepted
+    assert not torch.equal(hidden, net.hidden[0].weight)
+    assert torch.equal(readout, net.readout.weight)
+
+
+def test_keep_refuses_a_dead_network():
+    net = Net(gain=0.05)
+    before = state(net)
+    message = r"receives the same pattern on every training row.*'hidden.1' \(24 of 24 units silent.*witnesses='auto'"
+    with pytest.raises(MisconfigurationException, match=message):
+        reconstruct(net, loader(), witnesses="keep")
+    assert_same_state(net, before)
+
+
+def test_hidden_weights_of_a_live_network_are_kept_bit_for_bit():
+    net = Net()
+    before = state(net)
+    assert reconstruct(net, loader()).accepted
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]) != name.startswith("readout"), name
+
+
+def test_nothing_of_the_users_is_disturbed():
+    net = Net()
+    net.readout.eval()
+    net(rows()[0])
+    functional.reset_net(net.hidden)
+    net.hidden(net.steps(rows(5)[0]))
+    v, rng = net.hidden[1].v.clone(), torch.get_rng_state()
+    parameters = {name: id(p) for name, p in net.named_parameters()}
+    reconstruct(net, loader(shuffle=True))
+    assert torch.equal(net.hidden[1].v, v)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert not net.readout.training
+    assert net.hidden.training
+    assert parameters == {name: id(p) for name, p in net.named_parameters()}
+
+
+def test_runs_repeat_exactly():
+    nets = [Net() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    reports = [reconstruct(net, loader(shuffle=True)) for net in nets]
+    assert_same_state(nets[0], state(nets[1]))
+    timeless = [{k: v for k, v in r.state().items() if not k.startswith("seconds")} for r in reports]
+    assert timeless[0] == timeless[1]
+
+
+class ConvNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(
+            layer.Conv2d(1, 8, 3, step_mode="m"),
+            layer.BatchNorm2d(8, step_mode="m"),
+            neuron.LIFNode(step_mode="m"),
+            layer.MaxPool2d(2, step_mode="m"),
+            layer.Flatten(step_mode="m"),
+        )
+        self.readout = nn.Linear(32, 2)
+
+    def forward(self, x):
+        functional.reset_net(self.stem)
+        return self.readout(self.stem(x.expand(3, *x.shape))).mean(0)
+
+
+def images():
+    x = torch.rand(64, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(x, (x[:, 0, :3].mean((1, 2)) > x[:, 0, 3:].mean((1, 2))).long()), batch_size=16)
+
+
+def test_a_fresh_conv_bn_lif_stack_gets_its_statistics_with_the_write():
+    net = ConvNet()
+    report = reconstruct(net, images(), beta=0.02)
+    assert report.accepted
+    assert report.silent < 32
+    assert not torch.equal(net.stem[1].running_mean, torch.zeros(8))
+    net.eval()
+    readout, D, outputs = dictionary_of(net, images())
+    coef, intercept = readout.read()
+    assert torch.allclose(D @ coef + intercept, outputs.double(), atol=1e-5)
+    x, y = images().dataset.tensors
+    assert (net(x).argmax(1) == y).float().mean() > 0.8
+
+
+def test_running_statistics_change_only_with_an_accepted_write():
+    net = ConvNet()
+    reconstruct(net, images(), beta=0.02)
+    before = state(net)
+    net.stem[1].running_mean += 0.001  # the user's statistics, not quite ours
+    report = reconstruct(net, images(), beta=50.0)
+    assert not report.accepted
+    assert torch.allclose(net.stem[1].running_mean, before["stem.1.running_mean"] + 0.001)
+
+
+@pytest.mark.parametrize("k", range(4))
+def test_an_exception_at_any_copy_leaves_everything_as_it_was(monkeypatch, k):
+    net = Net(gain=0.05)
+    before = copy.deepcopy(net.state_dict())
+    calls = 0
+    for name in ("copy_", "mul_"):
+        original = getattr(torch.Tensor, name)
+
+        def failing(tensor, *args, original=original, **kwargs):
+            nonlocal calls
+            if isinstance(tensor, nn.Parameter):
+                calls += 1
+                if calls == k + 1:
+                    raise RuntimeError("disk on fire")
+            return original(tensor, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, failing)
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        reconstruct(net, loader(), beta=0.02)
+    monkeypatch.undo()
+    assert_same_state(net, before)
+
+
+def test_a_weight_that_is_computed_is_refused():
+    net = Net()
+    net.readout = nn.utils.parametrizations.weight_norm(net.readout)
+    with pytest.raises(MisconfigurationException, match="computed from other parameters"):
+        reconstruct(net, loader())
+
+
+@pytest.mark.parametrize(
+    ("dataloader", "error", "message"),
+    [
+        (DataLoader(TensorDataset(torch.zeros(0, 6), torch.zeros(0))), MisconfigurationException, "empty"),
+        (loader(3), MisconfigurationException, "has 3 samples. Expected at least 5"),
+        ([rows(16)[0]], MisconfigurationException, "The training batch is a Tensor"),
+        ([(rows(16)[0], torch.full((16,), 7))], MisconfigurationException, "range from 7 to 7"),
+        ([(rows(16)[0] * float("nan"), rows(16)[1])], ValueError, "NaN"),
+        ([(rows(16)[0], rows(15)[1])], MisconfigurationException, "16 outputs.*15 targets"),
+    ],
+)
+def test_data_that_cannot_be_solved(dataloader, error, message):
+    net = Net()
+    before = state(net)
+    with pytest.raises(error, match=message):
+        reconstruct(net, dataloader)
+    assert_same_state(net, before)
+
+
+def test_calibrate_alone_changes_hidden_weights_only():
+    net = Net(gain=0.05)
+    before = state(net)
+    (change,) = calibrate(net, loader(), rate=0.2)
+    assert change.after.rate == pytest.approx(0.2, abs=0.02)
+    assert torch.equal(net.readout.weight, before["readout.weight"])
+    with pytest.raises(MisconfigurationException, match="rate=2"):
+        calibrate(net, loader(), rate=2)
