@@ -22,6 +22,7 @@ __all__ = ["minimise_hinge"]
 
 _ITERATION_LIMIT = 2000
 _FIRST_COLUMNS = 100
+_INNER_LIMIT = 100
 _PATIENCE = 6
 
 
@@ -49,7 +50,7 @@ def minimise_hinge(
     for c in range(outputs):
         sign = problem.encoded[:, c]
         coef[:, c], intercept[c], alpha, used = _one_output(
-            problem, sign, rho, start[0][:, c] != 0, tolerance / outputs, left
+            problem, sign, rho, start[0][:, c], tolerance / outputs, left
         )
         dual_point[:, c] = sign * alpha
         left, total = left - used, total + used
@@ -57,15 +58,15 @@ def minimise_hinge(
 
 
 def _one_output(
-    problem: Problem, sign: Tensor, rho: float, seed: Tensor, tolerance: float, limit: int
+    problem: Problem, sign: Tensor, rho: float, start: Tensor, tolerance: float, limit: int
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Coefficients ``[p]``, intercept, multipliers ``[n]`` and iterations for the labels ``sign [n]``."""
     matrix, weight = problem.matrix, problem.weight
     alpha = weight
     free = sign if problem.fit_intercept else None
-    chosen = seed.clone()
-    coef, intercept, used = torch.zeros_like(matrix[0]), sign.new_zeros(()), 0
-    best = (float("inf"), coef, intercept)
+    chosen, used = start != 0, 0
+    value, intercept = _value(problem, matrix, sign, rho, start)
+    best = (value, start, intercept)
     dual, dual_alpha = 0.0, torch.zeros_like(alpha)
     finest = 0.02 * tolerance
     precision = 0.03 * float(weight.sum())
@@ -90,28 +91,35 @@ def _one_output(
             sign[:, None] * matrix[:, index], free, weight, rho, precision, limit - used
         )
         used += max(iterations, 1)
-        value, sparse, intercept = _sparsest(problem, matrix[:, index], sign, rho, inside, 0.1 * precision)
-        coef = torch.zeros_like(coef)
-        coef[index] = sparse
+        value, sparse, intercept = _sparsest(
+            problem, matrix[:, index], sign, rho, inside, max(0.1 * precision, 0.3 * tolerance)
+        )
         if value < best[0]:
+            coef = torch.zeros_like(start)
+            coef[index] = sparse
             best = (value, coef, intercept)
+
+
+def _value(problem: Problem, matrix: Tensor, sign: Tensor, rho: float, coef: Tensor) -> tuple[float, Tensor]:
+    """Objective of one output at ``coef`` and its best intercept."""
+    margin = sign * (matrix @ coef)
+    intercept = _best_intercept(margin, sign, problem.weight) if problem.fit_intercept else sign.new_zeros(())
+    loss = (1 - margin - sign * intercept).clamp_min(0)
+    return float(problem.weight @ loss + rho * coef.abs().sum()), intercept
 
 
 def _sparsest(
     problem: Problem, matrix: Tensor, sign: Tensor, rho: float, coef: Tensor, slack: float
 ) -> tuple[float, Tensor, Tensor]:
     """Objective, coefficients and best intercept with as many small coefficients at zero as ``slack`` allows."""
-    best: tuple[float, Tensor, Tensor] | None = None
-    for cut in (0.0, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2):
-        sparse = torch.where(coef.abs() > cut * coef.abs().max(), coef, 0.0)
-        margin = sign * (matrix @ sparse)
-        intercept = _best_intercept(margin, sign, problem.weight) if problem.fit_intercept else sign.new_zeros(())
-        loss = (1 - margin - sign * intercept).clamp_min(0)
-        value = float(problem.weight @ loss + rho * sparse.abs().sum())
-        if best is not None and value > best[0] + slack:
+    value, intercept = _value(problem, matrix, sign, rho, coef)
+    best = value, coef, intercept
+    for exponent in range(-10, -1):
+        sparse = torch.where(coef.abs() > 10.0**exponent * coef.abs().max(), coef, 0.0)
+        trial, intercept = _value(problem, matrix, sign, rho, sparse)
+        if trial > value + slack:
             break
-        best = value, sparse, intercept
-    assert best is not None
+        best = trial, sparse, intercept
     return best
 
 
@@ -147,19 +155,22 @@ def _interior_point(
     slack = torch.cat([cost / 2, cost / 2, (rho + slope).clamp_min(rho), (rho - slope).clamp_min(rho)])
     best = (float("inf"), point[:size], cost / 2)
     iteration = stale = 0
+    total, limit = float(cost.sum()), min(limit, _INNER_LIMIT)
     while True:
         up, down = value[2 * rows :].chunk(2)
         alpha = slack[rows : 2 * rows]
         point[:size] = up - down
         slope = -(matrix.T @ alpha)
+        gap = float(value @ slack)
         primal = float(cost @ (1 - matrix @ point).clamp_min(0) + rho * point[:size].abs().sum())
-        steepest, imbalance = float(slope[:size].abs().max()), float(slope[size:].abs().sum())
-        suboptimality = primal - float(alpha.sum()) * min(1.0, rho / max(steepest, 1e-300)) + 10 * imbalance
+        feasible = alpha if free is None else _balanced(alpha, free)
+        steepest = float((matrix[:, :size].T @ feasible).abs().max())
+        suboptimality = primal - float(feasible.sum()) * min(1.0, rho / max(steepest, 1e-300))
         if suboptimality < best[0]:
             best, stale = (suboptimality, up - down, alpha), 0
         else:
-            stale += 1  # rounding error takes over in degenerate programmes
-        if best[0] <= tolerance or iteration >= limit or stale >= _PATIENCE or not float(value @ slack) > 0:
+            stale += gap < 1e-6 * total  # rounding error takes over in degenerate programmes
+        if best[0] <= tolerance or iteration >= limit or stale >= _PATIENCE or not gap > 0:
             return best[1], best[2], iteration
         model = _Linearised(matrix, point, slope, value, slack, rho)
         value, slack, step = predictor_corrector(value, slack, model.direction, together=False)

@@ -4,7 +4,9 @@ Each iteration prices every entry by its gradient, takes those that are non-zero
 bounded number of new ones, the worst first), minimises the second-order model with the L1 penalty over them
 (:mod:`~lightning_cvxsnn.convex.quadratic`) and searches along the line to that minimiser. Lee, Sun, Saunders, "Proximal
 Newton-type methods for minimizing composite functions", SIAM J. Optim. 24(3), 2014. For the squared loss the model is
-the objective and outputs separate. Every iterate is judged by the certificate.
+the objective and outputs separate. From a cold start the penalty falls to rho by halves, one iteration each, which
+keeps working sets small. A model that promises too much (saturated rows have no curvature) is damped. Every iterate is
+judged by the certificate.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ __all__ = ["minimise_smooth"]
 
 _ITERATION_LIMIT = 200
 _FIRST_WORKING_SET = 400
+_CONTINUATION = 0.5  # share of the penalty that remains from one iteration to the next, down to rho
 _PROXIMAL = 1e-10  # relative; pins directions without curvature, such as a shift of all softmax outputs
 
 
@@ -42,25 +45,18 @@ def minimise_smooth(
         Coefficients, intercept, feasible dual point ``[n, C]``, Newton iterations, name of the algorithm.
     """
     rows, columns = problem.matrix.shape
-    weight = problem.weight
-    matrix = problem.matrix
-    penalty = torch.full((columns, start[0].shape[1]), rho, dtype=matrix.dtype, device=matrix.device)
-    coef = start[0]
+    weight, matrix, coef = problem.weight, problem.matrix, start[0]
+    penalised = torch.ones_like(coef)
     if problem.fit_intercept:
         matrix = torch.cat([matrix, matrix.new_ones(rows, 1)], 1)
-        penalty = torch.cat([penalty, penalty.new_zeros(1, penalty.shape[1])])
+        penalised = torch.cat([penalised, torch.zeros_like(penalised[:1])])
         coef = torch.cat([coef, start[1][None]])
-
-    def objective(at: Tensor, outputs: Tensor) -> float:
-        return float(weight @ row_losses(outputs, problem.encoded, problem.loss)) + float((penalty * at.abs()).sum())
-
     dual_point: Tensor | None = None
-    best: tuple[float, Tensor] = (float("inf"), coef)
-    outputs = matrix @ coef
-    value = objective(coef, outputs)
+    best = (float("inf"), coef)
     limit = _ITERATION_LIMIT if max_iterations is None else max_iterations
-    iteration = 0
-    while True:
+    current, damping = float("inf"), 0.0
+    for iteration in range(limit + 1):
+        outputs = matrix @ coef
         shift = coef[columns] if problem.fit_intercept else torch.zeros_like(start[1])
         proof, dual_point = certify(
             problem.matrix, problem.encoded, weight * rows, coef[:columns], shift, problem.loss, rho,
@@ -68,33 +64,51 @@ def minimise_smooth(
         )  # fmt: skip
         if proof.primal < best[0]:
             best = (proof.primal, coef)
-        if proof.gap <= tolerance or iteration >= limit:
+        if proof.gap <= tolerance or iteration == limit:
             break
-        iteration += 1
         gradient = matrix.T @ (weight[:, None] * output_gradient(outputs, problem.encoded, problem.loss))
-        move, predicted = _direction(problem, matrix, outputs, coef, gradient, penalty)
-        accepted = False
-        step = 1.0
-        while step > 1e-9:
-            trial = coef + step * move
-            if step == 1.0:
-                trial = torch.where(move == -coef, 0.0, trial)  # exact zeros stay exact
-            trial_outputs = matrix @ trial
-            trial_value = objective(trial, trial_outputs)
-            if trial_value <= value + 1e-3 * step * predicted + 1e-15 * abs(value):
-                accepted = True
-                break
-            step /= 2
-        if not accepted or (predicted > -1e-15 * abs(value) and bool((trial == coef).all())):
-            break
-        coef, outputs, value = trial, trial_outputs, trial_value
+        current = max(rho, _CONTINUATION * min(current, float((gradient.abs() * penalised).max())))
+        move, predicted = _direction(problem, matrix, outputs, coef, gradient, current * penalised, damping)
+        length, coef = _search(problem, matrix, outputs, coef, move, predicted, current * penalised)
+        if length == 0 and current == rho:
+            if damping >= 1:
+                break  # rounding error: nothing descends any more
+            damping = max(10 * damping, 1e-4)
+        elif length < 0.25:
+            damping = max(10 * damping, 1e-4)
+        elif length == 1:
+            damping = damping / 10 if damping > 1e-8 else 0.0
     coef = best[1]
     shift = coef[columns] if problem.fit_intercept else torch.zeros_like(start[1])
     return coef[:columns], shift, dual_point, iteration, "working-set-newton"
 
 
+def _search(
+    problem: Problem,
+    matrix: Tensor,
+    outputs: Tensor,
+    coef: Tensor,
+    move: Tensor,
+    predicted: float,
+    penalty: Tensor,
+) -> tuple[float, Tensor]:
+    """Backtrack from the full step until the objective falls by a share of what the model predicts; 0 if it never does."""
+
+    def objective(at: Tensor, z: Tensor) -> float:
+        return float(problem.weight @ row_losses(z, problem.encoded, problem.loss) + (penalty * at.abs()).sum())
+
+    value, change = objective(coef, outputs), matrix @ move
+    step = 1.0
+    while step > 1e-6:
+        trial = coef + step * move
+        if objective(trial, outputs + step * change) <= value + 1e-3 * step * predicted + 1e-15 * abs(value):
+            return (0.0 if torch.equal(trial, coef) else step), trial
+        step /= 2
+    return 0.0, coef
+
+
 def _direction(
-    problem: Problem, matrix: Tensor, outputs: Tensor, coef: Tensor, gradient: Tensor, penalty: Tensor
+    problem: Problem, matrix: Tensor, outputs: Tensor, coef: Tensor, gradient: Tensor, penalty: Tensor, damping: float
 ) -> tuple[Tensor, float]:
     """The step to the minimiser of the model over a working set, and the change it predicts."""
     working = (coef != 0) | (penalty == 0)
@@ -107,8 +121,9 @@ def _direction(
     else:
         working = working | (violation > 0)
     move, predicted = torch.zeros_like(coef), 0.0
+    largest = problem.weight @ matrix.square() / 4  # no probability has more curvature
     for rows, columns, hessian in _hessian_blocks(problem, matrix, outputs, working):
-        hessian.diagonal().mul_(1 + _PROXIMAL)
+        hessian.diagonal().mul_(1 + _PROXIMAL).add_(damping * largest[rows])
         old = coef[rows, columns]
         new, change, _ = minimise_quadratic(hessian, gradient[rows, columns], old, penalty[rows, columns])
         move[rows, columns] = new - old
@@ -128,18 +143,20 @@ def _hessian_blocks(
                 continue
             curvature = weight
             if problem.loss == "cross_entropy":
-                probability = torch.sigmoid(outputs[:, c])
-                curvature = weight * probability * (1 - probability)
+                curvature = weight * torch.sigmoid(outputs[:, c]) * torch.sigmoid(-outputs[:, c])
             root = matrix[:, rows] * curvature.sqrt()[:, None]
             yield rows, torch.full_like(rows, c), root.T @ root
         return
     columns, rows = working.T.nonzero(as_tuple=True)  # sorted by output
     probability = torch.softmax(outputs, 1)
+    top = probability.argmax(1, keepdim=True)
+    complement = (1 - probability).scatter(1, top, probability.scatter(1, top, 0.0).sum(1, keepdim=True))
     scaled = matrix[:, rows]
     scaled *= (probability * weight.sqrt()[:, None])[:, columns]
     hessian = -(scaled.T @ scaled)
     stop = torch.bincount(columns, minlength=outputs.shape[1]).cumsum(0).tolist()
     for c, (first, last) in enumerate(zip([0, *stop[:-1]], stop, strict=True)):
-        root = matrix[:, rows[first:last]] * (weight * probability[:, c]).sqrt()[:, None]
-        hessian[first:last, first:last] += root.T @ root
+        # p (1 - p) without the cancellation of p - p^2, which would leave saturated rows with negative curvature
+        root = matrix[:, rows[first:last]] * (weight * probability[:, c] * complement[:, c]).sqrt()[:, None]
+        hessian[first:last, first:last] = root.T @ root
     yield rows, columns, hessian

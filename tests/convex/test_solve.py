@@ -152,6 +152,24 @@ def test_redundant_columns_get_no_weight(loss: str) -> None:
         assert solution.converged
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("beta", [0.1, 0.01])
+def test_spike_patterns(loss: str, beta: float) -> None:
+    """Membranes of random units at the end of a bit string: half of the columns repeat, the rest nearly do."""
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(0, 2, (300, 10), generator=generator)
+    weights = torch.randn(2, 200, generator=generator)
+    v = torch.zeros(300, 200)
+    for t in range(10):
+        h = 0.99 * v + weights[bits[:, t]]
+        v = h - (h >= 1).float()
+    labels = bits[:, 0] ^ bits[:, -1]
+    targets = 2.0 * labels[:, None] - 1 if loss == "squared" else labels
+    solution = solve(h >= 0, targets, loss=loss, num_outputs=1, rho=beta / 200**0.5, fit_intercept=True)
+    assert solution.converged
+    assert int(solution.coef.any(1).sum()) < torch.unique(h >= 0, dim=1).shape[1] < 200
+
+
 def test_support_is_sparse() -> None:
     for loss in LOSSES:
         problem = make(6, loss, rows=60, columns=40)

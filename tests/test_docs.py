@@ -1,0 +1,110 @@
+"""Every code block of the README and the docs runs, and every number in the README is in a committed result file."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_cvxsnn.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/pages").glob("*.md"))]
+BLOCKS = [
+    pytest.param(language, code, id=f"{page.name}-{index}-{language}")
+    for page in PAGES
+    for index, (language, code) in enumerate(re.findall(r"```(\w+)\n(.*?)```", page.read_text(), re.S))
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("language", "code"), BLOCKS)
+def test_code_blocks(language, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if language == "python":
+        namespace = {"__name__": "block"}
+        exec(compile(code, "block", "exec"), namespace)
+        if "MySNN" in namespace:
+            solve_own_network(namespace["MySNN"])
+    elif language == "yaml":
+        (tmp_path / "config.yaml").write_text(code)
+        monkeypatch.setattr(sys, "argv", ["cvxsnn"])
+        main(["fit", "--config=config.yaml", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"])
+    else:
+        assert language == "bash"
+        check_shell(code)
+
+
+def solve_own_network(network):
+    """The README's network, in an empty folder, with batches of its own kind."""
+    from lightning.pytorch import Trainer
+    from torch.utils.data import DataLoader
+
+    from lightning_cvxsnn import ConvexReconstruction, DigitsDataModule
+
+    data = DigitsDataModule()
+    data.setup("fit")
+    samples = [{"pixels": x, "digit": y} for x, y in data.train]
+    callback = ConvexReconstruction()
+    Trainer(max_epochs=1, callbacks=[callback], accelerator="cpu", logger=False).fit(
+        network(), DataLoader(samples, batch_size=64, shuffle=True)
+    )
+    assert callback.reports[0].accepted
+
+
+def check_shell(code):
+    """The steps of a README command, without the installation that this environment is."""
+    venv, install, run = (shlex.split(step) for step in code.split("&&"))
+    assert venv[:3] == ["python3", "-m", "venv"]
+    folder = venv[3]
+    assert install[:4] == [f"{folder}/bin/python", "-m", "pip", "install"]
+    program = Path(run[0])
+    assert program.parts[:2] == (folder, "bin")
+    installed = Path(sys.executable).parent / program.name
+    assert installed.exists()
+    if program.name == "cvxsnn":
+        assert run[1:] == ["demo"]
+        subprocess.run([installed, "demo", "--help"], check=True, capture_output=True)
+    else:
+        assert run[1:] == ["-m", "pytest"]
+
+
+def test_ci_runs_the_readmes_test_command():
+    script = (ROOT / ".ci/run").read_text()
+    extract = re.search(r"command=\$\((.*)\)\n", script).group(1)
+    command = subprocess.run(["bash", "-c", extract], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    assert command in (ROOT / "README.md").read_text()
+    assert command.endswith("-m pytest")
+
+
+def test_the_readmes_table_is_the_committed_result():
+    results = json.loads((ROOT / "benchmarks/results/digits.json").read_text())
+    text = (ROOT / "README.md").read_text()
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if re.match(r"\| (two|nine)", line)
+    ]
+    rows = results["results"]["rows"]
+    assert len(table) == len(rows) == 6
+    for cells, row in zip(table, rows, strict=True):
+        written = [row["network"], row["training"]]
+        written += [f"{row[key]:.1f}" for key in ("start", "epoch_1", "epoch_5", "epoch_20", "test", "seconds")]
+        assert [cell.strip("*`") for cell in cells] == written
+    machine = results["machine"]
+    assert f"{machine['cores']} cores" in text
+    assert f"{max(row['largest_gap'] for row in rows):.0e}" in text
+
+
+def test_the_site_builds(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", "docs/mkdocs.yml"]
+    result = subprocess.run([*command, "--site-dir", tmp_path / "site"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "ConvexReconstruction" in (tmp_path / "site/api/index.html").read_text()
+
+
+def test_configurations_name_real_classes():
+    for path in (ROOT / "examples/configs").glob("*.yaml"):
+        assert yaml.safe_load(path.read_text())["trainer"]["callbacks"]

@@ -1,0 +1,41 @@
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import lightning_cvxsnn
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_import_needs_no_cupy_and_no_cvxpy():
+    code = "import sys; sys.modules['cupy'] = None; sys.modules['cvxpy'] = None; import lightning_cvxsnn, lightning_cvxsnn.cli"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+
+
+def test_the_convex_core_knows_nothing_of_spikes_and_the_patterns_nothing_of_losses():
+    for folder, forbidden in (
+        ("convex", ("spikingjelly", "lightning.", "lightning_cvxsnn.patterns", "lightning_cvxsnn.re")),
+        ("patterns", ("lightning.pytorch", "lightning.fabric", "lightning_cvxsnn.convex", "lightning_cvxsnn.re")),
+    ):
+        for path in (ROOT / "lightning_cvxsnn" / folder).glob("*.py"):
+            imports = [line for line in path.read_text().splitlines() if line.strip().startswith(("import ", "from "))]
+            for name in forbidden:
+                assert not any(name in line for line in imports), f"{path.name} imports {name}"
+
+
+def test_public_names():
+    for name in lightning_cvxsnn.__all__:
+        assert getattr(lightning_cvxsnn, name).__doc__
+
+
+def test_the_wheel_holds_the_package_its_types_and_its_licence(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = {str(p.relative_to(ROOT)) for p in (ROOT / "lightning_cvxsnn").rglob("*.py")}
+    assert modules <= set(names)
+    assert "lightning_cvxsnn/py.typed" in names
+    assert any(name.endswith("LICENSE") for name in names)
+    assert not any(name.startswith(("tests", "benchmarks")) for name in names)
