@@ -18,9 +18,10 @@ from typing_extensions import override
 from lightning_cvxsnn.batches import TrainingRows
 from lightning_cvxsnn.convex import Loss
 from lightning_cvxsnn.progress import trainer_progress
-from lightning_cvxsnn.reconstruct import Occasion, Reconstructor, Surroundings
+from lightning_cvxsnn.reconstruct import Occasion, Reconstructor
 from lightning_cvxsnn.report import SolveReport
 from lightning_cvxsnn.settings import Apply, Backend, Settings, Witnesses
+from lightning_cvxsnn.surroundings import Surroundings
 
 
 class ConvexReconstruction(Callback):

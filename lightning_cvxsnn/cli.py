@@ -6,7 +6,7 @@ from jsonargparse import auto_cli
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from typing_extensions import override
 
-import lightning_cvxsnn  # noqa: F401  registers the classes that YAML may name in short
+import lightning_cvxsnn
 
 _USAGE = """\
 usage: cvxsnn {demo,fit,validate,test} ...

@@ -122,7 +122,7 @@ def demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float = 1e-
     early = min(5, epochs)
     table = Table(
         title=f"scikit-learn digits, {len(hidden)} LIF layers {list(hidden)}, {epochs} epochs, seed {seed}",
-        caption="Accuracies in %. Gap: the largest certified primal-dual gap of the run's solves, over their dictionaries.",
+        caption="Accuracies in %. Gap: the largest certified gap of the run's solves, over their dictionaries.",
     )
     table.add_column("training")
     for column in ("start", f"epoch {early}", f"epoch {epochs}", "test", "gap", "solves", "seconds", "of it solves"):
@@ -130,13 +130,13 @@ def demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float = 1e-
     for row in rows:
         table.add_row(
             row.name,
-            *(f"{100 * accuracy:.1f}" for accuracy in (row.start, row.validation[early - 1], row.validation[-1], row.test)),
+            *(f"{100 * a:.1f}" for a in (row.start, row.validation[early - 1], row.validation[-1], row.test)),
             "-" if row.gap is None else f"{row.gap:.0e}",
             "-" if row.gap is None else f"{row.solves[0]} of {row.solves[1]} written",
             f"{row.seconds:.1f}",
             f"{row.seconds_solves:.1f}",
         )
-    Console(width=None).print(table)
+    Console().print(table)
 
 
 @contextlib.contextmanager

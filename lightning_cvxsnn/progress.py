@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from tqdm.auto import tqdm
 
-from lightning_cvxsnn.reconstruct import no_progress
+from lightning_cvxsnn.surroundings import no_progress
 
 
 @contextmanager

@@ -88,7 +88,7 @@ class Settings:
             )
         if self.readout is not None and not isinstance(self.readout, str):
             raise MisconfigurationException(
-                f"Invalid value readout={self.readout!r}. Expected the dotted name of an nn.Linear, such as 'net.4', or None."
+                f"Invalid value readout={self.readout!r}. Expected a dotted name such as 'net.4', or None."
             )
         for name in ("warm_start", "final_solve", "dry_run"):
             if not isinstance(getattr(self, name), bool):

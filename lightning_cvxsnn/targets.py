@@ -49,14 +49,14 @@ def row_targets(y: Tensor, reduction: Reduction, *, loss: Loss, num_outputs: int
             values = y.double().unsqueeze(1) if num_outputs == 1 else _one_hot(y, num_outputs)
         if values.shape[1] != num_outputs:
             raise MisconfigurationException(
-                f"The targets have {values.shape[1]} value(s) per row and the readout {num_outputs} output(s). Expected "
-                "as many."
+                f"The targets have {values.shape[1]} value(s) per row and the readout {num_outputs} output(s). "
+                "Expected as many."
             )
         return values
     if y.is_floating_point() and not torch.equal(y, y.round()):
         raise MisconfigurationException(
-            f"loss={loss!r} needs class indices and the targets hold fractions such as {float(y[y != y.round()][0]):g}. "
-            "Expected integers; use loss='squared' for real values."
+            f"loss={loss!r} needs class indices and the targets hold fractions such as "
+            f"{float(y[y != y.round()][0]):g}. Expected integers; use loss='squared' for real values."
         )
     classes = max(num_outputs, 2)
     y = y.long()

@@ -24,7 +24,9 @@ def reduce_over_time(values, reduction):
 class Net(pl.LightningModule):
     """``Linear-LIF`` and a readout; ``x`` is ``[N, F]``, shown for T steps with a gain that changes over time."""
 
-    def __init__(self, reduction="mean", step_mode="m", bias=True, width=24, classes=CLASSES, tail=None, gain=3.0, lr=0.05):
+    def __init__(
+        self, reduction="mean", step_mode="m", bias=True, width=24, classes=CLASSES, tail=None, gain=3.0, lr=0.05
+    ):
         super().__init__()
         self.hidden = nn.Sequential(layer.Linear(FEATURES, width), neuron.LIFNode())
         self.readout = layer.Linear(width, classes, bias=bias)

@@ -400,16 +400,11 @@ def test_two_named_callbacks_serve_two_readouts():
     assert callback.reports[0].accepted
 
 
-def test_several_processes_are_refused_in_setup():
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_several_processes_are_refused_in_setup(strategy):
     callback = ConvexReconstruction()
-    run = trainer(callback)
-    run.strategy.__class__  # noqa: B018
-    for name, attribute in (("world_size", 2),):
-        class Pretend:
-            world_size, callbacks, strategy = attribute, [callback], run.strategy
-
-        with pytest.raises(MisconfigurationException, match="found 2 processes"):
-            callback.setup(Pretend(), Net(), "fit")
+    with pytest.raises(MisconfigurationException, match=r"found 2 processes \(DDPStrategy\)"):
+        callback.setup(trainer(callback, devices=2, strategy=strategy), Net(), "fit")
 
 
 def test_nothing_is_written_when_a_network_is_refused():
@@ -464,7 +459,7 @@ def run_with_crash(tmp_path, make_callbacks, crash):
     torch.manual_seed(5)
     net, ours = Net(lr=0.02), make_callbacks()
     saves = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
-    fit = dict(train_dataloaders=loader(), val_dataloaders=loader(seed=1))  # no shuffling: resumable bit for bit
+    fit = {"train_dataloaders": loader(), "val_dataloaders": loader(seed=1)}  # no shuffling: resumable bit for bit
     if not crash:
         trainer(*ours, saves, max_epochs=4, checkpoint=True).fit(net, **fit)
         return net, ours

@@ -55,7 +55,9 @@ def test_a_printed_configuration_runs(tmp_path, capsys):
 )
 def test_a_typo_is_rejected(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--trainer.callbacks=ConvexReconstruction", *arguments, "--model=LitSNN", "--data=DigitsDataModule"])
+        main(
+            ["fit", "--trainer.callbacks=ConvexReconstruction", *arguments, "--model=LitSNN", "--data=DigitsDataModule"]
+        )
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -66,7 +68,15 @@ def test_fit_then_validate_and_test(tmp_path, capsys):
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     (saved,) = tmp_path.rglob("config.yaml")
     for command in ("validate", "test"):
-        main([command, config, "--trainer.logger=false", f"--ckpt_path={checkpoint}", f"--trainer.default_root_dir={command}"])
+        main(
+            [
+                command,
+                config,
+                "--trainer.logger=false",
+                f"--ckpt_path={checkpoint}",
+                f"--trainer.default_root_dir={command}",
+            ]
+        )
         assert "accuracy" in capsys.readouterr().out
     assert yaml.safe_load(saved.read_text())["trainer"]["callbacks"][0]["init_args"]["every_n_epochs"] == 2
 

@@ -76,7 +76,9 @@ def check_shell(code):
 def test_ci_runs_the_readmes_test_command():
     script = (ROOT / ".ci/run").read_text()
     extract = re.search(r"command=\$\((.*)\)\n", script).group(1)
-    command = subprocess.run(["bash", "-c", extract], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    command = subprocess.run(
+        ["bash", "-c", extract], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert command in (ROOT / "README.md").read_text()
     assert command.endswith("-m pytest")
 
@@ -85,7 +87,9 @@ def test_the_readmes_table_is_the_committed_result():
     results = json.loads((ROOT / "benchmarks/results/digits.json").read_text())
     text = (ROOT / "README.md").read_text()
     table = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if re.match(r"\| (two|nine)", line)
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if re.match(r"\| (two|nine)", line)
     ]
     rows = results["results"]["rows"]
     assert len(table) == len(rows) == 6

@@ -88,7 +88,9 @@ def test_written_values_are_read_back_and_the_parameters_stay_the_same_objects()
 
 @pytest.mark.parametrize("tail", [nn.Softmax(-1), nn.LogSoftmax(-1), nn.Sigmoid(), nn.ReLU()])
 def test_a_non_linear_output_is_refused_with_what_was_tried(tail):
-    refused(Net(tail=tail), r"no linear function.*'readout'.*tried: last off by \d+%, mean off by \d+%, sum off by \d+%")
+    refused(
+        Net(tail=tail), r"no linear function.*'readout'.*tried: last off by \d+%, mean off by \d+%, sum off by \d+%"
+    )
 
 
 def test_a_maximum_over_time_is_refused():

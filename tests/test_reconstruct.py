@@ -151,7 +151,7 @@ def test_dry_run_writes_nothing_and_says_what_would_happen():
 
 def test_a_dead_network_is_brought_to_life():
     net = Net(gain=0.05)
-    readout, D, _ = dictionary_of(net, loader())
+    _, D, _ = dictionary_of(net, loader())
     assert D.abs().sum() == 0
     with pytest.warns(UserWarning, match=r"'hidden.1' \(24 of 24 units silent, 0 saturated; 'hidden.0' times"):
         report = reconstruct(net, loader(), beta=0.02)

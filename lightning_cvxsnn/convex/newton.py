@@ -24,7 +24,7 @@ from lightning_cvxsnn.convex.reduction import Problem
 __all__ = ["minimise_smooth"]
 
 _ITERATION_LIMIT = 200
-_FIRST_WORKING_SET = 400
+_FIRST_WORKING_SET = 100
 _CONTINUATION = 0.5  # share of the penalty that remains from one iteration to the next, down to rho
 _PROXIMAL = 1e-10  # relative; pins directions without curvature, such as a shift of all softmax outputs
 
@@ -51,7 +51,7 @@ def minimise_smooth(
         matrix = torch.cat([matrix, matrix.new_ones(rows, 1)], 1)
         penalised = torch.cat([penalised, torch.zeros_like(penalised[:1])])
         coef = torch.cat([coef, start[1][None]])
-    dual_point: Tensor | None = None
+    dual_point = torch.zeros_like(problem.encoded)
     best = (float("inf"), coef)
     limit = _ITERATION_LIMIT if max_iterations is None else max_iterations
     current, damping = float("inf"), 0.0
@@ -92,7 +92,7 @@ def _search(
     predicted: float,
     penalty: Tensor,
 ) -> tuple[float, Tensor]:
-    """Backtrack from the full step until the objective falls by a share of what the model predicts; 0 if it never does."""
+    """Backtrack until the objective falls by a share of what was predicted: step (0 if it never does) and point."""
 
     def objective(at: Tensor, z: Tensor) -> float:
         return float(problem.weight @ row_losses(z, problem.encoded, problem.loss) + (penalty * at.abs()).sum())

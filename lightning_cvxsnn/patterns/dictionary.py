@@ -81,6 +81,7 @@ class SpikeDictionary:
         rows, columns = self.shape
         kind = str(self.counts.dtype).removeprefix("torch.")
         return (
-            f"{type(self).__name__}({rows} rows x {columns} columns, {kind} x {self.scale:g}: {self.distinct} distinct, "
-            f"{self.silent} silent, {self.saturated} saturated, rate {self.to_dense().mean():.3f})"
+            f"{type(self).__name__}({rows} rows x {columns} columns, {kind} x {self.scale:g}: "
+            f"{self.distinct} distinct, {self.silent} silent, {self.saturated} saturated, "
+            f"rate {self.to_dense().mean():.3f})"
         )

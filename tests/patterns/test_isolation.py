@@ -10,7 +10,9 @@ from lightning_cvxsnn.patterns import fresh_state, undisturbed
 class Stateful(nn.Module):
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(layer.Linear(3, 5), layer.BatchNorm1d(5), neuron.LIFNode(store_v_seq=True), nn.Dropout())
+        self.net = nn.Sequential(
+            layer.Linear(3, 5), layer.BatchNorm1d(5), neuron.LIFNode(store_v_seq=True), nn.Dropout()
+        )
         self.decoder = neuron.NonSpikingLIFNode(decode="last_mem")
         self.metric = torchmetrics.MeanMetric()
         self.calls = 0

@@ -1,0 +1,166 @@
+"""The convex programme of one network on its training rows: captured in one pass, split for the guard."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+
+from lightning_cvxsnn.batches import TrainingRows
+from lightning_cvxsnn.convex import Loss, Solution, certificate, mean_loss, path, solve
+from lightning_cvxsnn.patterns import SpikeDictionary, capture
+from lightning_cvxsnn.readout import Readout, forward_of
+from lightning_cvxsnn.surroundings import Progress
+from lightning_cvxsnn.targets import row_targets, row_weights
+
+_HELD_OUT = 5  # one sample in five judges
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The programme over the captured rows, and what the network answered on them.
+
+    Attributes:
+        dictionary: ``[n, P]``.
+        targets: int64 ``[n]``, or float64 ``[n, C]`` for ``squared``.
+        weights: float64 ``[n]``.
+        outputs: float32 ``[n, C]``, the network's own answers.
+        held_out: Bool ``[n]``: the rows that judge, one sample in five.
+        loss: Loss of the programme.
+        num_outputs: C.
+        fit_intercept: Whether the readout has a bias.
+    """
+
+    dictionary: SpikeDictionary
+    targets: Tensor
+    weights: Tensor
+    outputs: Tensor
+    held_out: Tensor
+    loss: Loss
+    num_outputs: int
+    fit_intercept: bool
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What every function of ``convex`` wants to know."""
+        return {"loss": self.loss, "fit_intercept": self.fit_intercept}
+
+    def solve(self, rho: float, tolerance: float, init: Solution | None, rows: Tensor | None = None) -> Solution:
+        """Solve over ``rows`` (bool mask; None: all), from ``init``."""
+        dictionary, targets, weights = self._restricted(rows)
+        return solve(
+            dictionary,
+            targets,
+            **self.options,
+            rho=rho,
+            num_outputs=self.num_outputs,
+            sample_weight=weights,
+            init=init,
+            gap_tolerance=tolerance,
+        )
+
+    def gap_at(
+        self, coef: Tensor, intercept: Tensor | None, solution: Solution, rho: float, rows: Tensor | None
+    ) -> float:
+        """Objective at a stored readout minus the best dual known."""
+        dictionary, targets, weights = self._restricted(rows)
+        proof = certificate(
+            dictionary,
+            targets,
+            coef,
+            intercept,
+            **self.options,
+            rho=rho,
+            sample_weight=weights,
+            dual_point=solution.dual_point,
+        )
+        return proof.primal - max(proof.dual, solution.dual)
+
+    def held_out_loss(self, outputs: Tensor) -> float:
+        """Unpenalised loss of ``outputs`` ``[held-out rows, C]``."""
+        return mean_loss(
+            outputs, self.targets[self.held_out], loss=self.loss, sample_weight=self.weights[self.held_out]
+        )
+
+    def choose_rho(self) -> tuple[float, Solution]:
+        """The penalty that the held-out rows prefer, and the path's solution there."""
+        walk = path(
+            self.dictionary,
+            self.targets,
+            **self.options,
+            held_out=self.held_out,
+            num_outputs=self.num_outputs,
+            sample_weight=self.weights,
+        )
+        return walk.rho, walk.solution
+
+    def _restricted(self, rows: Tensor | None) -> tuple[SpikeDictionary, Tensor, Tensor]:
+        if rows is None:
+            return self.dictionary, self.targets, self.weights
+        return self.dictionary.rows(rows), self.targets[rows], self.weights[rows]
+
+
+def capture_problem(
+    module: nn.Module, rows: TrainingRows, readout: Readout, *, loss: Loss, seed: int, progress: Progress, stage: str
+) -> Problem:
+    """Capture the programme in one pass over ``rows``. Call it inside ``undisturbed``.
+
+    Args:
+        module: The network.
+        rows: Its training rows.
+        readout: Its readout.
+        loss: Loss of the programme.
+        seed: Seed of the held-out samples.
+        progress: Shows the pass.
+        stage: What to call it.
+
+    Raises:
+        MisconfigurationException: If targets or weights do not fit the outputs, or there are fewer than five samples.
+        ValueError: If the data holds NaN or infinity.
+    """
+    reduction, num_outputs = readout.reduction, readout.module.out_features
+    targets: list[Tensor] = []
+    weights: list[Tensor] = []
+
+    with progress(stage, len(rows)) as advance:
+
+        def inputs() -> Iterator[Any]:
+            for batch in rows:
+                targets.append(row_targets(batch.y, reduction, loss=loss, num_outputs=num_outputs))
+                weights.append(row_weights(batch.weight, len(targets[-1]), reduction))
+                yield batch.x
+                advance()
+
+        captured = capture(module, readout.module, reduction, forward_of(module), inputs())
+    y, n = torch.cat(targets), captured.dictionary.shape[0]
+    if len(y) != n:
+        raise MisconfigurationException(
+            f"The network gives {n} outputs for the training rows and there are {len(y)} targets. Expected one "
+            "target per output."
+        )
+    if captured.draws > 1:
+        rank_zero_warn(
+            f"The network's encoder is random: two passes over one batch differ. Each row of the dictionary is the "
+            f"average of {captured.draws} draws, and the certificate is about these averages."
+        )
+    samples = n // reduction.rows_per_sample
+    if samples < _HELD_OUT:
+        raise MisconfigurationException(
+            f"The training data has {samples} samples. Expected at least {_HELD_OUT}: one in five judges."
+        )
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+    held_out = torch.zeros(samples, dtype=torch.bool)
+    held_out[order[: samples // _HELD_OUT]] = True
+    return Problem(
+        dictionary=captured.dictionary,
+        targets=y,
+        weights=torch.cat(weights),
+        outputs=captured.outputs,
+        held_out=held_out.repeat_interleave(reduction.rows_per_sample),
+        loss=loss,
+        num_outputs=num_outputs,
+        fit_intercept=readout.module.bias is not None,
+    )
