@@ -176,7 +176,7 @@ def _check_neurons(module: nn.Module, order: list[str], name: str) -> None:
 def _check_parameters(module: nn.Module, layer: nn.Linear, name: str) -> None:
     if not isinstance(layer.weight, nn.Parameter):
         raise MisconfigurationException(
-            f"The weight of the readout '{name}' is computed from other parameters (weight norm, parametrization), "
+            f"The weight of the readout '{name}' is computed from other parameters (weight norm or such), "
             "so it cannot be written. Expected a plain `nn.Linear`; remove the parametrization, or name another layer with "
             "`readout=`."
         )
