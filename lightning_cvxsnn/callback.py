@@ -1,7 +1,4 @@
-r"""Convex reconstruction as a Lightning callback
-=============================================
-Decides when to solve and tells what came of it. The numbers are made in `reconstruct`.
-"""  # noqa: D205, D415
+"""Convex reconstruction as a Lightning callback: when to solve, and telling what came of it. No numerics."""
 
 import os
 import weakref
@@ -167,7 +164,7 @@ class ConvexReconstruction(Callback):
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
-        """Evaluate our loss on the first batch after a solve, to compare it with what the module trains."""
+        """Our loss on the first batch after a solve, to be compared with what the module trains."""
         if not self._compared:
             precision = trainer.precision_plugin.forward_context
             self._batch_loss = self._reconstructor.training_loss(pl_module, batch, batch_idx, precision)

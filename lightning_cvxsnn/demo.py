@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import lightning.pytorch as pl
 import torch
@@ -65,6 +66,57 @@ class _Record(pl.Callback):
         self.progress.advance(self.task)
 
 
+def train(
+    name: str,
+    progress: Progress,
+    *,
+    epochs: int,
+    hidden: tuple[int, ...],
+    lr: float,
+    seed: int,
+    calibrated: bool = False,
+    callback: ConvexReconstruction | None = None,
+) -> DemoRow:
+    """Train `LitSNN` on scikit-learn's digits once.
+
+    Args:
+        name: What to call the run.
+        progress: Shows it.
+        epochs: Number of epochs.
+        hidden: Width of each LIF layer.
+        lr: Learning rate of Adam.
+        seed: Seed of weights, split and batches.
+        calibrated: Whether hidden weights are calibrated first.
+        callback: Convex reconstruction, or None: surrogate gradients alone.
+    """
+    row = DemoRow(name)
+    with _quiet():
+        pl.seed_everything(seed, verbose=False)
+        data, net = DigitsDataModule(seed=seed), LitSNN(hidden=list(hidden), lr=lr)
+        data.setup("fit")
+        started = time.perf_counter()
+        if calibrated:
+            calibrate(net, data.train_dataloader())
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            callbacks=[*([] if callback is None else [callback]), _Record(row, progress)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(net, datamodule=data)
+        row.seconds = time.perf_counter() - started
+        row.test = trainer.test(net, datamodule=data, verbose=False)[0]["test_accuracy"]
+    if callback is not None:
+        row.gap = max(report.gap for report in callback.reports)
+        row.solves = (sum(r.accepted for r in callback.reports), len(callback.reports))
+        row.seconds_solves = sum(r.seconds_patterns + r.seconds_solve for r in callback.reports)
+    return row
+
+
 def run_demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float = 1e-2, seed: int = 0) -> list[DemoRow]:
     """Train the same network three ways on scikit-learn's digits, same seed and epochs.
 
@@ -77,36 +129,13 @@ def run_demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float =
     Returns:
         One row for surrogate gradients (SG) from default weights, one from calibrated weights, one for the callback.
     """
-    rows = [DemoRow("SG, default weights"), DemoRow("SG, calibrated weights"), DemoRow("SG + ConvexReconstruction()")]
     with Progress(transient=True) as progress:
-        for index, row in enumerate(rows):
-            with _quiet():
-                pl.seed_everything(seed, verbose=False)
-                data, net = DigitsDataModule(seed=seed), LitSNN(hidden=list(hidden), lr=lr)
-                data.setup("fit")
-                started = time.perf_counter()
-                if index == 1:
-                    calibrate(net, data.train_dataloader())
-                callbacks: list[pl.Callback] = [ConvexReconstruction()] if index == 2 else []
-                trainer = pl.Trainer(
-                    accelerator="cpu",
-                    max_epochs=epochs,
-                    callbacks=[*callbacks, _Record(row, progress)],
-                    logger=False,
-                    enable_checkpointing=False,
-                    enable_progress_bar=False,
-                    enable_model_summary=False,
-                    num_sanity_val_steps=0,
-                )
-                trainer.fit(net, datamodule=data)
-                row.seconds = time.perf_counter() - started
-                row.test = trainer.test(net, datamodule=data, verbose=False)[0]["test_accuracy"]
-            for callback in callbacks:
-                assert isinstance(callback, ConvexReconstruction)
-                row.gap = max(report.gap for report in callback.reports)
-                row.solves = (sum(r.accepted for r in callback.reports), len(callback.reports))
-                row.seconds_solves = sum(r.seconds_patterns + r.seconds_solve for r in callback.reports)
-    return rows
+        run = partial(train, progress=progress, epochs=epochs, hidden=hidden, lr=lr, seed=seed)
+        return [
+            run("SG, default weights"),
+            run("SG, calibrated weights", calibrated=True),
+            run("SG + ConvexReconstruction()", callback=ConvexReconstruction()),
+        ]
 
 
 def demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float = 1e-2, seed: int = 0) -> None:

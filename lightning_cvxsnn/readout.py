@@ -1,7 +1,7 @@
 """Find the readout of any LightningModule, prove that it is linear, read it and write it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,9 +56,7 @@ def forward_of(module: nn.Module) -> Callable[[Any], Tensor]:
 
 
 @torch.no_grad()
-def find_readout(
-    module: nn.Module, x: Any, name: str | None = None, precision: Callable[[], AbstractContextManager] | None = None
-) -> Readout:
+def find_readout(module: nn.Module, x: Any, name: str | None = None, tolerance: float = 1e-4) -> Readout:
     """Find the last ``nn.Linear`` that ``x`` reaches, or the one called ``name``, and prove that it reads out linearly.
 
     The proof replaces the layer's input by random, time-varying spikes and its weights by random ones, and looks for
@@ -69,7 +67,7 @@ def find_readout(
         module: A LightningModule, or any module.
         x: One batch of inputs.
         name: Dotted name of the readout; None: the last linear layer reached.
-        precision: The context of a training forward, such as autocast; None: none.
+        tolerance: Largest deviation from linear, relative to the output; raise it where forwards run in half precision.
 
     Raises:
         MisconfigurationException: If there is no such layer, no reduction fits, a spiking neuron follows the layer, no
@@ -83,7 +81,6 @@ def find_readout(
     _check_neurons(module, order, name)
     _check_parameters(module, layer, name)
 
-    tolerance = 1e-4 if precision is None else 3e-2
     with _random_readout(layer) as probe:
         fresh_state(module)
         output = forward(x)
@@ -176,8 +173,8 @@ def _check_neurons(module: nn.Module, order: list[str], name: str) -> None:
 def _check_parameters(module: nn.Module, layer: nn.Linear, name: str) -> None:
     if not isinstance(layer.weight, nn.Parameter):
         raise MisconfigurationException(
-            f"The weight of the readout '{name}' is computed from other parameters (weight norm or such), "
-            "so it cannot be written. Expected a plain `nn.Linear`; remove the parametrization, or name another layer with "
+            f"The weight of the readout '{name}' is computed from other parameters (weight norm, parametrization) and "
+            "cannot be written. Expected a plain `nn.Linear`; remove the parametrization, or name another layer with "
             "`readout=`."
         )
     for kind, parameter in layer.named_parameters(recurse=False):

@@ -42,9 +42,9 @@ TARGET_RATE = 0.1
 CONTINUE_SCALE = 0.3
 
 _CALIBRATION_ROWS = 1024
-_VERIFY_TOLERANCE = 1e-3
+_TOLERANCE = 1e-3  # of a forward pass, relative
+_LOW_PRECISION_TOLERANCE = 3e-2
 _LOSS_TOLERANCE = 1e-2
-_LOW_PRECISION_TOLERANCE = 5e-2
 
 
 class Reconstructor:
@@ -112,11 +112,12 @@ class Reconstructor:
         self, module: nn.Module, rows: TrainingRows, occasion: Occasion, surroundings: Surroundings, norms: list[Any]
     ) -> tuple[SolveReport, list[CalibratedLayer]]:
         started = time.perf_counter()
+        tolerance = _TOLERANCE if surroundings.precision is None else _LOW_PRECISION_TOLERANCE
         if self._readout is None:
             first = next(iter(rows), None)
             if first is None:
                 raise MisconfigurationException("The training dataloader is empty. Expected at least one batch.")
-            self._readout = find_readout(module, first.x, self.settings.readout, surroundings.precision)
+            self._readout = find_readout(module, first.x, self.settings.readout, tolerance)
         readout = self._readout
         captured = partial(
             capture_problem,
@@ -138,7 +139,6 @@ class Reconstructor:
         with surroundings.progress("convex solve", None):
             report = self._solve(problem, readout, occasion, surroundings, as_found)
         if report.accepted and not self.settings.dry_run:
-            tolerance = _VERIFY_TOLERANCE if surroundings.precision is None else _LOW_PRECISION_TOLERANCE
             _verify(module, readout, next(iter(rows)).x, tolerance)
         seconds_patterns, seconds_solve = patterns_done - started, time.perf_counter() - patterns_done
         return replace(report, seconds_patterns=seconds_patterns, seconds_solve=seconds_solve), layers

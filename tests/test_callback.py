@@ -79,6 +79,13 @@ def test_max_steps_ends_with_a_final_solve():
     assert callback.reports[-1].step == 6
 
 
+def test_a_shortened_epoch_ends_with_a_solve():
+    callback = ConvexReconstruction(beta=0.02)
+    _, run = fitted(callback, max_epochs=2, limit_train_batches=2)
+    assert run.global_step == 4
+    assert [report.step for report in callback.reports] == [0, 2, 4]
+
+
 def test_the_solve_comes_after_the_last_batch_and_before_its_validation():
     callback = ConvexReconstruction(beta=0.02)
     events = Events(callback)
