@@ -189,8 +189,9 @@ def calibrate_layers(
         ValueError: If a layer that must change is fed by no affine layer, or by one that is frozen.
     """
     changed = []
-    for position in range(len(measure_activity(module, forward, inputs))):
-        before = measure_activity(module, forward, inputs)[position]
+    activities = measure_activity(module, forward, inputs)
+    for position in range(len(activities)):
+        before = activities[position]
         if before.alive and only_dead:
             continue
         affine = _writable_affine(module, before, required=not before.alive)
@@ -201,12 +202,13 @@ def calibrate_layers(
             if parameter is not None:
                 parameter.mul_(factors.to(parameter).reshape(-1, *[1] * (parameter.dim() - 1)))
         after_change()
+        activities = measure_activity(module, forward, inputs)
         changed.append(
             CalibratedLayer(
                 name=before.name,
                 affine_name=before.affine_name,
                 before=before,
-                after=measure_activity(module, forward, inputs)[position],
+                after=activities[position],
                 scale=float(factors.abs().median()),
                 negated=int((factors < 0).sum()),
             )
