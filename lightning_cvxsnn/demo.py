@@ -10,6 +10,7 @@ from functools import partial
 
 import lightning.pytorch as pl
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -151,17 +152,20 @@ def demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float = 1e-
     early = min(5, epochs)
     table = Table(
         title=f"scikit-learn digits, {len(hidden)} LIF layers {list(hidden)}, {epochs} epochs, seed {seed}",
-        caption="Accuracies in %. Gap: the largest certified gap of the run's solves, over their dictionaries.",
+        caption="Accuracies in %: validation before training (start) and after epochs (ep), test at the end. "
+        "gap: the largest certified gap of the run's solves, over their dictionaries. seconds: in all; solving: of it.",
+        box=SIMPLE_HEAD,
+        padding=0,
     )
-    table.add_column("training")
-    for column in ("start", f"epoch {early}", f"epoch {epochs}", "test", "gap", "solves", "seconds", "of it solves"):
-        table.add_column(column, justify="right")
+    table.add_column("training", no_wrap=True)
+    for column in ("start", f"ep {early}", f"ep {epochs}", "test", "gap", "written", "seconds", "solving"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            row.name,
+            row.name.removesuffix("()"),
             *(f"{100 * a:.1f}" for a in (row.start, row.validation[early - 1], row.validation[-1], row.test)),
             "-" if row.gap is None else f"{row.gap:.0e}",
-            "-" if row.gap is None else f"{row.solves[0]} of {row.solves[1]} written",
+            "-" if row.gap is None else f"{row.solves[0]}/{row.solves[1]}",
             f"{row.seconds:.1f}",
             f"{row.seconds_solves:.1f}",
         )

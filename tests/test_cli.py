@@ -92,9 +92,9 @@ def test_usage(capsys):
 
 def test_the_installed_command_runs_the_demo():
     command = [Path(sys.executable).parent / "cvxsnn", "demo", "--epochs=1", "--hidden=[16]"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "140"})
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "80"})
     assert result.returncode == 0, result.stderr
-    for name in ("SG, default weights", "SG, calibrated weights", "SG + ConvexReconstruction()"):
+    for name in ("SG, default weights", "SG, calibrated weights", "SG + ConvexReconstruction"):
         assert name in result.stdout
 
 
