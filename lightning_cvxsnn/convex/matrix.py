@@ -15,8 +15,9 @@ from torch import Tensor
 
 __all__ = ["DictionaryLike", "Entries", "Matrix", "PackedDictionary"]
 
-_BLOCK = {"cpu": 2**20, "cuda": 2**26}  # entries converted at a time in products
-_GATHER = 2**24  # entries of gathered columns held in float64 at a time
+_BLOCK = 2**18  # entries converted at a time in products: they stay in the processor's cache
+_DEVICE_BLOCK = 2**26  # the same on any other device
+_GATHER = 2**23  # entries of gathered columns held in float64 at a time
 
 
 @runtime_checkable
@@ -104,6 +105,11 @@ class Matrix:
         self.device, self.dtype = sample.device, sample.dtype
 
     @property
+    def packed(self) -> bool:
+        """Whether entries have to be converted before they are used."""
+        return self.dtype != torch.float64
+
+    @property
     def T(self) -> _Transposed:
         """The transpose, for products only."""
         return _Transposed(self)
@@ -120,12 +126,13 @@ class Matrix:
         """The whole matrix as a float64 tensor, for solvers that need it."""
         return self[:, torch.arange(self.shape[1], device=self.device)]
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield slices of rows and their dictionary entries, float64 but without the scale."""
+    def blocks(self, index: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Yield slices of rows and their dictionary entries (in columns ``index``), float64 but without the scale."""
         rows, columns = self.source.shape
-        step = rows if self.dtype == torch.float64 else _BLOCK.get(self.device.type, _BLOCK["cuda"]) // max(columns, 1)
-        for part in _slices(rows, step):
-            yield part, self.source.block(part).to(torch.float64)
+        width = columns if index is None else index.numel()
+        step = (_BLOCK if self.device.type == "cpu" else _DEVICE_BLOCK) // max(width, 1)
+        for part in _slices(rows, step if self.packed else rows):
+            yield part, self.source.block(part, index).to(torch.float64)
 
     def gathered(self, index: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of rows and fresh float64 copies of ``matrix[rows, index]``, bounded in size."""
@@ -151,15 +158,18 @@ class Matrix:
 
     def __matmul__(self, right: Tensor) -> Tensor:
         rows, columns = self.source.shape
-        product = right.new_zeros(rows, *right.shape[1:])
-        for part, block in self.blocks():
-            if part.stop - part.start == rows:
-                product = block @ right[:columns]
-            else:
-                product[part] = block @ right[:columns]
+        factor, index = right[:columns], None
+        if self.packed:
+            used = factor.reshape(columns, -1).any(1).nonzero()[:, 0]
+            if used.numel() <= columns // 8:  # sparse coefficients: the other columns need no conversion
+                factor, index = factor[used], used
+        product = right.new_empty(rows, *right.shape[1:])
+        wide = factor.T.contiguous() if factor.ndim == 2 else factor
+        for part, block in self.blocks(index):
+            product[part] = (wide @ block.T).T if factor.ndim == 2 else block @ factor
         if self.source.scale != 1:
             product *= self.source.scale
-        return product + right[columns] if self.ones else product
+        return product.add_(right[columns]) if self.ones else product
 
     @overload
     def __getitem__(self, key: Tensor) -> Matrix: ...
@@ -188,15 +198,13 @@ class _Transposed:
         self.matrix = matrix
 
     def __matmul__(self, right: Tensor) -> Tensor:
-        rows, columns = self.matrix.source.shape
-        product = right.new_zeros(columns, *right.shape[1:])
+        product = right.new_zeros(*right.shape[1:], self.matrix.source.shape[1])
+        wide = right.T.contiguous() if right.ndim == 2 else right  # faster than a tall product
         for part, block in self.matrix.blocks():
-            if part.stop - part.start == rows:
-                product = block.T @ right
-            else:
-                product += block.T @ right[part]
+            product += wide[..., part] @ block
         if self.matrix.source.scale != 1:
             product *= self.matrix.source.scale
+        product = product.T.contiguous() if right.ndim == 2 else product
         return torch.cat([product, right.sum(0)[None]]) if self.matrix.ones else product
 
 

@@ -156,11 +156,11 @@ def _column_keys(matrix: Matrix, base: Tensor) -> tuple[Tensor, Tensor]:
     largest = _largest_count(matrix)
     if largest is None:
         return _fraction_keys(matrix, base)
-    draws = _draws(matrix.shape[0], largest, matrix.device)
-    keys = draws.new_zeros(matrix.shape[1], draws.shape[1])
+    draws = _draws(matrix.shape[0], largest, matrix.device).T.contiguous()
+    keys = draws.new_zeros(draws.shape[0], matrix.shape[1])
     for part, block in matrix.blocks():
-        keys += block.T @ draws[part]
-    keys -= base[:, None] * draws.sum(0)
+        keys += draws[:, part] @ block
+    keys = (keys - draws.sum(1, keepdim=True) * base).T.contiguous()
     first = (keys != 0).to(torch.uint8).argmax(1, keepdim=True)
     sign = torch.where(keys.gather(1, first)[:, 0] < 0, -1.0, 1.0).to(keys)
     return keys * sign[:, None] + 0.0, sign  # + 0.0 turns -0.0 into 0.0
@@ -179,7 +179,7 @@ def _largest_count(matrix: Matrix) -> int | None:
 
 
 def _draws(rows: int, largest: int, device: torch.device) -> Tensor:
-    """Random integers ``[rows, k]`` whose products with ``rows`` counts up to twice ``largest`` are exact in float64."""
+    """Random integers ``[rows, k]`` whose products with differences of ``rows`` counts are exact in float64."""
     bits = 52 - rows.bit_length() - (2 * largest).bit_length()
     size = rows, -(-_KEY_BITS // bits)
     return torch.randint(2**bits, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
@@ -194,7 +194,7 @@ def _fraction_keys(matrix: Matrix, base: Tensor) -> tuple[Tensor, Tensor]:
         canonical = matrix.source.block(slice(0, rows), index).to(torch.float64) - base[index]
         first = (canonical != 0).to(torch.uint8).argmax(0, keepdim=True)
         sign = torch.where(canonical.gather(0, first)[0] < 0, -1.0, 1.0).to(canonical)
-        parts = (canonical * sign + 0.0).view(torch.int16).to(torch.float64)  # + 0.0 turns -0.0 into 0.0
+        parts = (canonical * sign + 0.0).view(torch.int16).to(torch.float64)  # 0.0 for -0.0
         keys.append((parts.T @ draws).reshape(index.numel(), -1))
         signs.append(sign)
     return torch.cat(keys), torch.cat(signs)

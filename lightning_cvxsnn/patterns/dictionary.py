@@ -128,7 +128,11 @@ class SpikeDictionary:
         stored = self.counts[rows]
         if self.packed_columns is not None:
             return unpack_bits(stored, self.packed_columns) if columns is None else gather_bits(stored, columns)
-        return stored if columns is None else stored.index_select(1, columns)
+        wide = stored.dtype == torch.uint16
+        if wide:  # few operations know this type, and fewer on a GPU
+            stored = stored.view(torch.int16)
+        block = stored if columns is None else stored.index_select(1, columns)
+        return block.to(torch.int32) & 0xFFFF if wide else block
 
     def rows(self, index: Tensor) -> "SpikeDictionary":
         """The dictionary restricted to rows: ``index`` is a bool mask ``[n]`` or int64 positions."""
@@ -137,7 +141,9 @@ class SpikeDictionary:
     def columns(self, index: Tensor) -> "SpikeDictionary":
         """The dictionary restricted to columns: ``index`` holds int64 positions."""
         if self.packed_columns is None:
-            return SpikeDictionary(self.counts.index_select(1, index), self.scale)
+            wide = self.counts.dtype == torch.uint16
+            counts = (self.counts.view(torch.int16) if wide else self.counts).index_select(1, index)
+            return SpikeDictionary(counts.view(self.counts.dtype), self.scale)
         stored = self.counts.new_empty(self.shape[0], -(-index.numel() // 8))
         for part in self._parts():
             stored[part] = pack_bits(self.block(part, index))
