@@ -123,6 +123,13 @@ class SpikeDictionary:
         """The dictionary as a matrix ``[n, P]`` of ``dtype``."""
         return self.block(slice(0, self.shape[0])).to(dtype) * self.scale
 
+    def __matmul__(self, coef: Tensor) -> Tensor:
+        """What a readout ``coef [P, C]`` without a bias makes of each row, ``[n, C]``, in the dtype of ``coef``."""
+        product = coef.new_empty(self.shape[0], coef.shape[1])
+        for part in self._parts():
+            product[part] = self.block(part).to(coef.dtype) @ coef
+        return product * self.scale
+
     def block(self, rows: slice, columns: Tensor | None = None) -> Tensor:
         """The counts of some consecutive rows, ``columns`` (int64 positions) only, if given."""
         stored = self.counts[rows]

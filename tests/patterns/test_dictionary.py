@@ -36,6 +36,8 @@ def _check_statistics(found, entries):
     assert found.constant.tolist() == [len(set(column)) == 1 for column in columns]
     assert found.silent == sum(not any(column) for column in columns)
     assert found.saturated == sum(len(set(column)) == 1 and any(column) for column in columns)
+    coef = torch.arange(2.0 * len(columns), dtype=torch.float64).reshape(-1, 2)
+    torch.testing.assert_close(found @ coef, found.to_dense() @ coef)
     assert found.rate == pytest.approx(float(found.to_dense().mean()))
 
 
