@@ -1,8 +1,8 @@
 r"""Proof of optimality: a primal value, a lower bound on the optimum, and nothing taken on trust.
 
-The formulas are written out here a second time on purpose: no numerical code is shared with the solvers that the
-certificate judges. Weak duality for ``min (1/n) sum_i s_i loss(D_i W + b, y_i) + rho |W|_1`` gives, for every ``U``
-with ``|D^T U| <= rho`` (and ``sum_i U_i = 0`` if ``b`` is fitted), a bound ``D(U)``:
+The formulas are written out here a second time on purpose: but for the matrix products, no numerical code is shared
+with the solvers that the certificate judges. Weak duality for ``min (1/n) sum_i s_i loss(D_i W + b, y_i) + rho |W|_1``
+gives, for every ``U`` with ``|D^T U| <= rho`` (and ``sum_i U_i = 0`` if ``b`` is fitted), a bound ``D(U)``:
 
 ===============  =================================================  ==========================================
 loss             ``U`` of the form                                  ``D(U)``

@@ -17,7 +17,7 @@ __all__ = ["DictionaryLike", "Entries", "Matrix", "PackedDictionary"]
 
 _BLOCK = 2**18  # entries converted at a time in products: they stay in the processor's cache
 _DEVICE_BLOCK = 2**26  # the same on any other device
-_GATHER = 2**23  # entries of gathered columns held in float64 at a time
+_LARGE_BLOCK = 2**23  # entries of gathered columns, or of a matrix in float64, looked at at a time
 
 
 @runtime_checkable
@@ -130,13 +130,13 @@ class Matrix:
         """Yield slices of rows and their dictionary entries (in columns ``index``), float64 but without the scale."""
         rows, columns = self.source.shape
         width = columns if index is None else index.numel()
-        step = (_BLOCK if self.device.type == "cpu" else _DEVICE_BLOCK) // max(width, 1)
-        for part in _slices(rows, step if self.packed else rows):
+        size = (_BLOCK if self.device.type == "cpu" else _DEVICE_BLOCK) if self.packed else _LARGE_BLOCK
+        for part in _slices(rows, size // max(width, 1)):
             yield part, self.source.block(part, index).to(torch.float64)
 
     def gathered(self, index: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of rows and fresh float64 copies of ``matrix[rows, index]``, bounded in size."""
-        for part in _slices(self.shape[0], _GATHER // max(index.numel(), 1)):
+        for part in _slices(self.shape[0], _LARGE_BLOCK // max(index.numel(), 1)):
             yield part, self._gather(part, index)
 
     def gram(self, index: Tensor, weight: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def _many_small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inputs, "_DENSE_ENTRIES", 0)
         patch.setattr(matrix, "_BLOCK", 30)
-        patch.setattr(matrix, "_GATHER", 40)
+        patch.setattr(matrix, "_LARGE_BLOCK", 40)
         patch.setattr(reduction, "_CHUNK", 50)
         patch.setattr(dictionary, "_BLOCK", 35)
         yield
