@@ -188,7 +188,7 @@ class Reconstructor:
         solution = problem.solve(rho, tolerance, init, fitted)
 
         scale = self._scale(occasion)
-        candidate = scale * (dictionary.rows(problem.held_out).to_dense() @ solution.coef + solution.intercept)
+        candidate = scale * (dictionary.rows(problem.held_out) @ solution.coef + solution.intercept)
         objective_after = problem.held_out_loss(candidate)
         # The network as found is another one than that of `problem` where batch norms or dead layers were set right.
         objective_before = min(p.held_out_loss(p.outputs[p.held_out]) for p in (problem, as_found) if p is not None)

@@ -4,8 +4,8 @@ This package knows nothing of spikes or of Lightning: a dictionary is a matrix.
 """
 
 from lightning_cvxsnn.convex.certificate import Certificate, certificate
-from lightning_cvxsnn.convex.inputs import DictionaryLike
 from lightning_cvxsnn.convex.losses import Loss, mean_loss
+from lightning_cvxsnn.convex.matrix import DictionaryLike, PackedDictionary
 from lightning_cvxsnn.convex.path import Path, path
 from lightning_cvxsnn.convex.solution import Solution
 from lightning_cvxsnn.convex.solve import rho_max, solve
@@ -14,6 +14,7 @@ __all__ = [
     "Certificate",
     "DictionaryLike",
     "Loss",
+    "PackedDictionary",
     "Path",
     "Solution",
     "certificate",

@@ -1,8 +1,8 @@
 r"""Proof of optimality: a primal value, a lower bound on the optimum, and nothing taken on trust.
 
-The formulas are written out here a second time on purpose: no numerical code is shared with the solvers that the
-certificate judges. Weak duality for ``min (1/n) sum_i s_i loss(D_i W + b, y_i) + rho |W|_1`` gives, for every ``U``
-with ``|D^T U| <= rho`` (and ``sum_i U_i = 0`` if ``b`` is fitted), a bound ``D(U)``:
+The formulas are written out here a second time on purpose: but for the matrix products, no numerical code is shared
+with the solvers that the certificate judges. Weak duality for ``min (1/n) sum_i s_i loss(D_i W + b, y_i) + rho |W|_1``
+gives, for every ``U`` with ``|D^T U| <= rho`` (and ``sum_i U_i = 0`` if ``b`` is fitted), a bound ``D(U)``:
 
 ===============  =================================================  ==========================================
 loss             ``U`` of the form                                  ``D(U)``
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lightning_cvxsnn.convex.inputs import Dictionary, check_problem, check_rho
 from lightning_cvxsnn.convex.losses import Loss
+from lightning_cvxsnn.convex.matrix import Matrix
 
 __all__ = ["Certificate", "certificate", "certify"]
 
@@ -119,7 +120,7 @@ def _finite(tensor: Tensor, name: str, shape: tuple[int, ...], device: torch.dev
 
 
 def certify(
-    matrix: Tensor,
+    matrix: Matrix,
     encoded: Tensor,
     weight: Tensor,
     coef: Tensor,
@@ -129,17 +130,18 @@ def certify(
     fit_intercept: bool,
     dual_point: Tensor | None,
 ) -> tuple[Certificate, Tensor]:
-    """:func:`certificate` on checked float64 tensors; also returns the feasible dual point ``[n, C]`` it used."""
+    """:func:`certificate` on checked inputs; also returns the feasible dual point ``[n, C]`` it used."""
     rows = matrix.shape[0]
     outputs = matrix @ coef + intercept
     primal = float(weight @ _loss(outputs, encoded, loss)) / rows + rho * float(coef.abs().sum())
     best, violation, point = 0.0, 0.0, torch.zeros_like(outputs)  # U = 0 is feasible and bounds by 0
-    for candidate in (dual_point, _residuals(outputs, encoded, weight, loss)):
-        if candidate is None:
-            continue
-        repaired = _repair(candidate, encoded, weight, loss, fit_intercept)
-        correlation = (matrix.T @ repaired).abs().amax(0)
-        scaled, value = _scale_and_value(repaired, encoded, weight, loss, rho, correlation)
+    candidates = [_residuals(outputs, encoded, weight, loss)]
+    if dual_point is not None:
+        candidates.insert(0, dual_point)
+    repaired = [_repair(candidate, encoded, weight, loss, fit_intercept) for candidate in candidates]
+    correlations = (matrix.T @ torch.cat(repaired, 1)).abs().amax(0).chunk(len(repaired))
+    for candidate, correlation in zip(repaired, correlations, strict=True):
+        scaled, value = _scale_and_value(candidate, encoded, weight, loss, rho, correlation)
         if math.isfinite(value) and value > best:
             best, point = value, scaled
             violation = max(0.0, float(correlation.max()) / rho - 1)

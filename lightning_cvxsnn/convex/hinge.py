@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_cvxsnn.convex.interior import AbsoluteValues, factor, predictor_corrector, solve_factored
+from lightning_cvxsnn.convex.matrix import Matrix
 from lightning_cvxsnn.convex.reduction import Problem
 
 __all__ = ["minimise_hinge"]
@@ -100,7 +101,7 @@ def _one_output(
             best = (value, coef, intercept)
 
 
-def _value(problem: Problem, matrix: Tensor, sign: Tensor, rho: float, coef: Tensor) -> tuple[float, Tensor]:
+def _value(problem: Problem, matrix: Tensor | Matrix, sign: Tensor, rho: float, coef: Tensor) -> tuple[float, Tensor]:
     """Objective of one output at ``coef`` and its best intercept."""
     margin = sign * (matrix @ coef)
     intercept = _best_intercept(margin, sign, problem.weight) if problem.fit_intercept else sign.new_zeros(())

@@ -3,67 +3,78 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from lightning_cvxsnn.convex.losses import Loss, check_weights, encode_targets
+from lightning_cvxsnn.convex.matrix import DictionaryLike, Entries, Matrix, PackedDictionary
 
-__all__ = ["Dictionary", "DictionaryLike", "check_problem", "check_rho", "dense"]
-
-
-@runtime_checkable
-class DictionaryLike(Protocol):
-    """Anything that can write itself out as a dense matrix, such as packed spike counts."""
-
-    def to_dense(self, dtype: torch.dtype) -> Tensor:
-        """Return the matrix as a dense ``[n, P]`` tensor of ``dtype``."""
-        ...
-
+__all__ = ["Dictionary", "check_dictionary", "check_problem", "check_rho"]
 
 Dictionary = Tensor | DictionaryLike
 
+_DENSE_ENTRIES = 2**23  # dictionaries up to this size (64 MiB in float64) are converted once and for all
 
-def dense(dictionary: Dictionary) -> Tensor:
-    """The dictionary as a float64 ``[n, P]`` tensor on its own device.
+
+def check_dictionary(dictionary: Dictionary) -> Matrix:
+    """The dictionary as a matrix on its own device: float64 if it is small, packed as it comes if it is not.
 
     Args:
-        dictionary: ``[n, P]`` tensor (bool, integer or float), or an object with ``to_dense(dtype)``.
+        dictionary: ``[n, P]`` tensor (bool, integer or float), or an object with ``to_dense(dtype)``. One that is a
+            ``PackedDictionary`` is not written out if it is large.
 
     Raises:
         ValueError: Not a matrix, complex, no rows, no columns, NaN or infinity.
         TypeError: Neither a tensor nor an object with ``to_dense``.
     """
+    source: PackedDictionary
     if isinstance(dictionary, Tensor):
-        matrix = dictionary.detach().to_dense()
+        source = Entries(dictionary.detach().to_dense())
+    elif isinstance(dictionary, PackedDictionary):
+        source = dictionary
     elif isinstance(dictionary, DictionaryLike):
-        matrix = dictionary.to_dense(torch.float64)
+        source = Entries(dictionary.to_dense(torch.float64))
     else:
         raise TypeError(
             f"dictionary is a {type(dictionary).__name__}; expected a torch.Tensor [n, P] or an object with "
             "to_dense(dtype). Convert it with torch.as_tensor."
         )
-    if matrix.ndim != 2:
+    shape = tuple(source.shape)
+    if len(shape) != 2:
         raise ValueError(
-            f"dictionary has shape {tuple(matrix.shape)}; expected two dimensions [n, P]. Flatten time and channel "
-            "dimensions first."
+            f"dictionary has shape {shape}; expected two dimensions [n, P]. Flatten time and channel dimensions first."
         )
-    if matrix.is_complex():
+    if isinstance(source, Entries) and source.values.is_complex():
         raise ValueError("dictionary is complex; expected bool, integer or float entries. Pass its real part.")
-    if matrix.shape[0] == 0:
+    if shape[0] == 0:
         raise ValueError("dictionary has no rows (n = 0); expected at least one training row. Check the data loader.")
-    if matrix.shape[1] == 0:
+    if shape[1] == 0:
         raise ValueError("dictionary has no columns (P = 0); expected at least one unit. Check the readout's input.")
-    matrix = matrix.to(torch.float64)
-    bad = ~torch.isfinite(matrix)
-    if bool(bad.any()):
-        row, column = (int(i) for i in bad.nonzero()[0])
+    if isinstance(source, Entries):
+        source = Entries(source.values.contiguous())
+    if shape[0] * shape[1] <= _DENSE_ENTRIES:
+        source = Entries(source.block(slice(0, shape[0])).to(torch.float64), source.scale)
+    matrix = Matrix(source)
+    if matrix.dtype.is_floating_point or not math.isfinite(source.scale):
+        _check_finite(matrix)
+    return matrix
+
+
+def _check_finite(matrix: Matrix) -> None:
+    count, first = 0, (0, 0)
+    for part, block in matrix.blocks():
+        bad = ~torch.isfinite(block * matrix.source.scale)
+        found = int(bad.sum())
+        if found and not count:
+            row, column = (int(i) for i in bad.nonzero()[0])
+            first = part.start + row, column
+        count += found
+    if count:
         raise ValueError(
-            f"dictionary holds {int(bad.sum())} NaN or infinite entries, the first at row {row}, column {column}; "
+            f"dictionary holds {count} NaN or infinite entries, the first at row {first[0]}, column {first[1]}; "
             "expected finite numbers. Check the network's input and its membrane potentials."
         )
-    return matrix
 
 
 def check_rho(rho: float) -> float:
@@ -76,9 +87,9 @@ def check_rho(rho: float) -> float:
 
 def check_problem(
     dictionary: Dictionary, targets: Tensor, loss: Loss, num_outputs: int | None, sample_weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Checked float64 copies or views ``(D [n, P], Y [n, C], s [n])`` on the dictionary's device."""
-    matrix = dense(dictionary)
+) -> tuple[Matrix, Tensor, Tensor]:
+    """Checked ``(D [n, P], Y [n, C], s [n])`` on the dictionary's device, the last two float64."""
+    matrix = check_dictionary(dictionary)
     encoded = encode_targets(targets, loss=loss, num_outputs=num_outputs).to(matrix.device)
     if encoded.shape[0] != matrix.shape[0]:
         raise ValueError(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_cvxsnn.convex.certificate import certify
 from lightning_cvxsnn.convex.losses import output_gradient, row_losses
+from lightning_cvxsnn.convex.matrix import Matrix
 from lightning_cvxsnn.convex.quadratic import minimise_quadratic
 from lightning_cvxsnn.convex.reduction import Problem
 
@@ -48,7 +49,7 @@ def minimise_smooth(
     weight, matrix, coef = problem.weight, problem.matrix, start[0]
     penalised = torch.ones_like(coef)
     if problem.fit_intercept:
-        matrix = torch.cat([matrix, matrix.new_ones(rows, 1)], 1)
+        matrix = matrix.with_ones()
         penalised = torch.cat([penalised, torch.zeros_like(penalised[:1])])
         coef = torch.cat([coef, start[1][None]])
     dual_point = torch.zeros_like(problem.encoded)
@@ -85,7 +86,7 @@ def minimise_smooth(
 
 def _search(
     problem: Problem,
-    matrix: Tensor,
+    matrix: Matrix,
     outputs: Tensor,
     coef: Tensor,
     move: Tensor,
@@ -108,7 +109,7 @@ def _search(
 
 
 def _direction(
-    problem: Problem, matrix: Tensor, outputs: Tensor, coef: Tensor, gradient: Tensor, penalty: Tensor, damping: float
+    problem: Problem, matrix: Matrix, outputs: Tensor, coef: Tensor, gradient: Tensor, penalty: Tensor, damping: float
 ) -> tuple[Tensor, float]:
     """The step to the minimiser of the model over a working set, and the change it predicts."""
     working = (coef != 0) | (penalty == 0)
@@ -121,9 +122,11 @@ def _direction(
     else:
         working = working | (violation > 0)
     move, predicted = torch.zeros_like(coef), 0.0
-    largest = problem.weight @ matrix.square() / 4  # no probability has more curvature
+    raised = damping * matrix.squared_norms(problem.weight) / 4 if damping else None  # no probability curves more
     for rows, columns, hessian in _hessian_blocks(problem, matrix, outputs, working):
-        hessian.diagonal().mul_(1 + _PROXIMAL).add_(damping * largest[rows])
+        hessian.diagonal().mul_(1 + _PROXIMAL)
+        if raised is not None:
+            hessian.diagonal().add_(raised[rows])
         old = coef[rows, columns]
         new, change, _ = minimise_quadratic(hessian, gradient[rows, columns], old, penalty[rows, columns])
         move[rows, columns] = new - old
@@ -132,7 +135,7 @@ def _direction(
 
 
 def _hessian_blocks(
-    problem: Problem, matrix: Tensor, outputs: Tensor, working: Tensor
+    problem: Problem, matrix: Matrix, outputs: Tensor, working: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield index pairs into the coefficients and the Hessian over them, one block for each group coupled outputs."""
     weight = problem.weight
@@ -144,19 +147,25 @@ def _hessian_blocks(
             curvature = weight
             if problem.loss == "cross_entropy":
                 curvature = weight * torch.sigmoid(outputs[:, c]) * torch.sigmoid(-outputs[:, c])
-            root = matrix[:, rows] * curvature.sqrt()[:, None]
-            yield rows, torch.full_like(rows, c), root.T @ root
+            yield rows, torch.full_like(rows, c), matrix.gram(rows, curvature)
         return
     columns, rows = working.T.nonzero(as_tuple=True)  # sorted by output
     probability = torch.softmax(outputs, 1)
     top = probability.argmax(1, keepdim=True)
     complement = (1 - probability).scatter(1, top, probability.scatter(1, top, 0.0).sum(1, keepdim=True))
-    scaled = matrix[:, rows]
-    scaled *= (probability * weight.sqrt()[:, None])[:, columns]
-    hessian = -(scaled.T @ scaled)
     stop = torch.bincount(columns, minlength=outputs.shape[1]).cumsum(0).tolist()
-    for c, (first, last) in enumerate(zip([0, *stop[:-1]], stop, strict=True)):
-        # p (1 - p) without the cancellation of p - p^2, which would leave saturated rows with negative curvature
-        root = matrix[:, rows[first:last]] * (weight * probability[:, c] * complement[:, c]).sqrt()[:, None]
-        hessian[first:last, first:last] = root.T @ root
+    spans = [slice(first, last) for first, last in zip([0, *stop[:-1]], stop, strict=True)]
+    # p (1 - p) without the cancellation of p - p^2, which would leave saturated rows with negative curvature
+    curvature = (weight[:, None] * probability * complement).sqrt()
+    scale = probability * weight.sqrt()[:, None]
+    hessian = weight.new_zeros(rows.numel(), rows.numel())
+    own = [weight.new_zeros(span.stop - span.start, span.stop - span.start) for span in spans]
+    for part, block in matrix.gathered(rows):
+        for c, span in enumerate(spans):
+            root = block[:, span] * curvature[part, c, None]
+            own[c].addmm_(root.T, root)
+        block *= scale[part].index_select(1, columns)
+        hessian.addmm_(block.T, block, alpha=-1)
+    for c, span in enumerate(spans):
+        hessian[span, span] = own[c]
     yield rows, columns, hessian

@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 
 from lightning_cvxsnn.convex.losses import Loss
+from lightning_cvxsnn.convex.matrix import Matrix
 
 __all__ = ["Problem", "Reduction", "reduce"]
+
+_KEY_BITS = 104  # unequal columns share a key with a probability of 2^-104
+_LARGEST_COUNT = 2**16 - 1
+_CHUNK = 2**21  # entries of fractional columns examined at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,14 +22,14 @@ class Problem:
     """One reduced programme: distinct, non-constant columns and rows of positive weight.
 
     Attributes:
-        matrix: ``[n, p]`` float64.
+        matrix: ``[n, p]``, dense or packed.
         encoded: ``[n, C]`` float64 encoded targets.
         weight: ``[n]`` float64, sample weight over the *original* number of rows, all positive.
         loss: Name of the loss.
         fit_intercept: Whether an unpenalised intercept is fitted.
     """
 
-    matrix: Tensor
+    matrix: Matrix
     encoded: Tensor
     weight: Tensor
     loss: Loss
@@ -70,14 +75,14 @@ class Reduction:
         return full_coef, full_dual
 
 
-def reduce(matrix: Tensor, encoded: Tensor, weight: Tensor, loss: Loss, fit_intercept: bool) -> Reduction:
+def reduce(matrix: Matrix, encoded: Tensor, weight: Tensor, loss: Loss, fit_intercept: bool) -> Reduction:
     """Drop rows of zero weight, outputs with a trivial answer, and redundant columns.
 
     An output is trivial if an intercept is fitted and only one value of its target carries weight: a class that never
     occurs, or hinge signs that are all the same.
 
     Args:
-        matrix: ``[n, P]`` float64.
+        matrix: ``[n, P]``, dense or packed; what is kept of it stays so.
         encoded: ``[n, C]`` float64 encoded targets.
         weight: ``[n]`` float64 sample weights.
         loss: Name of the loss.
@@ -96,10 +101,10 @@ def reduce(matrix: Tensor, encoded: Tensor, weight: Tensor, loss: Loss, fit_inte
             outputs = outputs[:0]  # a single class occurs
     columns, owner, sign, shift = _distinct_columns(matrix, fit_intercept)
     if columns.numel() < matrix.shape[1]:
-        matrix = matrix[:, columns]
+        matrix = matrix.columns(columns)
     if outputs.numel() < encoded.shape[1]:
         encoded = encoded[:, outputs]
-    problem = Problem(matrix.contiguous(), encoded, weight / total, loss, fit_intercept)
+    problem = Problem(matrix, encoded, weight / total, loss, fit_intercept)
     return Reduction(problem, rows, columns, outputs, owner, sign, shift)
 
 
@@ -107,24 +112,23 @@ def _is_softmax(encoded: Tensor, loss: Loss) -> bool:
     return loss == "cross_entropy" and encoded.shape[1] > 1
 
 
-def _distinct_columns(matrix: Tensor, fit_intercept: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _distinct_columns(matrix: Matrix, fit_intercept: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """First column of each group, then each column's group (-1: dropped), sign and shift."""
     size, device = matrix.shape[1], matrix.device
     owner = torch.full((size,), -1, dtype=torch.long)
     sign = torch.ones(size, dtype=torch.float64, device=device)
-    shift = torch.zeros(size, dtype=torch.float64, device=device)
+    base = torch.zeros_like(sign)  # in units of the matrix's scale
     if matrix.shape[0] == 0:
-        return owner[:0].to(device), owner.to(device), sign, shift
-    base = matrix[0] if fit_intercept else torch.zeros_like(matrix[0])
-    canonical = matrix - base
-    first = (canonical != 0).to(torch.uint8).argmax(0, keepdim=True)
-    sign = torch.where(canonical.gather(0, first)[0] < 0, -1.0, 1.0).to(matrix)
-    keys = (canonical * sign + 0.0).T.contiguous().cpu().numpy()  # + 0.0 turns -0.0 into 0.0
-    silent = bytes(keys[0].nbytes)
+        return owner[:0].to(device), owner.to(device), sign, base
+    if fit_intercept:
+        base = matrix.source.block(slice(0, 1))[0].to(torch.float64)
+    keys, sign = _column_keys(matrix, base)
+    listed = keys.cpu().numpy()
+    silent = bytes(listed[0].nbytes)
     groups: dict[bytes, int] = {}
     kept: list[int] = []
     for j in range(size):
-        key = keys[j].tobytes()
+        key = listed[j].tobytes()
         if key == silent:
             continue
         if key not in groups:
@@ -133,6 +137,7 @@ def _distinct_columns(matrix: Tensor, fit_intercept: bool) -> tuple[Tensor, Tens
         owner[j] = groups[key]
     columns = torch.tensor(kept, dtype=torch.long, device=device)
     owner = owner.to(device)
+    base = base * matrix.source.scale
     if not kept:
         return columns, owner, sign, base
     used = owner >= 0
@@ -140,3 +145,56 @@ def _distinct_columns(matrix: Tensor, fit_intercept: bool) -> tuple[Tensor, Tens
     sign = torch.where(used, sign * sign[head], 1.0)
     shift = torch.where(used, base - sign * base[head], base)
     return columns, owner, sign, shift
+
+
+def _column_keys(matrix: Matrix, base: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys ``[P, k]``, equal for columns that are equal up to sign once ``base [P]`` is taken off, and those signs.
+
+    A key is the column's products with random integers: zero for a zero column. They are so small that float64 products
+    of counts are exact, in whatever order they are summed, and equal columns have equal keys on any device.
+    """
+    largest = _largest_count(matrix)
+    if largest is None:
+        return _fraction_keys(matrix, base)
+    draws = _draws(matrix.shape[0], largest, matrix.device).T.contiguous()
+    keys = draws.new_zeros(draws.shape[0], matrix.shape[1])
+    for part, block in matrix.blocks():
+        keys += draws[:, part] @ block
+    keys = (keys - draws.sum(1, keepdim=True) * base).T.contiguous()
+    first = (keys != 0).to(torch.uint8).argmax(1, keepdim=True)
+    sign = torch.where(keys.gather(1, first)[:, 0] < 0, -1.0, 1.0).to(keys)
+    return keys * sign[:, None] + 0.0, sign  # + 0.0 turns -0.0 into 0.0
+
+
+def _largest_count(matrix: Matrix) -> int | None:
+    """A bound of the absolute entries in units of the scale if they are counts, ``None`` if they are not."""
+    if matrix.dtype in (torch.bool, torch.uint8, torch.uint16):
+        return {torch.bool: 1, torch.uint8: 2**8 - 1}.get(matrix.dtype, _LARGEST_COUNT)
+    largest = 0.0
+    for _, block in matrix.blocks():
+        largest = max(largest, float(block.abs().max()))
+        if largest > _LARGEST_COUNT or not torch.equal(block, block.round()):
+            return None
+    return int(largest)
+
+
+def _draws(rows: int, largest: int, device: torch.device) -> Tensor:
+    """Random integers ``[rows, k]`` whose products with differences of ``rows`` counts are exact in float64."""
+    bits = 52 - rows.bit_length() - (2 * largest).bit_length()
+    size = rows, -(-_KEY_BITS // bits)
+    return torch.randint(2**bits, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+
+
+def _fraction_keys(matrix: Matrix, base: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`_column_keys` of fractions: the integers are those in the bits of the entries, 16 at a time."""
+    rows, size = matrix.shape
+    draws = _draws(rows, 2**15, matrix.device)
+    keys, signs = [], []
+    for index in torch.arange(size, device=matrix.device).split(max(_CHUNK // rows, 1)):
+        canonical = matrix.source.block(slice(0, rows), index).to(torch.float64) - base[index]
+        first = (canonical != 0).to(torch.uint8).argmax(0, keepdim=True)
+        sign = torch.where(canonical.gather(0, first)[0] < 0, -1.0, 1.0).to(canonical)
+        parts = (canonical * sign + 0.0).view(torch.int16).to(torch.float64)  # 0.0 for -0.0
+        keys.append((parts.T @ draws).reshape(index.numel(), -1))
+        signs.append(sign)
+    return torch.cat(keys), torch.cat(signs)

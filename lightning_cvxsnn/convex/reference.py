@@ -36,7 +36,7 @@ def minimise_with_cvxpy(
     """
     import cvxpy as cp
 
-    matrix, target, weight = (t.cpu().numpy() for t in (problem.matrix, problem.encoded, problem.weight))
+    matrix, target, weight = (t.cpu().numpy() for t in (problem.matrix.to_dense(), problem.encoded, problem.weight))
     rows, columns = matrix.shape
     outputs = target.shape[1]
     z = cp.Variable((rows, outputs))
@@ -71,7 +71,7 @@ def minimise_with_cvxpy(
 
     def read(value: Any, shape: tuple[int, ...]) -> Tensor:
         if value is None:
-            return problem.matrix.new_zeros(shape)
+            return problem.encoded.new_zeros(shape)
         tensor = torch.as_tensor(value, dtype=torch.float64, device=problem.matrix.device).reshape(shape)
         return torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0)
 

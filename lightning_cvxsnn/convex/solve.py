@@ -14,6 +14,7 @@ from lightning_cvxsnn.convex.certificate import certify
 from lightning_cvxsnn.convex.hinge import minimise_hinge
 from lightning_cvxsnn.convex.inputs import Dictionary, check_problem, check_rho
 from lightning_cvxsnn.convex.losses import Loss, constant_outputs, output_gradient, row_losses
+from lightning_cvxsnn.convex.matrix import Matrix
 from lightning_cvxsnn.convex.newton import minimise_smooth
 from lightning_cvxsnn.convex.reduction import Reduction, reduce
 from lightning_cvxsnn.convex.reference import minimise_with_cvxpy
@@ -31,7 +32,7 @@ Solver = Literal["own", "cvxpy"]
 class Prepared:
     """A checked programme and its reduction, to be solved for any number of values of rho."""
 
-    matrix: Tensor
+    matrix: Matrix
     encoded: Tensor
     weight: Tensor
     loss: Loss
@@ -146,8 +147,8 @@ def prepare(
     return prepare_checked(matrix, encoded, weight, loss, fit_intercept)
 
 
-def prepare_checked(matrix: Tensor, encoded: Tensor, weight: Tensor, loss: Loss, fit_intercept: bool) -> Prepared:
-    """Reduce a programme given as checked float64 tensors."""
+def prepare_checked(matrix: Matrix, encoded: Tensor, weight: Tensor, loss: Loss, fit_intercept: bool) -> Prepared:
+    """Reduce a programme whose inputs are checked."""
     at_zero = _constant_objective(encoded, weight, torch.zeros_like(encoded[0]), loss)
     scale = at_zero
     if fit_intercept:
@@ -200,7 +201,7 @@ def solve_prepared(
     problem = reduction.problem
     rows, columns, outputs = *prepared.matrix.shape, prepared.encoded.shape[1]
     target = gap_tolerance * prepared.scale
-    start_coef = problem.matrix.new_zeros(problem.matrix.shape[1], problem.encoded.shape[1])
+    start_coef = problem.encoded.new_zeros(problem.matrix.shape[1], problem.encoded.shape[1])
     start_shift = problem.encoded.new_zeros(problem.encoded.shape[1])
     trivial = problem.encoded.numel() == 0
     if not trivial and problem.fit_intercept:
