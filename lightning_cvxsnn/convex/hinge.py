@@ -6,11 +6,10 @@ With signs folded in, ``A = t [1, D]``, each output solves
 
 whose multipliers ``alpha`` of the rows satisfy ``0 <= alpha <= c`` and ``|A^T alpha| <= rho``. The interior point
 method works on the programme restricted to a few columns (:mod:`~lightning_cvxsnn.convex.restricted`). The multipliers
-of every iterate price all columns; once the gap of the restricted programme is no longer the larger part of the whole
-gap, the columns that violate most are let in and the iteration goes on from where it is. After Dedieu, Mazumder, Wang,
-"Solving L1-regularized SVMs and related linear programs", JMLR 23, 2022, and Gondzio, González-Brevis, Munari, "New
-developments in the primal-dual column generation technique", EJOR 224(1), 2013. Outputs are separate programmes, solved
-together.
+of every iterate price all columns; those that violate most are let in and the iteration goes on from where it is. After
+Dedieu, Mazumder, Wang, "Solving L1-regularized SVMs and related linear programs", JMLR 23, 2022, and Gondzio,
+González-Brevis, Munari, "New developments in the primal-dual column generation technique", EJOR 224(1), 2013. Outputs
+are separate programmes, solved together.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ __all__ = ["minimise_hinge"]
 _ITERATION_LIMIT = 2000
 _GROUP_ROWS = 100_000  # rows times outputs that are solved together
 _FIRST_COLUMNS = 100
-_ADMISSION = 0.5  # columns enter when the restricted gap is at most this share of the whole
 _PATIENCE = 6
 _SPARSITY = 0.4  # share of the tolerance that small coefficients may cost when they are set to zero
 
@@ -125,10 +123,7 @@ class _Search:
                 slope, correlation, objective = slope[going], correlation[going], objective[going]
                 iterate = iterate.keep(going)
             inside = iterate.chosen(correlation.shape[1])
-            restricted = objective - self._bound(iterate.alpha, torch.where(inside, correlation, 0.0), alive)[0]
-            whole = objective - self._bound(iterate.alpha, correlation, alive)[0]
-            ready = (restricted <= _ADMISSION * whole)[:, None]
-            wanted = torch.where(ready, self._candidates(inside, correlation, 1e-9 * rho), inside)
+            wanted = self._candidates(inside, correlation, 1e-9 * rho)
             if not torch.equal(wanted, inside):
                 iterate = admit(problem, iterate, wanted, slope, rho)
                 margin = iterate.outputs(iterate.point)

@@ -18,7 +18,8 @@ from lightning_cvxsnn.convex.reduction import Problem
 
 __all__ = ["Iterate", "Linearised", "admit", "begin"]
 
-_ENTRY = 0.3  # smallest slack of a column that enters, relative to rho
+_BLOCK = 128  # columns of a Gram matrix computed at a time
+_ENTRY = 0.05  # smallest slack of a column that enters, relative to rho
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,15 +152,15 @@ def admit(problem: Problem, iterate: Iterate, wanted: Tensor, slope: Tensor, rho
     old = iterate.chosen(slope.shape[1]).gather(1, columns) & real
     centre = (iterate.value * iterate.slack).mean(1, keepdim=True)
     slope = torch.where(real, slope.gather(1, columns), 0.0)
-    halves = zip(
-        iterate.value[:, 2 * rows :].chunk(2, 1), iterate.slack[:, 2 * rows :].chunk(2, 1), (1, -1), strict=True
-    )
-    values, slacks = [], []
-    for value, slack, side in halves:
-        kept = everywhere.scatter(1, iterate.columns, torch.where(iterate.real, slack, 0.0)).gather(1, columns)
-        slacks.append(torch.where(old, kept, (rho + side * slope).clamp_min(_ENTRY * rho)))
-        kept = everywhere.scatter(1, iterate.columns, torch.where(iterate.real, value, 0.0)).gather(1, columns)
-        values.append(torch.where(old, kept, centre / slacks[-1]))
+    entry = [(rho + side * slope).maximum((slope.abs() - rho).clamp_min(_ENTRY * rho)) for side in (1, -1)]
+    fresh = centre / (entry[0] * entry[1]).sqrt()  # of both halves, so that the coefficient is zero
+
+    def carried(pairs: Tensor, fresh: list[Tensor]) -> list[Tensor]:
+        halves = [torch.where(iterate.real, half, 0.0) for half in pairs[:, 2 * rows :].chunk(2, 1)]
+        halves = [everywhere.scatter(1, iterate.columns, half).gather(1, columns) for half in halves]
+        return [torch.where(old, *both) for both in zip(halves, fresh, strict=True)]
+
+    values, slacks = carried(iterate.value, [fresh, fresh]), carried(iterate.slack, entry)
     value = torch.cat([iterate.value[:, : 2 * rows], *values], 1)
     slack = torch.cat([iterate.slack[:, : 2 * rows], *slacks], 1)
     point = torch.cat([iterate.point[:, : iterate.free], values[0] - values[1]], 1)
@@ -178,6 +179,16 @@ def _gather(problem: Problem, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return columns, real, matrix
 
 
+def _gram(root: Tensor) -> Tensor:
+    """``root^T root``, computed on and below the diagonal and mirrored."""
+    size = root.shape[2]
+    system = root.new_zeros(root.shape[0], size, size)
+    for first in range(0, size, _BLOCK):
+        last = min(first + _BLOCK, size)
+        system[:, first:last, :last] = root[:, :, first:last].mT @ root[:, :, :last]
+    return system.tril() + system.tril(-1).mT
+
+
 class Linearised:
     """The Newton systems at an iterate whose ``margin`` is ``A x``, with everything but the coefficients eliminated."""
 
@@ -193,8 +204,7 @@ class Linearised:
         self.miss = 1 - margin - loss + surplus
         over, under = (self.value / self.slack).chunk(2, 1)
         self.row_scale = over + under
-        root = iterate.matrix * self.row_scale.rsqrt()[:, :, None]
-        self.system = root.mT @ root
+        self.system = _gram(iterate.matrix * self.row_scale.rsqrt()[:, :, None])
         self.system.diagonal(dim1=1, dim2=2)[:, free:] += 1 / self.norm.theta
         self.lower = factor(self.system)
 
