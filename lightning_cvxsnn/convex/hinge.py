@@ -28,7 +28,8 @@ __all__ = ["minimise_hinge"]
 
 _ITERATION_LIMIT = 2000
 _GROUP_ROWS = 100_000  # rows times outputs that are solved together
-_FIRST_COLUMNS = 100
+_COLUMNS = 100  # that enter together, or as many as there are already
+_WARM_COLUMNS = 32  # the same, if the start is close
 _PATIENCE = 6
 _SPARSITY = 0.4  # share of the tolerance that small coefficients may cost when they are set to zero
 
@@ -81,20 +82,21 @@ class _Search:
         self.value, self.intercept = _values(problem, sign, rho, self.coef)
         self.alpha = torch.zeros_like(sign)
         self.bound = torch.zeros_like(self.value)
+        self.warm = False
 
     def run(self, alpha: Tensor | None, limit: int, deadline: float) -> int:
         """Iterate until every output is within the tolerance or the limit is reached; returns iterations."""
         problem, rho = self.problem, self.rho
         used = 0
         alive = torch.arange(self.sign.shape[0], device=self.sign.device)
-        warm = alpha is not None
+        self.warm = alpha is not None
         alpha = problem.weight.expand_as(self.sign) if alpha is None else alpha.clamp_min(0).minimum(problem.weight)
         slope, correlation = self._price(alive, alpha)
         alive = alive[self.value - self.bound > self.tolerance]
         if alive.numel() == 0 or limit <= 0:
             return 0
         chosen = self._candidates(self.coef[alive] != 0, correlation[alive], -rho)
-        gap = (self.value - self.bound)[alive] if warm else None
+        gap = (self.value - self.bound)[alive] if self.warm else None
         point = self.coef[alive], self.intercept[alive]
         iterate = begin(problem, self.sign[alive], rho, point, alpha[alive], slope[alive], chosen, gap)
         stale = torch.zeros_like(alive)
@@ -153,13 +155,13 @@ class _Search:
     def _candidates(self, chosen: Tensor, correlation: Tensor, margin: float) -> Tensor:
         """The chosen columns and those that exceed ``rho + margin``, a bounded number, the largest first."""
         price = torch.where(chosen, -torch.inf, correlation - self.rho)
-        count = min(max(_FIRST_COLUMNS, int(chosen.sum(1).max())), price.shape[1])
+        count = min(max(_WARM_COLUMNS if self.warm else _COLUMNS, int(chosen.sum(1).max())), price.shape[1])
         best = price.topk(count, 1)
         return chosen.scatter(1, best.indices, chosen.gather(1, best.indices) | (best.values > margin))
 
     def _make_sparse(self) -> None:
         """Set as many small coefficients to zero as a share of the tolerance allows."""
-        limit = torch.maximum(self.value, torch.zeros_like(self.value)) + _SPARSITY * self.tolerance
+        limit = self.value + _SPARSITY * self.tolerance
         size = self.coef.abs()
         largest = size.amax(1, keepdim=True)
         open_ = torch.ones_like(self.value, dtype=torch.bool)
