@@ -30,9 +30,9 @@ def describe(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
     }
 
 
-def write(name: str, results: Any, packages: tuple[str, ...] = PACKAGES) -> None:
-    """Write ``results/<name>.json``."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write(name: str, results: Any, packages: tuple[str, ...] = PACKAGES, folder: Path = RESULTS) -> None:
+    """Write ``<folder>/<name>.json``."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps({"machine": describe(packages), "results": results}, indent=2) + "\n")
     print(f"written: {path}")

@@ -1,212 +1,201 @@
-r"""Hinge loss: one linear programme per output, by column generation and an interior point method.
+r"""Hinge loss: one linear programme per output, by column generation inside an interior point method.
 
-With signs folded in, ``A = t [D, 1]``, each output solves
+With signs folded in, ``A = t [1, D]``, each output solves
 
 .. math:: \min_{x, \xi \ge 0} \; c^T \xi + \rho \sum_j |x_j| \quad\text{subject to}\quad A x + \xi - r = 1, \; r \ge 0
 
-whose multipliers ``alpha`` of the rows satisfy ``0 <= alpha <= c`` and ``|A^T alpha| <= rho``. The restricted
-programme over a few columns is solved by an interior point method with one dense Cholesky factor of (columns)^2 per
-iteration; all columns are then priced with the multipliers (Dedieu, Mazumder, Wang, "Solving L1-regularized SVMs and
-related linear programs", JMLR 23, 2022).
+whose multipliers ``alpha`` of the rows satisfy ``0 <= alpha <= c`` and ``|A^T alpha| <= rho``. The interior point
+method works on the programme restricted to a few columns (:mod:`~lightning_cvxsnn.convex.restricted`). The multipliers
+of every iterate price all columns; those that violate most are let in and the iteration goes on from where it is. After
+Dedieu, Mazumder, Wang, "Solving L1-regularized SVMs and related linear programs", JMLR 23, 2022, and Gondzio,
+González-Brevis, Munari, "New developments in the primal-dual column generation technique", EJOR 224(1), 2013. Outputs
+are separate programmes, solved together.
 """
 
 from __future__ import annotations
 
+import math
+import time
+
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.convex.interior import AbsoluteValues, factor, predictor_corrector, solve_factored
-from lightning_cvxsnn.convex.matrix import Matrix
+from lightning_cvxsnn.convex.interior import predictor_corrector
 from lightning_cvxsnn.convex.reduction import Problem
+from lightning_cvxsnn.convex.restricted import Linearised, admit, begin
 
 __all__ = ["minimise_hinge"]
 
 _ITERATION_LIMIT = 2000
-_FIRST_COLUMNS = 100
-_INNER_LIMIT = 100
+_GROUP_ROWS = 100_000  # rows times outputs that are solved together
+_COLUMNS = 100  # that enter together, or as many as there are already
+_WARM_COLUMNS = 32  # the same, if the start is close
 _PATIENCE = 6
+_SPARSITY = 0.4  # share of the tolerance that small coefficients may cost when they are set to zero
 
 
 def minimise_hinge(
-    problem: Problem, rho: float, start: tuple[Tensor, Tensor], tolerance: float, max_iterations: int | None
+    problem: Problem,
+    rho: float,
+    start: tuple[Tensor, Tensor],
+    multipliers: Tensor | None,
+    tolerance: float,
+    max_iterations: int | None,
+    deadline: float = math.inf,
 ) -> tuple[Tensor, Tensor, Tensor, int, str]:
-    """Solve a reduced programme with hinge loss, output by output.
+    """Solve a reduced programme with hinge loss.
 
     Args:
         problem: The reduced programme.
         rho: Penalty.
-        start: Coefficients ``[p, C]``, whose support seeds the columns, and intercept ``[C]``.
+        start: Coefficients ``[p, C]`` and intercept ``[C]`` to start from.
+        multipliers: Dual point ``[n, C]`` to start from; ``None``: a cold start.
         tolerance: Absolute duality gap to reach over all outputs.
         max_iterations: Limit of interior point iterations, over all outputs; 2000 for ``None``.
+        deadline: ``time.perf_counter()`` after which no iteration starts.
 
     Returns:
         Coefficients, intercept, dual point ``[n, C]`` (in its box; scaling is left to the certificate), interior point
         iterations, name of the algorithm.
     """
     left = _ITERATION_LIMIT if max_iterations is None else max_iterations
-    total = 0
-    outputs = problem.encoded.shape[1]
-    coef, intercept = torch.zeros_like(start[0]), torch.zeros_like(start[1])
-    dual_point = torch.zeros_like(problem.encoded)
-    for c in range(outputs):
-        sign = problem.encoded[:, c]
-        coef[:, c], intercept[c], alpha, used = _one_output(
-            problem, sign, rho, start[0][:, c], tolerance / outputs, left
-        )
-        dual_point[:, c] = sign * alpha
-        left, total = left - used, total + used
+    rows, outputs = problem.encoded.shape
+    share, total = tolerance / outputs, 0
+    coef, intercept, dual_point = start[0].clone(), start[1].clone(), torch.zeros_like(problem.encoded)
+    for group in torch.arange(outputs, device=coef.device).split(max(1, _GROUP_ROWS // rows)):
+        sign = problem.encoded[:, group].T.contiguous()
+        alpha = None if multipliers is None else sign * multipliers[:, group].T
+        search = _Search(problem, sign, rho, start[0][:, group].T, share)
+        used = search.run(alpha, left - total, deadline)
+        total += used
+        coef[:, group], intercept[group] = search.coef.T, search.intercept
+        dual_point[:, group] = (sign * search.alpha).T
     return coef, intercept, dual_point, total, "column-generation-interior-point"
 
 
-def _one_output(
-    problem: Problem, sign: Tensor, rho: float, start: Tensor, tolerance: float, limit: int
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Coefficients ``[p]``, intercept, multipliers ``[n]`` and iterations for the labels ``sign [n]``."""
-    matrix, weight = problem.matrix, problem.weight
-    alpha = weight
-    free = sign if problem.fit_intercept else None
-    chosen, used = start != 0, 0
-    value, intercept = _value(problem, matrix, sign, rho, start)
-    best = (value, start, intercept)
-    dual, dual_alpha = 0.0, torch.zeros_like(alpha)
-    finest = 0.02 * tolerance
-    precision = 0.03 * float(weight.sum())
-    while True:
-        if problem.fit_intercept:
-            alpha = _balanced(alpha, sign)
-        correlation = (matrix.T @ (sign * alpha)).abs()
-        bound = float(alpha.sum()) * min(1.0, rho / max(float(correlation.max()), 1e-300))
-        if bound > dual:
-            dual, dual_alpha = bound, alpha
-        price = torch.where(chosen, -1.0, correlation - rho)
-        fresh = price.topk(min(max(_FIRST_COLUMNS, int(chosen.sum())), price.numel())).indices
-        fresh = fresh[price[fresh] > (1e-9 * rho if used else -rho)]
-        settled = used and fresh.numel() == 0 and precision <= finest
-        if best[0] - dual <= tolerance or used >= limit or settled:
-            return best[1], best[2], dual_alpha, used
-        chosen[fresh] = True
-        index = chosen.nonzero()[:, 0]
-        complete = fresh.numel() == 0 or bool(chosen.all())
-        precision = finest if complete else max(finest, min(0.1 * precision, 0.03 * (best[0] - dual)))
-        inside, alpha, iterations = _interior_point(
-            sign[:, None] * matrix[:, index], free, weight, rho, precision, limit - used
-        )
-        used += max(iterations, 1)
-        value, sparse, intercept = _sparsest(
-            problem, matrix[:, index], sign, rho, inside, max(0.1 * precision, 0.3 * tolerance)
-        )
-        if value < best[0]:
-            coef = torch.zeros_like(start)
-            coef[index] = sparse
-            best = (value, coef, intercept)
+class _Search:
+    """Best points and bounds of a group of outputs, the first dimension of every tensor."""
+
+    def __init__(self, problem: Problem, sign: Tensor, rho: float, coef: Tensor, tolerance: float) -> None:
+        self.problem, self.sign, self.rho, self.tolerance = problem, sign, rho, tolerance
+        self.coef = coef.contiguous()
+        self.value, self.intercept = _values(problem, sign, rho, self.coef)
+        self.alpha = torch.zeros_like(sign)
+        self.bound = torch.zeros_like(self.value)
+        self.warm = False
+
+    def run(self, alpha: Tensor | None, limit: int, deadline: float) -> int:
+        """Iterate until every output is within the tolerance or the limit is reached; returns iterations."""
+        problem, rho = self.problem, self.rho
+        used = 0
+        alive = torch.arange(self.sign.shape[0], device=self.sign.device)
+        self.warm = alpha is not None
+        alpha = problem.weight.expand_as(self.sign) if alpha is None else alpha.clamp_min(0).minimum(problem.weight)
+        slope, correlation = self._price(alive, alpha)
+        alive = alive[self.value - self.bound > self.tolerance]
+        if alive.numel() == 0 or limit <= 0:
+            return 0
+        chosen = self._candidates(self.coef[alive] != 0, correlation[alive], -rho)
+        gap = (self.value - self.bound)[alive] if self.warm else None
+        point = self.coef[alive], self.intercept[alive]
+        iterate = begin(problem, self.sign[alive], rho, point, alpha[alive], slope[alive], chosen, gap)
+        stale = torch.zeros_like(alive)
+        total = float(problem.weight.sum())
+        while True:
+            product = (iterate.slack * iterate.value).sum(1)
+            alpha = iterate.alpha
+            margin = iterate.outputs(iterate.point)
+            objective = (1 - margin).clamp_min(0) @ problem.weight + rho * iterate.coef.abs().sum(1)
+            before = self.value[alive] - self.bound[alive]
+            slope, correlation = self._price(alive, alpha)
+            better = objective < self.value[alive]
+            if bool(better.any()):
+                self.value[alive[better]] = objective[better]
+                self.coef[alive[better]] = iterate.spread(problem.matrix.shape[1])[better]
+                if problem.fit_intercept:
+                    self.intercept[alive[better]] = iterate.point[better, 0]
+            gap = self.value[alive] - self.bound[alive]
+            # in degenerate programmes rounding error takes over in the end
+            stale = torch.where(gap < before, 0, stale + (product < 1e-6 * total))
+            going = (gap > (1 - _SPARSITY) * self.tolerance) & (stale < _PATIENCE) & (product > 0)
+            if used >= limit or time.perf_counter() > deadline or not bool(going.any()):
+                break
+            if not bool(going.all()):
+                alive, stale, margin = alive[going], stale[going], margin[going]
+                slope, correlation, objective = slope[going], correlation[going], objective[going]
+                iterate = iterate.keep(going)
+            inside = iterate.chosen(correlation.shape[1])
+            wanted = self._candidates(inside, correlation, 1e-9 * rho)
+            if not torch.equal(wanted, inside):
+                iterate = admit(problem, iterate, wanted, slope, rho)
+                margin = iterate.outputs(iterate.point)
+            model = Linearised(iterate, margin, rho)
+            value, slack, step = predictor_corrector(iterate.value, iterate.slack, model.direction, together=False)
+            iterate = iterate.moved(value, slack, step)
+            used += alive.numel()
+        self._make_sparse()
+        return used
+
+    def _price(self, alive: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """``-A^T alpha`` and, of the feasible point, ``|A^T alpha|`` for all columns, ``[C, p]``; keeps good bounds."""
+        sign = self.sign[alive]
+        feasible = _balanced(alpha, sign) if self.problem.fit_intercept else alpha
+        both = (self.problem.matrix.T @ torch.cat([sign * alpha, sign * feasible]).T).T
+        correlation = both[alive.numel() :].abs()
+        bound, feasible = self._bound(alpha, correlation, alive)
+        better = bound > self.bound[alive]
+        self.bound[alive[better]] = bound[better]
+        self.alpha[alive[better]] = feasible[better]
+        return -both[: alive.numel()], correlation
+
+    def _bound(self, alpha: Tensor, correlation: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+        feasible = _balanced(alpha, self.sign[alive]) if self.problem.fit_intercept else alpha
+        return feasible.sum(1) * (self.rho / correlation.amax(1).clamp_min(1e-300)).clamp(max=1), feasible
+
+    def _candidates(self, chosen: Tensor, correlation: Tensor, margin: float) -> Tensor:
+        """The chosen columns and those that exceed ``rho + margin``, a bounded number, the largest first."""
+        price = torch.where(chosen, -torch.inf, correlation - self.rho)
+        count = min(max(_WARM_COLUMNS if self.warm else _COLUMNS, int(chosen.sum(1).max())), price.shape[1])
+        best = price.topk(count, 1)
+        return chosen.scatter(1, best.indices, chosen.gather(1, best.indices) | (best.values > margin))
+
+    def _make_sparse(self) -> None:
+        """Set as many small coefficients to zero as a share of the tolerance allows."""
+        limit = self.value + _SPARSITY * self.tolerance
+        size = self.coef.abs()
+        largest = size.amax(1, keepdim=True)
+        open_ = torch.ones_like(self.value, dtype=torch.bool)
+        for exponent in range(-10, -1):
+            sparse = torch.where(size > 10.0**exponent * largest, self.coef, 0.0)
+            value, intercept = _values(self.problem, self.sign, self.rho, sparse)
+            open_ &= value <= limit
+            if not bool(open_.any()):
+                break
+            self.coef = torch.where(open_[:, None], sparse, self.coef)
+            self.intercept = torch.where(open_, intercept, self.intercept)
+            self.value = torch.where(open_, value, self.value)
 
 
-def _value(problem: Problem, matrix: Tensor | Matrix, sign: Tensor, rho: float, coef: Tensor) -> tuple[float, Tensor]:
-    """Objective of one output at ``coef`` and its best intercept."""
-    margin = sign * (matrix @ coef)
-    intercept = _best_intercept(margin, sign, problem.weight) if problem.fit_intercept else sign.new_zeros(())
-    loss = (1 - margin - sign * intercept).clamp_min(0)
-    return float(problem.weight @ loss + rho * coef.abs().sum()), intercept
+def _values(problem: Problem, sign: Tensor, rho: float, coef: Tensor) -> tuple[Tensor, Tensor]:
+    """Objectives ``[C]`` at ``coef [C, p]`` and their best intercepts ``[C]``."""
+    margin = sign * (problem.matrix @ coef.T).T
+    intercept = _best_intercepts(margin, sign, problem.weight) if problem.fit_intercept else margin.new_zeros(len(sign))
+    loss = (1 - margin - sign * intercept[:, None]).clamp_min(0)
+    return loss @ problem.weight + rho * coef.abs().sum(1), intercept
 
 
-def _sparsest(
-    problem: Problem, matrix: Tensor, sign: Tensor, rho: float, coef: Tensor, slack: float
-) -> tuple[float, Tensor, Tensor]:
-    """Objective, coefficients and best intercept with as many small coefficients at zero as ``slack`` allows."""
-    value, intercept = _value(problem, matrix, sign, rho, coef)
-    best = value, coef, intercept
-    for exponent in range(-10, -1):
-        sparse = torch.where(coef.abs() > 10.0**exponent * coef.abs().max(), coef, 0.0)
-        trial, intercept = _value(problem, matrix, sign, rho, sparse)
-        if trial > value + slack:
-            break
-        best = trial, sparse, intercept
-    return best
+def _best_intercepts(margin: Tensor, sign: Tensor, weight: Tensor) -> Tensor:
+    """Exact minimisers in ``b`` of ``sum weight max(0, 1 - margin - sign b)``: where the slopes change sign."""
+    kink, order = (sign * (1 - margin)).sort(1)
+    # left of every kink all positive rows pay; each kink passed raises the slope by its weight
+    slope = weight[order].cumsum(1) - ((sign > 0) * weight).sum(1, keepdim=True)
+    return kink.gather(1, (slope < 0).sum(1, keepdim=True).clamp(max=kink.shape[1] - 1))[:, 0]
 
 
 def _balanced(alpha: Tensor, sign: Tensor) -> Tensor:
     """Multipliers with the heavier sign shrunk to the total of the lighter, as the intercept demands."""
-    positive, negative = alpha[sign > 0].sum(), alpha[sign < 0].sum()
+    positive = torch.where(sign > 0, alpha, 0.0).sum(1, keepdim=True)
+    negative = torch.where(sign < 0, alpha, 0.0).sum(1, keepdim=True)
     lighter = torch.minimum(positive, negative)
-    return alpha * torch.where(sign > 0, lighter / positive, lighter / negative)
-
-
-def _best_intercept(margin: Tensor, sign: Tensor, weight: Tensor) -> Tensor:
-    """Exact minimiser in ``b`` of ``sum weight max(0, 1 - margin - sign b)``: where the slope changes sign."""
-    kink, order = (sign * (1 - margin)).sort()
-    # left of every kink all positive rows pay; each kink passed raises the slope by its weight
-    slope = weight[order].cumsum(0) - weight[sign > 0].sum()
-    return kink[int((slope < 0).sum().clamp(max=kink.numel() - 1))]
-
-
-def _interior_point(
-    matrix: Tensor, free: Tensor | None, cost: Tensor, rho: float, tolerance: float, limit: int
-) -> tuple[Tensor, Tensor, int]:
-    """Coefficients ``[k]``, multipliers ``[n]`` and iterations of the restricted programme.
-
-    ``matrix [n, k]`` and the intercept's column ``free [n]`` carry the signs. The pairs are, in this order: ``xi`` with
-    ``c - alpha``, ``r`` with ``alpha``, and the two halves of the coefficients with theirs.
-    """
-    rows, size = matrix.shape
-    if free is not None:
-        matrix = torch.cat([matrix, free[:, None]], 1)
-    point = cost.new_zeros(matrix.shape[1])
-    slope = -(matrix.T @ cost)[:size] / 2
-    value = torch.cat([cost.new_full((rows,), 1.5), cost.new_full((rows,), 0.5), cost.new_ones(2 * size)])
-    slack = torch.cat([cost / 2, cost / 2, (rho + slope).clamp_min(rho), (rho - slope).clamp_min(rho)])
-    best = (float("inf"), point[:size], cost / 2)
-    iteration = stale = 0
-    total, limit = float(cost.sum()), min(limit, _INNER_LIMIT)
-    while True:
-        up, down = value[2 * rows :].chunk(2)
-        alpha = slack[rows : 2 * rows]
-        point[:size] = up - down
-        slope = -(matrix.T @ alpha)
-        gap = float(value @ slack)
-        primal = float(cost @ (1 - matrix @ point).clamp_min(0) + rho * point[:size].abs().sum())
-        feasible = alpha if free is None else _balanced(alpha, free)
-        steepest = float((matrix[:, :size].T @ feasible).abs().max())
-        suboptimality = primal - float(feasible.sum()) * min(1.0, rho / max(steepest, 1e-300))
-        if suboptimality < best[0]:
-            best, stale = (suboptimality, up - down, alpha), 0
-        else:
-            stale += gap < 1e-6 * total  # rounding error takes over in degenerate programmes
-        if best[0] <= tolerance or iteration >= limit or stale >= _PATIENCE or not gap > 0:
-            return best[1], best[2], iteration
-        model = _Linearised(matrix, point, slope, value, slack, rho)
-        value, slack, step = predictor_corrector(value, slack, model.direction, together=False)
-        point = point + step
-        iteration += 1
-
-
-class _Linearised:
-    """The Newton system of the restricted programme, with everything but the coefficients eliminated."""
-
-    def __init__(self, matrix: Tensor, point: Tensor, slope: Tensor, value: Tensor, slack: Tensor, rho: float) -> None:
-        rows = matrix.shape[0]
-        self.matrix, self.slope, self.split = matrix, slope, 2 * rows
-        self.value, self.slack = value[: 2 * rows], slack[: 2 * rows]
-        self.size = (value.numel() - 2 * rows) // 2
-        self.norm = AbsoluteValues(value[2 * rows :], slack[2 * rows :], slope[: self.size], rho)
-        loss, surplus = self.value.chunk(2)
-        self.miss = 1 - matrix @ point - loss + surplus
-        over, under = (self.value / self.slack).chunk(2)
-        self.row_scale = over + under
-        root = matrix * self.row_scale.rsqrt()[:, None]
-        self.system = root.T @ root
-        self.system.diagonal()[: self.size] += 1 / self.norm.theta
-        self.lower = factor(self.system)
-
-    def direction(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        row_target, norm_target = target[: self.split], target[self.split :]
-        loss, surplus = (row_target / self.slack).chunk(2)
-        known = (self.miss - loss + surplus) / self.row_scale
-        right = self.matrix.T @ known
-        right[: self.size] += self.norm.drift(norm_target) / self.norm.theta
-        right[self.size :] -= self.slope[self.size :]
-        step = solve_factored(self.system, self.lower, right)
-        d_alpha = known - (self.matrix @ step) / self.row_scale
-        d_slack = torch.cat([-d_alpha, d_alpha])
-        d_value = (row_target - self.value * d_slack) / self.slack
-        norm_value, norm_slack = self.norm.moves(norm_target, step[: self.size])
-        return torch.cat([d_value, norm_value]), torch.cat([d_slack, norm_slack]), step
+    shrink = lighter / torch.where(sign > 0, positive, negative)
+    return torch.where(alpha > 0, alpha * shrink.clamp(max=1), 0.0)

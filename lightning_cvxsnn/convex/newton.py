@@ -11,6 +11,8 @@ judged by the certificate.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 
 import torch
@@ -31,7 +33,12 @@ _PROXIMAL = 1e-10  # relative; pins directions without curvature, such as a shif
 
 
 def minimise_smooth(
-    problem: Problem, rho: float, start: tuple[Tensor, Tensor], tolerance: float, max_iterations: int | None
+    problem: Problem,
+    rho: float,
+    start: tuple[Tensor, Tensor],
+    tolerance: float,
+    max_iterations: int | None,
+    deadline: float = math.inf,
 ) -> tuple[Tensor, Tensor, Tensor, int, str]:
     """Solve a reduced programme with squared loss or cross-entropy.
 
@@ -41,6 +48,7 @@ def minimise_smooth(
         start: Coefficients ``[p, C]`` and intercept ``[C]`` to start from.
         tolerance: Absolute duality gap to reach.
         max_iterations: Limit of Newton iterations; 200 for ``None``.
+        deadline: ``time.perf_counter()`` after which no iteration starts.
 
     Returns:
         Coefficients, intercept, feasible dual point ``[n, C]``, Newton iterations, name of the algorithm.
@@ -65,7 +73,7 @@ def minimise_smooth(
         )  # fmt: skip
         if proof.primal < best[0]:
             best = (proof.primal, coef)
-        if proof.gap <= tolerance or iteration == limit:
+        if proof.gap <= tolerance or iteration == limit or time.perf_counter() > deadline:
             break
         gradient = matrix.T @ (weight[:, None] * output_gradient(outputs, problem.encoded, problem.loss))
         current = max(rho, _CONTINUATION * min(current, float((gradient.abs() * penalised).max())))

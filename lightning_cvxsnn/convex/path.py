@@ -59,6 +59,7 @@ def path(
     ratio: float = 1e-3,
     gap_tolerance: float = 1e-4,
     max_iterations: int | None = None,
+    max_seconds: float | None = None,
     solver: Solver = "own",
 ) -> Path:
     """Solve for a geometric sequence of rho and score each solution on held-out rows.
@@ -79,6 +80,8 @@ def path(
         ratio: Last over first value, between 0 and 1.
         gap_tolerance: Relative gap of each solve.
         max_iterations: Limit for each solve.
+        max_seconds: Limit of wall-clock time for the whole path, as for ``solve``. The value at hand ends early, with
+            ``converged=False``, and is the last; the first value is always there.
         solver: ``"own"`` or ``"cvxpy"``.
 
     Returns:
@@ -94,7 +97,9 @@ def path(
         >>> result.best == len(result.rhos) - 1, result.rho == result.rhos[-1]
         (True, True)
     """
-    check_options(gap_tolerance, max_iterations, solver)
+    started = time.perf_counter()
+    deadline = started + (math.inf if max_seconds is None else max_seconds)
+    check_options(gap_tolerance, max_iterations, max_seconds, solver)
     if num_values < 1:
         raise ValueError(f"num_values is {num_values}; expected an integer >= 1.")
     if not 0 < ratio < 1:
@@ -120,7 +125,9 @@ def path(
     best = rises = 0
     for rho in _geometric(largest_rho(prepared), ratio, num_values):
         previous = solutions[-1] if solutions else None
-        solution = solve_prepared(prepared, rho, previous, gap_tolerance, max_iterations, solver, time.perf_counter())
+        solution = solve_prepared(
+            prepared, rho, previous, gap_tolerance, max_iterations, solver, time.perf_counter(), deadline
+        )
         outputs = scored[0] @ solution.coef + solution.intercept
         held_out_loss = float(scored[2] @ row_losses(outputs, scored[1], loss)) / outputs.shape[0]
         rises += bool(losses) and held_out_loss > losses[-1]
@@ -129,7 +136,7 @@ def path(
         solutions.append(solution)
         if held_out_loss < losses[best]:
             best, rises = len(losses) - 1, 0
-        if rises >= _RISES:
+        if rises >= _RISES or time.perf_counter() > deadline:
             break
     return Path(rhos, losses, solutions, best)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 import warnings
 from typing import Any
 
@@ -15,7 +17,7 @@ __all__ = ["minimise_with_cvxpy"]
 
 
 def minimise_with_cvxpy(
-    problem: Problem, rho: float, tolerance: float, max_iterations: int | None
+    problem: Problem, rho: float, tolerance: float, max_iterations: int | None, deadline: float = math.inf
 ) -> tuple[Tensor, Tensor, Tensor, int, str]:
     """Solve a reduced programme with CVXPY and Clarabel.
 
@@ -26,6 +28,7 @@ def minimise_with_cvxpy(
         rho: Penalty.
         tolerance: Absolute duality gap wanted.
         max_iterations: Limit of Clarabel's iterations; its own default for ``None``.
+        deadline: ``time.perf_counter()`` after which Clarabel stops.
 
     Returns:
         Coefficients ``[p, C]``, intercept ``[C]``, dual point ``[n, C]``, iterations, name of the algorithm. Zeros if
@@ -64,6 +67,8 @@ def minimise_with_cvxpy(
     options: dict[str, Any] = {"tol_gap_abs": accuracy, "tol_gap_rel": accuracy, "tol_feas": accuracy}
     if max_iterations is not None:
         options["max_iter"] = max_iterations
+    if math.isfinite(deadline):
+        options["time_limit"] = max(deadline - time.perf_counter(), 0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "may be inaccurate": the certificate decides
         with contextlib.suppress(cp.SolverError):

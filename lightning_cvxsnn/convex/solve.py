@@ -53,6 +53,7 @@ def solve(
     init: Solution | None = None,
     gap_tolerance: float = 1e-6,
     max_iterations: int | None = None,
+    max_seconds: float | None = None,
     solver: Solver = "own",
 ) -> Solution:
     r"""Minimise ``(1/n) sum_i s_i loss(D_i W + b, y_i) + rho * sum |W|`` to a certified duality gap.
@@ -74,6 +75,8 @@ def solve(
             intercept; of ``W = 0, b = 0`` if that constant is already perfect).
         max_iterations: Limit of iterations of whichever algorithm runs. When it is reached, the best certified point so
             far is returned with ``converged=False``.
+        max_seconds: Limit of wall-clock time with the same outcome; runs then no longer repeat exactly. It is looked at
+            between iterations: checks, reductions, the iteration at hand and the certificate are always finished.
         solver: ``"own"``, or ``"cvxpy"`` for the independent reference (CVXPY with Clarabel).
 
     Returns:
@@ -98,9 +101,10 @@ def solve(
     """
     started = time.perf_counter()
     rho = check_rho(rho)
-    check_options(gap_tolerance, max_iterations, solver)
+    check_options(gap_tolerance, max_iterations, max_seconds, solver)
     prepared = prepare(dictionary, targets, loss, fit_intercept, num_outputs, sample_weight)
-    return solve_prepared(prepared, rho, init, gap_tolerance, max_iterations, solver, started)
+    deadline = started + (math.inf if max_seconds is None else max_seconds)
+    return solve_prepared(prepared, rho, init, gap_tolerance, max_iterations, solver, started, deadline)
 
 
 def rho_max(
@@ -124,12 +128,14 @@ def rho_max(
     return largest_rho(prepared)
 
 
-def check_options(gap_tolerance: float, max_iterations: int | None, solver: str) -> None:
+def check_options(gap_tolerance: float, max_iterations: int | None, max_seconds: float | None, solver: str) -> None:
     """Refuse a negative tolerance or limit, and unknown solvers."""
     if not math.isfinite(gap_tolerance) or gap_tolerance < 0:
         raise ValueError(f"gap_tolerance is {gap_tolerance}; expected a finite number >= 0, such as 1e-6.")
     if max_iterations is not None and max_iterations < 0:
         raise ValueError(f"max_iterations is {max_iterations}; expected an integer >= 0, or None for the default.")
+    if max_seconds is not None and not max_seconds >= 0:
+        raise ValueError(f"max_seconds is {max_seconds}; expected a number >= 0, or None for no limit.")
     if solver not in get_args(Solver):
         raise ValueError(f"solver is {solver!r}; expected one of {', '.join(map(repr, get_args(Solver)))}.")
 
@@ -195,8 +201,9 @@ def solve_prepared(
     max_iterations: int | None,
     solver: Solver,
     started: float,
+    deadline: float,
 ) -> Solution:
-    """:func:`solve` for a prepared programme; ``started`` is the ``time.perf_counter()`` to count from."""
+    """:func:`solve` for a prepared programme, from ``started`` to ``deadline`` on ``time.perf_counter()``."""
     reduction = prepared.reduction
     problem = reduction.problem
     rows, columns, outputs = *prepared.matrix.shape, prepared.encoded.shape[1]
@@ -211,13 +218,20 @@ def solve_prepared(
         dual_point = torch.zeros_like(problem.encoded) if trivial else _constant_dual(prepared)
         iterations, algorithm = 0, "constant"
     elif solver == "cvxpy":
-        coef, shift, dual_point, iterations, algorithm = minimise_with_cvxpy(problem, rho, target, max_iterations)
+        coef, shift, dual_point, iterations, algorithm = minimise_with_cvxpy(
+            problem, rho, target, max_iterations, deadline
+        )
     else:
         if init is not None:
             start_coef, start_shift = _restart(init, reduction, columns, outputs)
-        minimise = minimise_hinge if problem.loss == "hinge" else minimise_smooth
         start = (start_coef, start_shift)
-        coef, shift, dual_point, iterations, algorithm = minimise(problem, rho, start, 0.5 * target, max_iterations)
+        if problem.loss == "hinge":
+            result = minimise_hinge(
+                problem, rho, start, _multipliers(init, prepared), 0.5 * target, max_iterations, deadline
+            )
+        else:
+            result = minimise_smooth(problem, rho, start, 0.5 * target, max_iterations, deadline)
+        coef, shift, dual_point, iterations, algorithm = result
 
     intercept = _all_intercepts(prepared, coef, shift, 0.01 * target) if prepared.fit_intercept else None
     full_coef, full_dual = reduction.expand(coef, dual_point, (rows, columns, outputs))
@@ -253,6 +267,17 @@ def _restart(init: Solution, reduction: Reduction, columns: int, outputs: int) -
     if not bool(torch.isfinite(coef).all() and torch.isfinite(shift).all()):
         raise ValueError("init holds NaN or infinite entries; expected finite numbers. Pass init=None.")
     return coef, shift
+
+
+def _multipliers(init: Solution | None, prepared: Prepared) -> Tensor | None:
+    """The dual point of an earlier solution, reduced; ``None`` if it belongs to other rows."""
+    if init is None or init.dual_point.shape != prepared.encoded.shape:
+        return None
+    dual_point = init.dual_point.to(prepared.encoded)
+    if not bool(torch.isfinite(dual_point).all()):
+        raise ValueError("init holds NaN or infinite entries; expected finite numbers. Pass init=None.")
+    reduction = prepared.reduction
+    return dual_point[reduction.rows][:, reduction.outputs]
 
 
 def _all_intercepts(prepared: Prepared, coef: Tensor, shift: Tensor, slack: float) -> Tensor:

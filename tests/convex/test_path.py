@@ -48,6 +48,17 @@ def test_stops_after_three_rises() -> None:
     assert result.held_out_losses[-1] > result.held_out_losses[-2]
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_max_seconds_ends_the_path(loss: str) -> None:
+    problem = make(41, loss, rows=60, columns=12)
+    held_out = torch.arange(60) % 5 == 0
+    stopped = path(**problem, fit_intercept=True, held_out=held_out, max_seconds=0.0)
+    assert len(stopped.rhos) == 1
+    assert stopped.solution.gap >= -1e-12
+    free = path(**problem, fit_intercept=True, held_out=held_out, max_seconds=3600.0)
+    assert free.rhos == path(**problem, fit_intercept=True, held_out=held_out).rhos
+
+
 def test_nothing_to_fit_is_one_constant() -> None:
     targets = torch.tensor([0, 1, 1, 0])
     held_out = torch.tensor([False, False, False, True])

@@ -239,6 +239,25 @@ def test_max_iterations_returns_a_certified_point(loss: str) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("solver", ["own", "cvxpy"])
+def test_max_seconds_returns_a_certified_point(loss: str, solver: str) -> None:
+    problem = make(9, loss, rows=40, columns=20)
+    rho = _fraction(problem, 0.01, True)
+    optimum = solve(**problem, rho=rho, fit_intercept=True, gap_tolerance=1e-9)
+    stopped = solve(**problem, rho=rho, fit_intercept=True, max_seconds=0.0, solver=solver)
+    assert not stopped.converged
+    assert stopped.gap >= stopped.primal - optimum.primal - 1e-9
+    assert stopped.dual <= optimum.primal + 1e-9
+    assert dual_is_feasible(problem, stopped.dual_point, rho, True)
+    again = solve(**problem, rho=rho, fit_intercept=True, init=optimum, max_seconds=0.0)
+    assert again.primal <= optimum.primal + 1e-6 * scale_of(problem)  # the start is kept
+    if solver == "own":
+        free = solve(**problem, rho=rho, fit_intercept=True, max_seconds=3600.0)
+        assert free.converged
+        assert torch.equal(free.coef, solve(**problem, rho=rho, fit_intercept=True).coef)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_init(loss: str) -> None:
     problem = make(10, loss, rows=60, columns=30)
     rho = _fraction(problem, 0.05, True)
@@ -340,6 +359,8 @@ _NAN = torch.tensor([1.0, 1.0, float("nan"), 1.0])
         ({"solver": "gurobi"}, "solver is 'gurobi'; expected one of 'own', 'cvxpy'"),
         ({"gap_tolerance": -1.0}, "gap_tolerance is -1.0"),
         ({"max_iterations": -1}, "max_iterations is -1"),
+        ({"max_seconds": -1.0}, "max_seconds is -1.0"),
+        ({"max_seconds": float("nan")}, "max_seconds is nan"),
     ],
 )
 def test_bad_input(change: dict[str, Any], message: str) -> None:
