@@ -14,7 +14,7 @@ __all__ = ["Problem", "Reduction", "reduce"]
 
 _KEY_BITS = 104  # unequal columns share a key with a probability of 2^-104
 _LARGEST_COUNT = 2**16 - 1
-_CHUNK = 2**21  # entries of fractional columns examined at a time
+_CHUNK = 2**19  # entries of fractional columns examined at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,13 +188,13 @@ def _draws(rows: int, largest: int, device: torch.device) -> Tensor:
 def _fraction_keys(matrix: Matrix, base: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`_column_keys` of fractions: the integers are those in the bits of the entries, 16 at a time."""
     rows, size = matrix.shape
-    draws = _draws(rows, 2**15, matrix.device)
+    draws = _draws(rows, 2**15, matrix.device).T.contiguous()
     keys, signs = [], []
     for index in torch.arange(size, device=matrix.device).split(max(_CHUNK // rows, 1)):
         canonical = matrix.source.block(slice(0, rows), index).to(torch.float64) - base[index]
         first = (canonical != 0).to(torch.uint8).argmax(0, keepdim=True)
         sign = torch.where(canonical.gather(0, first)[0] < 0, -1.0, 1.0).to(canonical)
         parts = (canonical * sign + 0.0).view(torch.int16).to(torch.float64)  # 0.0 for -0.0
-        keys.append((parts.T @ draws).reshape(index.numel(), -1))
+        keys.append((draws @ parts).T.reshape(index.numel(), -1))
         signs.append(sign)
     return torch.cat(keys), torch.cat(signs)
