@@ -53,7 +53,7 @@ class Reconstructor:
     Attributes:
         settings: The arguments.
         beta: Regularisation in use; None until ``beta="auto"`` has chosen.
-        last: The last solution, the starting point of the next solve.
+        last: Coefficients and intercept of the last solution, the starting point of the next solve.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -196,7 +196,7 @@ class Reconstructor:
         if accepted:
             fitted = None
             solution = problem.solve(rho, tolerance, solution)
-        self.last = solution
+        self.last = _starting_point(solution.coef, solution.intercept)
         if not solution.converged:
             rank_zero_warn(
                 f"The convex solve stopped at a certified gap of {solution.gap:.2e}, above "
