@@ -15,7 +15,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def describe(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
-    """Processor, cores, threads, Python and package versions."""
+    """Processor, cores, threads, Python and the versions of the packages that are installed."""
+    installed = {d.name.lower() for d in importlib.metadata.distributions()}
     model = platform.processor()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as file:
@@ -26,7 +27,7 @@ def describe(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": {name: importlib.metadata.version(name) for name in packages if name in installed},
     }
 
 
