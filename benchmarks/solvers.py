@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -238,12 +239,12 @@ def peak_of(options: argparse.Namespace, name: str, solver: str, setting: str) -
     if solver == OWN:
         small = Problem("corner", problem.matrix[:60, :20], problem.targets[:60], problem.loss, 0.01, True)
         own(small)
-        run: Callable[[], Any] = lambda: own(problem)  # noqa: E731
+        run: Callable[[], Any] = partial(own, problem)
     else:
         peer = next(peer for peer in PEERS if peer.name == solver)
         warm_up(problem, peer)
         matrix = np.asarray(problem.matrix.numpy(), order=peer.order)
-        run = lambda: quietly(lambda: peer.run(problem, matrix, float(setting)))  # noqa: E731
+        run = partial(quietly, partial(peer.run, problem, matrix, float(setting)))
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = status("VmRSS")
     run()
@@ -259,7 +260,7 @@ def hinge_paths(options: argparse.Namespace) -> list[dict[str, Any]]:
         held_out = torch.arange(shape[0]) % 5 == 0
         keywords = {key: value for key, value in problem.arguments.items() if key != "rho"}
         keywords |= {"num_outputs": problem.outputs}
-        run = lambda p=problem, h=held_out, k=keywords: path(p.matrix, p.targets, held_out=h, **k)  # noqa: E731
+        run = partial(path, problem.matrix, problem.targets, held_out=held_out, **keywords)
         seconds, runs, result = timed(run, min(options.repeats, 3))
         alone = [
             timed(

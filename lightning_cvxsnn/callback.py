@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_cvxsnn.agreement import batch_loss, warn_unless_same_loss
 from lightning_cvxsnn.batches import TrainingRows
 from lightning_cvxsnn.convex import Loss
 from lightning_cvxsnn.progress import trainer_progress
@@ -165,17 +166,23 @@ class ConvexReconstruction(Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
         """Our loss on the first batch after a solve, to be compared with what the module trains."""
-        if not self._compared:
+        readout = self._reconstructor.readout
+        if not self._compared and readout is not None:
             precision = trainer.precision_plugin.forward_context
-            self._batch_loss = self._reconstructor.training_loss(pl_module, batch, batch_idx, precision)
+            self._batch_loss = batch_loss(
+                pl_module, readout, batch, batch_idx, loss=self.settings.loss, precision=precision
+            )
 
     @override
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
         """The module's loss on the same batch, at the same weights."""
-        if self._batch_loss is not None:
+        readout = self._reconstructor.readout
+        if self._batch_loss is not None and readout is not None:
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             factor = trainer.accumulate_grad_batches / (scaler.get_scale() if scaler is not None else 1.0)
-            self._reconstructor.warn_unless_same_loss(self._batch_loss, float(loss.detach()) * factor)
+            theirs = float(loss.detach()) * factor
+            num_outputs = readout.module.out_features
+            warn_unless_same_loss(self._batch_loss, theirs, loss=self.settings.loss, num_outputs=num_outputs)
             self._compared, self._batch_loss = True, None
 
     @override

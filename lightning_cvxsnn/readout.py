@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from lightning_cvxsnn.patterns.calibrate import is_spiking
 from lightning_cvxsnn.patterns.reduction import Layout
 
 _PROBE_SEED = 0
+_UNIMPLEMENTED = (pl.LightningModule.forward, nn.Module.forward)
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,11 @@ def find_readout(module: nn.Module, x: Any, name: str | None = None, tolerance: 
 
 def _call_order(module: nn.Module, forward: Callable[[Any], Tensor], x: Any) -> list[str]:
     """Names of the linear and spiking modules in the order in which ``x`` reaches them; repeated for repeated calls."""
+    if forward is module and getattr(module.forward, "__func__", None) in _UNIMPLEMENTED:
+        raise MisconfigurationException(
+            f"{type(module).__name__} has no `forward`: expected `forward(self, x)` or `convex_forward(self, x)` that "
+            "returns what the loss is applied to."
+        )
     order: list[str] = []
     handles = [
         m.register_forward_hook(lambda *_, name=n: order.append(name))
@@ -121,11 +128,6 @@ def _call_order(module: nn.Module, forward: Callable[[Any], Tensor], x: Any) -> 
     try:
         fresh_state(module)
         forward(x)
-    except NotImplementedError as error:
-        raise MisconfigurationException(
-            f"{type(module).__name__} has no `forward`: expected `forward(self, x)` or `convex_forward(self, x)` that "
-            "returns what the loss is applied to."
-        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -14,15 +14,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lightning_cvxsnn.batches import TrainingRows, unpack
-from lightning_cvxsnn.convex import Solution, mean_loss
+from lightning_cvxsnn.batches import TrainingRows
+from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.patterns import (
     CalibratedLayer,
     adapting_batch_norms,
     calibrate_layers,
     capture,
     estimate_batch_norm,
-    fresh_state,
     measure_activity,
     undisturbed,
 )
@@ -31,7 +30,6 @@ from lightning_cvxsnn.readout import Readout, find_readout, forward_of
 from lightning_cvxsnn.report import SolveReport
 from lightning_cvxsnn.settings import Settings
 from lightning_cvxsnn.surroundings import Surroundings
-from lightning_cvxsnn.targets import row_targets, row_weights
 from lightning_cvxsnn.transaction import all_or_nothing
 
 Occasion = Literal["warm start", "periodic solve", "final solve"]
@@ -44,7 +42,6 @@ CONTINUE_SCALE = 0.3
 _CALIBRATION_ROWS = 1024
 _TOLERANCE = 1e-3  # of a forward pass, relative
 _LOW_PRECISION_TOLERANCE = 3e-2
-_LOSS_TOLERANCE = 1e-2
 
 
 class Reconstructor:
@@ -54,13 +51,14 @@ class Reconstructor:
         settings: The arguments.
         beta: Regularisation in use; None until ``beta="auto"`` has chosen.
         last: Coefficients and intercept of the last solution, the starting point of the next solve.
+        readout: The proved readout; None before the first solve.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.beta: float | None = None if settings.beta == "auto" else float(settings.beta)
         self.last: Solution | None = None
-        self._readout: Readout | None = None
+        self.readout: Readout | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors that make the next solve the same after a resume."""
@@ -113,12 +111,12 @@ class Reconstructor:
     ) -> tuple[SolveReport, list[CalibratedLayer]]:
         started = time.perf_counter()
         tolerance = _TOLERANCE if surroundings.precision is None else _LOW_PRECISION_TOLERANCE
-        if self._readout is None:
+        if self.readout is None:
             first = next(iter(rows), None)
             if first is None:
                 raise MisconfigurationException("The training dataloader is empty. Expected at least one batch.")
-            self._readout = find_readout(module, first.x, self.settings.readout, tolerance)
-        readout = self._readout
+            self.readout = find_readout(module, first.x, self.settings.readout, tolerance)
+        readout = self.readout
         captured = partial(
             capture_problem,
             module,
@@ -242,39 +240,6 @@ class Reconstructor:
             return float(self.settings.scale)
         # A squared loss fits values, which a factor would spoil; the others fit decisions.
         return 1.0 if occasion == "final solve" or self.settings.loss == "squared" else CONTINUE_SCALE
-
-    def training_loss(
-        self, module: nn.Module, batch: Any, index: int, precision: Callable[[], AbstractContextManager]
-    ) -> float | None:
-        """The programme's loss of the network on one training batch, in training mode; None before the first solve.
-
-        Nothing is disturbed: not the state of neurons, not batch-norm statistics, not random number generators.
-        """
-        if self._readout is None:
-            return None
-        reduction, num_outputs = self._readout.reduction, self._readout.module.out_features
-        x, y, weight = unpack(module, batch, index)
-        with isolate_rng(), precision(), undisturbed(module), torch.no_grad():
-            fresh_state(module)
-            output = forward_of(module)(x)
-        targets = row_targets(y, reduction, loss=self.settings.loss, num_outputs=num_outputs)
-        rows = reduction.flatten_rows(output) if reduction.kind == "all" else output
-        weights = row_weights(weight, len(targets), reduction)
-        outputs = rows.reshape(len(targets), -1).double().cpu()
-        return mean_loss(outputs, targets, loss=self.settings.loss, sample_weight=weights)
-
-    def warn_unless_same_loss(self, ours: float, theirs: float) -> None:
-        """Warn if what the module trains is not what is solved. torch's ``mse_loss`` is 2/C times ours: no warning."""
-        factors = [1.0]
-        if self.settings.loss == "squared" and self._readout is not None:
-            factors.append(2.0 / self._readout.module.out_features)
-        if not any(abs(f * ours - theirs) <= _LOSS_TOLERANCE * max(abs(theirs), abs(ours), 1e-12) for f in factors):
-            rank_zero_warn(
-                f"ConvexReconstruction solves loss={self.settings.loss!r}, which is {ours:.4f} on the first training "
-                f"batch, but `training_step` returned {theirs:.4f}. Choose the `loss` that you train with; if training "
-                "reduces the outputs itself or weighs samples, define `convex_forward(self, x)` or "
-                "`convex_batch(self, batch)`. Terms such as label smoothing or penalties are not part of the programme."
-            )
 
 
 def reconstruct(model: nn.Module, dataloader: Any, **arguments: Any) -> SolveReport:

@@ -245,7 +245,7 @@ def test_optimizer_history_of_the_written_readout_is_dropped():
     seen = []
     callback = ConvexReconstruction(beta=0.02, scale=1.0, warm_start=False)
     fitted([callback, Check()], Net(lr=1e-4), max_epochs=2)
-    assert True in seen
+    assert any(seen)
 
 
 def test_manual_optimisation_and_two_optimisers():

@@ -176,3 +176,13 @@ def test_no_forward():
     net = Net()
     net.forward = super(Net, net).forward
     refused(net, "has no `forward`")
+
+
+def test_an_operation_that_is_not_implemented_is_not_mistaken_for_a_missing_forward():
+    def forward(x):
+        raise NotImplementedError("no kernel for this device")
+
+    net = Net()
+    net.forward = forward
+    with pytest.raises(NotImplementedError, match="no kernel"):
+        find(net)

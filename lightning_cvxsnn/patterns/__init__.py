@@ -8,11 +8,10 @@ from lightning_cvxsnn.patterns.calibrate import CalibratedLayer, LayerActivity, 
 from lightning_cvxsnn.patterns.capture import ENCODER_DRAWS, Capture, capture
 from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
 from lightning_cvxsnn.patterns.isolation import fresh_state, undisturbed
-from lightning_cvxsnn.patterns.reduction import REDUCTIONS, Reduction
+from lightning_cvxsnn.patterns.reduction import Reduction
 
 __all__ = [
     "ENCODER_DRAWS",
-    "REDUCTIONS",
     "CalibratedLayer",
     "Capture",
     "LayerActivity",

@@ -1,15 +1,13 @@
 """How a readout's inputs over time become one dictionary row."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 ReductionKind = Literal["last", "mean", "sum", "all", "none"]
 Layout = Literal["calls", "steps", "flat", "static"]
-
-REDUCTIONS: tuple[ReductionKind, ...] = get_args(ReductionKind)
 
 
 @dataclass(frozen=True)

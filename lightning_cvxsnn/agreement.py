@@ -1,0 +1,63 @@
+"""Is the loss that is solved the loss that is trained?"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+from lightning_cvxsnn.batches import unpack
+from lightning_cvxsnn.convex import Loss, mean_loss
+from lightning_cvxsnn.patterns import fresh_state, undisturbed
+from lightning_cvxsnn.readout import Readout, forward_of
+from lightning_cvxsnn.targets import row_targets, row_weights
+
+_TOLERANCE = 1e-2  # relative
+
+
+def batch_loss(
+    module: nn.Module,
+    readout: Readout,
+    batch: Any,
+    index: int,
+    *,
+    loss: Loss,
+    precision: Callable[[], AbstractContextManager],
+) -> float:
+    """The programme's loss of the network on one training batch, in training mode.
+
+    Nothing is disturbed: not the state of neurons, not batch-norm statistics, not random number generators.
+
+    Args:
+        module: The LightningModule.
+        readout: Its proved readout.
+        batch: What ``training_step`` gets.
+        index: Position of the batch, for messages.
+        loss: Loss of the programme.
+        precision: The context of a training forward.
+    """
+    reduction, num_outputs = readout.reduction, readout.module.out_features
+    x, y, weight = unpack(module, batch, index)
+    with isolate_rng(), precision(), undisturbed(module), torch.no_grad():
+        fresh_state(module)
+        output = forward_of(module)(x)
+    targets = row_targets(y, reduction, loss=loss, num_outputs=num_outputs)
+    rows = reduction.flatten_rows(output) if reduction.kind == "all" else output
+    weights = row_weights(weight, len(targets), reduction)
+    outputs = rows.reshape(len(targets), -1).double().cpu()
+    return mean_loss(outputs, targets, loss=loss, sample_weight=weights)
+
+
+def warn_unless_same_loss(ours: float, theirs: float, *, loss: Loss, num_outputs: int) -> None:
+    """Warn if what the module trains is not what is solved. torch's ``mse_loss`` is 2/C times ours: no warning."""
+    factors = [1.0, 2.0 / num_outputs] if loss == "squared" else [1.0]
+    if not any(abs(f * ours - theirs) <= _TOLERANCE * max(abs(theirs), abs(ours), 1e-12) for f in factors):
+        rank_zero_warn(
+            f"ConvexReconstruction solves loss={loss!r}, which is {ours:.4f} on the first training batch, but "
+            f"`training_step` returned {theirs:.4f}. Choose the `loss` that you train with; if training reduces the "
+            "outputs itself or weighs samples, define `convex_forward(self, x)` or `convex_batch(self, batch)`. Terms "
+            "such as label smoothing or penalties are not part of the programme."
+        )
