@@ -5,11 +5,11 @@ bounded number of new ones, the worst first), minimises the second-order model w
 (:mod:`~lightning_cvxsnn.convex.quadratic`) and searches along the line to that minimiser. Lee, Sun, Saunders, "Proximal
 Newton-type methods for minimizing composite functions", SIAM J. Optim. 24(3), 2014. From a cold start the penalty falls
 to rho by halves, one iteration each, which keeps working sets small. A model that promises too much (saturated rows
-have no curvature) is damped. Every iterate is judged by the certificate.
+have no curvature) is damped. At rho itself every iterate is judged by the certificate.
 
-Outputs take turns: a model of one output is small, and for the squared loss and for one logistic output nothing is lost.
-Softmax couples its outputs, so taking turns (block coordinate descent) finds the support at a tenth of the cost of a
-model of all of them, but converges slowly there: once the support settles, iterations are joint.
+Outputs take turns: a model of one output is small, and the squared loss and a single logistic output lose nothing by
+it. Softmax couples its outputs. There taking turns (block coordinate descent) finds the support at a tenth of the cost
+of a model of all of them, but closes in on the values slowly: once the support settles, iterations are joint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lightning_cvxsnn.convex.reduction import Problem
 __all__ = ["minimise_smooth"]
 
 _ITERATION_LIMIT = 200
-_FIRST_WORKING_SET = 100  # new entries, over all outputs, or as many of each output as there are already
+_FIRST_WORKING_SET = 100  # new entries over all outputs, or as many of each output as there are already
 _SMALL_MODEL = 500  # entries of all outputs together; below it nothing is gained by taking turns
 _LARGEST_MODEL = 8192  # entries of all outputs together, so that the Hessian stays below half a GiB
 _SETTLED = 0.02  # share of the support that may still change when outputs stop taking turns
@@ -66,36 +66,38 @@ def minimise_smooth(
         matrix = matrix.with_ones()
         penalised = torch.cat([penalised, torch.zeros_like(penalised[:1])])
         coef = torch.cat([coef, start[1][None]])
-    dual_point = torch.zeros_like(problem.encoded)
+    outputs, dual_point = matrix @ coef, torch.zeros_like(problem.encoded)
     best = (float("inf"), coef)
     limit = _ITERATION_LIMIT if max_iterations is None else max_iterations
-    current, damping, unsettled = float("inf"), 0.0, True
+    current, damping, unsettled = rho if bool(start[0].any()) else float("inf"), 0.0, True
     for iteration in range(limit + 1):
-        outputs = matrix @ coef
-        shift = coef[columns] if problem.fit_intercept else torch.zeros_like(start[1])
-        proof, dual_point = certify(
-            problem.matrix, problem.encoded, weight * rows, coef[:columns], shift, problem.loss, rho,
-            problem.fit_intercept, dual_point,
-        )  # fmt: skip
-        if proof.primal < best[0]:
-            best = (proof.primal, coef)
-        if proof.gap <= tolerance or iteration == limit or time.perf_counter() > deadline:
+        primal = float(weight @ row_losses(outputs, problem.encoded, problem.loss) + rho * coef[:columns].abs().sum())
+        if primal < best[0]:
+            best = (primal, coef)
+        if current == rho:
+            shift = coef[columns] if problem.fit_intercept else torch.zeros_like(start[1])
+            proof, dual_point = certify(
+                problem.matrix, problem.encoded, weight * rows, coef[:columns], shift, problem.loss, rho,
+                problem.fit_intercept, dual_point,
+            )  # fmt: skip
+            if proof.gap <= tolerance:
+                break
+        if iteration == limit or time.perf_counter() > deadline:
             break
         gradient = matrix.T @ (weight[:, None] * output_gradient(outputs, problem.encoded, problem.loss))
         current = max(rho, _CONTINUATION * min(current, float((gradient.abs() * penalised).max())))
         penalty = current * penalised
         raised = damping * matrix.squared_norms(weight) / 4 if damping else None  # no probability curves more
         working = _working(coef, gradient, penalty)
-        size = int(working.sum())
+        size, support = int(working.sum()), coef != 0
         if size == 0:
             break  # nothing in use and nothing violates: only rounding error is left
         if not _coupled(problem) or (unsettled and size > _SMALL_MODEL) or size > _LARGEST_MODEL:
-            length, moved = _in_turn(problem, matrix, outputs, coef, working, penalty, raised)
-            changed = int(((moved != 0) != (coef != 0)).sum())
-            unsettled = current > rho or changed > _SETTLED * int((moved != 0).sum())
+            length, coef, outputs = _in_turn(problem, matrix, outputs, coef, working, penalty, raised)
+            changed = int((support != (coef != 0)).sum())
+            unsettled = current > rho or changed > _SETTLED * int(support.sum())
         else:
-            length, moved = _together(problem, matrix, outputs, coef, gradient, working, penalty, raised)
-        coef = moved
+            length, coef, outputs = _together(problem, matrix, outputs, coef, gradient, working, penalty, raised)
         if length == 0 and current == rho:
             if damping >= 1:
                 break  # rounding error: nothing descends any more
@@ -131,9 +133,10 @@ def _in_turn(
     working: Tensor,
     penalty: Tensor,
     raised: Tensor | None,
-) -> tuple[float, Tensor]:
-    """A step of each output, given the steps of those before it: shortest length (0: none moved) and new point."""
-    weight, loss, lengths = problem.weight, problem.loss, [0.0]
+) -> tuple[float, Tensor, Tensor]:
+    """A step of each output, given those before it: the shortest length (0: none moved), new point and outputs."""
+    weight, loss = problem.weight, problem.loss
+    lengths: list[float] = []
     outputs, coef = outputs.clone(), coef.clone()
     for c in range(outputs.shape[1]):
         rows = working[:, c].nonzero()[:, 0]
@@ -156,7 +159,7 @@ def _in_turn(
         lengths.append(_length(problem, target, own, change, old, move, cost, predicted))
         outputs[:, c] += lengths[-1] * change[:, 0]
         coef[rows, c] += lengths[-1] * move
-    return min(lengths[1:], default=0.0), coef
+    return min(lengths, default=0.0), coef, outputs
 
 
 def _together(
@@ -168,8 +171,8 @@ def _together(
     working: Tensor,
     penalty: Tensor,
     raised: Tensor | None,
-) -> tuple[float, Tensor]:
-    """One step of all outputs: its length (0: no descent) and the new point."""
+) -> tuple[float, Tensor, Tensor]:
+    """One step of all outputs: its length (0: no descent), the new point and outputs."""
     columns, rows = working.T.nonzero(as_tuple=True)  # sorted by output
     old, cost = coef[rows, columns], penalty[rows, columns]
     stop = torch.bincount(columns, minlength=outputs.shape[1]).cumsum(0).tolist()
@@ -181,7 +184,7 @@ def _together(
     spread[rows, columns] = move
     change = matrix @ spread
     length = _length(problem, problem.encoded, outputs, change, old, move, cost, predicted)
-    return length, coef + length * spread
+    return length, coef + length * spread, outputs + length * change
 
 
 def _minimiser(
