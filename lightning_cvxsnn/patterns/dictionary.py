@@ -224,7 +224,8 @@ class SpikeDictionary:
         Args:
             path: The file; one that is there is replaced.
         """
-        saved = {"counts": self.counts, "scale": self.scale, "packed_columns": self.packed_columns}
+        counts = self.counts.clone(memory_format=torch.contiguous_format)  # of a part of a larger matrix, that part
+        saved = {"counts": counts, "scale": self.scale, "packed_columns": self.packed_columns}
         torch.save({"format": _FORMAT, **saved}, path)
 
     @classmethod
