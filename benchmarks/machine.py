@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def describe(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
-    """Processor, cores, threads, Python and the versions of the packages that are installed."""
+    """Processor, GPU, cores, threads, Python and the versions of the packages that are installed."""
     installed = {d.name.lower() for d in importlib.metadata.distributions()}
     model = platform.processor()
     if os.path.exists("/proc/cpuinfo"):
@@ -24,6 +24,7 @@ def describe(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "processor": model,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -29,3 +29,16 @@ def test_the_solver_benchmark_runs(tmp_path):
     assert {own["solver"], peer["solver"]} == {"lightning_cvxsnn", "CVXPY+Clarabel"}
     assert own["suboptimality"] <= 1e-6
     assert "clarabel" in written["machine"]["versions"]
+
+
+def test_the_pattern_benchmark_runs(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks/patterns.py", "--quick", "--device", "cpu", "--output", tmp_path]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "patterns.json").read_text())
+    assert "torch" in written["machine"]["versions"]
+    assert written["results"]["copy_bandwidth"] > 0
+    rows = written["results"]["rows"]
+    assert {row["backend"] for row in rows} == {"torch", "spikingjelly"}
+    assert all(row["seconds"] > 0 for row in rows)
+    assert sum("scores" in row["what"] for row in rows) == 2

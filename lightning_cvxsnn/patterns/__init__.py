@@ -1,4 +1,4 @@
-"""From a network's spikes to a `SpikeDictionary`: capture, calibration, batch-norm statistics.
+"""From a network's spikes to a `SpikeDictionary`: capture, dynamics, calibration, batch-norm statistics.
 
 Knows nothing of Lightning and nothing of losses.
 """
@@ -6,15 +6,21 @@ Knows nothing of Lightning and nothing of losses.
 from lightning_cvxsnn.patterns.batch_norm import adapting_batch_norms, estimate_batch_norm
 from lightning_cvxsnn.patterns.calibrate import CalibratedLayer, LayerActivity, calibrate_layers, measure_activity
 from lightning_cvxsnn.patterns.capture import ENCODER_DRAWS, Capture, capture
-from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
+from lightning_cvxsnn.patterns.dictionary import DistinctColumns, SpikeDictionary
+from lightning_cvxsnn.patterns.dynamics import Neuron, PatternKind, spike_patterns, spike_trains
 from lightning_cvxsnn.patterns.isolation import fresh_state, undisturbed
+from lightning_cvxsnn.patterns.kernels import Backend, resolve_backend
 from lightning_cvxsnn.patterns.reduction import Reduction
 
 __all__ = [
     "ENCODER_DRAWS",
+    "Backend",
     "CalibratedLayer",
     "Capture",
+    "DistinctColumns",
     "LayerActivity",
+    "Neuron",
+    "PatternKind",
     "Reduction",
     "SpikeDictionary",
     "adapting_batch_norms",
@@ -23,5 +29,8 @@ __all__ = [
     "estimate_batch_norm",
     "fresh_state",
     "measure_activity",
+    "resolve_backend",
+    "spike_patterns",
+    "spike_trains",
     "undisturbed",
 ]

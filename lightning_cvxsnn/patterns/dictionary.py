@@ -1,15 +1,19 @@
 """The matrix of spike patterns that the convex programme is solved over."""
 
-import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_cvxsnn.patterns import kernels
 from lightning_cvxsnn.patterns.bits import gather_bits, pack_bits, unpack_bits
 
-_BLOCK = 2**22  # entries looked at at a time
+_BLOCK = 2**18  # entries looked at at a time: their temporaries stay in the processor's cache
+_DEVICE_BLOCK = 2**26  # the same on any other device
+_FORMAT = "lightning_cvxsnn.SpikeDictionary 1"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -103,21 +107,150 @@ class SpikeDictionary:
     @property
     def distinct(self) -> int:
         """Number of distinct columns."""
-        rows, columns = self.shape
-        seen = set()
-        for index in torch.arange(columns, device=self.counts.device).split(max(_BLOCK // max(rows, 1), 1)):
-            chunk = self.block(slice(0, rows), index)
-            if chunk.is_floating_point():
-                chunk = chunk + 0.0  # turns -0.0 into 0.0
-            for column in chunk.T.contiguous().cpu().numpy():
-                seen.add(hashlib.blake2b(column.data, digest_size=16).digest())
-        return len(seen)
+        return len(self._keys().unique(dim=0))
 
     @property
     def rate(self) -> float:
         """The mean of all entries."""
         total = sum(float(self.block(part).to(torch.float64).sum()) for part in self._parts())
         return self.scale * total / max(self.shape.numel(), 1)
+
+    @property
+    def rates(self) -> Tensor:
+        """``[P]`` float64: the mean entry of each column; its firing rate where entries are spikes or their means."""
+        return self.column_sums().to(torch.float64) * (self.scale / max(self.shape[0], 1))
+
+    def column_sums(self, backend: kernels.Backend = "auto") -> Tensor:
+        """Sums of the counts of each column, ``[P]`` int64 (float64 for fractions); the scale is left out.
+
+        Args:
+            backend: See `resolve_backend`. Fractions are always summed by torch.
+
+        Raises:
+            ValueError: If the backend is not available.
+        """
+        if self._on_gpu(backend):
+            return kernels.column_sums(self.counts, self.packed_columns)
+        dtype = torch.float64 if self.counts.is_floating_point() else torch.int64
+        total = torch.zeros(self.shape[1], dtype=dtype, device=self.counts.device)
+        for part in self._parts():
+            total += self.block(part).sum(0, dtype=dtype)
+        return total
+
+    def column_hashes(self, seed: int = 0, backend: kernels.Backend = "auto") -> Tensor:
+        """64-bit hashes ``[P]`` int64 of the columns, the same on every device.
+
+        Each is the column's product with one random 64-bit number per row, modulo 2^64: equal columns have equal
+        hashes, and two unequal ones share a hash with a probability of about 2^-64 over seeds.
+
+        Args:
+            seed: Which random numbers.
+            backend: See `resolve_backend`. Fractions are always hashed by torch.
+
+        Raises:
+            ValueError: If the backend is not available.
+        """
+        if self._on_gpu(backend):
+            return kernels.column_hashes(self.counts, self.packed_columns, seed)
+        keys = _row_keys(self.shape[0], seed).to(self.counts.device)
+        total = torch.zeros(self.shape[1], dtype=torch.int64, device=self.counts.device)
+        for part in self._parts():
+            block = self.block(part)
+            if block.is_floating_point():
+                block = (block + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+            total += (block * keys[part, None]).sum(0)
+        return total
+
+    def column_scores(self, dual: Tensor, backend: kernels.Backend = "auto") -> Tensor:
+        """``D^T U``, how strongly each column would be priced at the dual point U: ``[P, C]`` in the dtype of U.
+
+        Args:
+            dual: U, ``[n, C]`` float32 or float64 on the dictionary's device.
+            backend: See `resolve_backend`. Fractions are always multiplied by torch. Backends add in different orders.
+
+        Raises:
+            ValueError: If ``dual`` has another shape, dtype or device, or the backend is not available.
+
+        Example:
+            >>> SpikeDictionary(torch.tensor([[0, 3], [1, 3]]), 0.5).column_scores(torch.tensor([[1.0], [2.0]]))
+            tensor([[1.0000],
+                    [4.5000]])
+        """
+        rows, device = self.shape[0], self.counts.device
+        real = dual.dtype in (torch.float32, torch.float64)
+        if dual.dim() != 2 or len(dual) != rows or not real or dual.device != device:
+            raise ValueError(
+                f"Found a dual point of shape {list(dual.shape)}, {dual.dtype} on '{dual.device}'. Expected [{rows}, "
+                f"C], float32 or float64, on '{device}'."
+            )
+        if self._on_gpu(backend) and dual.numel():
+            return kernels.column_scores(self.counts, self.packed_columns, dual) * self.scale
+        product = dual.new_zeros(dual.shape[1], self.shape[1])
+        wide = dual.T.contiguous()
+        for part in self._parts():
+            product += wide[:, part] @ self.block(part).to(dual.dtype)
+        return product.T.contiguous() * self.scale
+
+    def distinct_columns(self) -> "DistinctColumns":
+        """The columns without repetitions, each represented by its first occurrence, in that order.
+
+        Columns are compared by 128 bits of hashes: two unequal ones are taken for equal with a probability of about
+        2^-128.
+
+        Example:
+            >>> found = SpikeDictionary(torch.tensor([[0, 1, 0], [1, 1, 1]], dtype=torch.uint8)).distinct_columns()
+            >>> found.witness.tolist(), found.owner.tolist(), found.multiplicity.tolist()
+            ([0, 1], [0, 1, 0], [2, 1])
+        """
+        _, group, multiplicity = self._keys().unique(dim=0, return_inverse=True, return_counts=True)
+        starts = multiplicity.cumsum(0) - multiplicity
+        first = group.argsort(stable=True)[starts]
+        witness, order = first.sort()
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=order.device)
+        return DistinctColumns(self.columns(witness), witness, rank[group], multiplicity[order])
+
+    def _keys(self) -> Tensor:
+        return torch.stack([self.column_hashes(seed) for seed in (0, 1)], dim=1)
+
+    def _on_gpu(self, backend: kernels.Backend) -> bool:
+        """Whether the kernels take this dictionary."""
+        chosen = kernels.resolve_backend(backend, self.counts.device)
+        return chosen == "cupy" and not self.counts.is_floating_point() and self.counts.numel() > 0
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the dictionary to a file, as it is stored.
+
+        Args:
+            path: The file; one that is there is replaced.
+        """
+        counts = self.counts.clone(memory_format=torch.contiguous_format)  # of a part of a larger matrix, that part
+        saved = {"counts": counts, "scale": self.scale, "packed_columns": self.packed_columns}
+        torch.save({"format": _FORMAT, **saved}, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "SpikeDictionary":
+        """Read what `save` wrote, onto the CPU. No code in the file is run.
+
+        Args:
+            path: The file.
+
+        Raises:
+            OSError: If it cannot be read.
+            ValueError: If it is not a whole dictionary written by `save`.
+        """
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # damaged and foreign files raise about anything
+            raise ValueError(f"{os.fspath(path)!r} is not a file that SpikeDictionary.save wrote: {error}") from error
+        if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
+            raise ValueError(
+                f"{os.fspath(path)!r} holds something else than a SpikeDictionary of this version. Expected a file "
+                f"written by SpikeDictionary.save, of format {_FORMAT!r}."
+            )
+        return cls(saved["counts"], saved["scale"], saved["packed_columns"])
 
     def to_dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """The dictionary as a matrix ``[n, P]`` of ``dtype``."""
@@ -159,7 +292,7 @@ class SpikeDictionary:
     def _parts(self) -> Iterator[slice]:
         """Slices of rows that are small enough to be looked at in full."""
         rows, columns = self.shape
-        step = max(_BLOCK // max(columns, 1), 1)
+        step = max((_BLOCK if self.counts.device.type == "cpu" else _DEVICE_BLOCK) // max(columns, 1), 1)
         return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
     def __repr__(self) -> str:
@@ -170,3 +303,29 @@ class SpikeDictionary:
             f"{type(self).__name__}({rows} rows x {columns} columns, {kind} x {self.scale:g}: "
             f"{self.distinct} distinct, {self.silent} silent, {self.saturated} saturated, rate {self.rate:.3f})"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class DistinctColumns:
+    """The distinct columns of a dictionary of P columns.
+
+    Attributes:
+        dictionary: ``[n, Q]``, every pattern once.
+        witness: ``[Q]`` int64, the first column of each pattern: the unit whose hidden weights stand for it.
+        owner: ``[P]`` int64, each column's pattern: column j equals column ``owner[j]`` of ``dictionary``.
+        multiplicity: ``[Q]`` int64, how many columns have the pattern.
+    """
+
+    dictionary: SpikeDictionary
+    witness: Tensor
+    owner: Tensor
+    multiplicity: Tensor
+
+
+def _row_keys(rows: int, seed: int) -> Tensor:
+    """``row_key`` of kernels.cu for each row, int64 ``[rows]``."""
+    with np.errstate(over="ignore"):
+        z = np.uint64(seed) + np.arange(1, rows + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return torch.from_numpy((z ^ z >> np.uint64(31)).view(np.int64))

@@ -39,6 +39,17 @@ def _check_statistics(found, entries):
     coef = torch.arange(2.0 * len(columns), dtype=torch.float64).reshape(-1, 2)
     torch.testing.assert_close(found @ coef, found.to_dense() @ coef)
     assert found.rate == pytest.approx(float(found.to_dense().mean()))
+    torch.testing.assert_close(found.rates, found.to_dense().mean(0))
+    assert found.column_sums().tolist() == [sum(column) for column in columns]
+    _check_distinct(found.distinct_columns(), columns)
+
+
+def _check_distinct(found, columns):
+    patterns = list(dict.fromkeys(columns))  # in the order of their first occurrence
+    assert found.witness.tolist() == [columns.index(pattern) for pattern in patterns]
+    assert found.owner.tolist() == [patterns.index(column) for column in columns]
+    assert found.multiplicity.tolist() == [columns.count(pattern) for pattern in patterns]
+    assert torch.equal(found.dictionary.block(slice(None)).T, torch.tensor(patterns))
 
 
 @given(_matrices(1, columns=20), st.data())
@@ -67,6 +78,84 @@ def test_only_zeros_and_ones_pack():
 def test_fractions_stay_fractions():
     values = torch.tensor([[0.5, 1.25]])
     assert torch.equal(SpikeDictionary.from_values(values).to_dense(), values.double())
+
+
+def test_fractions_have_distinct_columns_rates_and_scores():
+    found = SpikeDictionary.from_values(torch.tensor([[0.5, -0.0, 0.5, 0.0], [1.25, 1.0, 1.25, 1.0]]), 0.5)
+    distinct = found.distinct_columns()
+    assert distinct.owner.tolist() == [0, 1, 0, 1]
+    assert distinct.multiplicity.tolist() == [2, 2]
+    assert found.distinct == 2
+    assert found.rates.tolist() == [0.4375, 0.25, 0.4375, 0.25]
+    assert torch.equal(found.column_scores(torch.eye(2)), found.to_dense(torch.float32).T)
+
+
+@given(st.sets(st.integers(0, 2**16 - 1), min_size=2, max_size=30))
+def test_hashes_tell_columns_apart_and_do_not_depend_on_the_storage(values):
+    found = SpikeDictionary.from_values(torch.tensor([[1.0] * len(values), sorted(values)]))
+    hashes = found.column_hashes()
+    assert len(hashes.unique()) == len(values)
+    assert not (hashes == found.column_hashes(seed=1)).any()
+    wide = SpikeDictionary(found.counts.to(torch.uint16))
+    assert torch.equal(wide.column_hashes(), hashes)
+
+
+@given(_matrices(1, columns=20), st.integers(1, 4))
+def test_scores_are_the_product_of_the_transpose(entries, outputs):
+    found = SpikeDictionary.from_values(torch.tensor(entries), 0.25)
+    for dual in (torch.randn(len(entries), outputs), torch.randn(len(entries), outputs, dtype=torch.float64)):
+        for one in (found, found.packed()):
+            assert one.column_scores(dual).dtype == dual.dtype
+            torch.testing.assert_close(one.column_scores(dual), found.to_dense(dual.dtype).T @ dual)
+
+
+@pytest.mark.parametrize("dual", [torch.zeros(3, 1), torch.zeros(2), torch.zeros(2, 1, dtype=torch.int64)])
+def test_scores_of_other_dual_points_are_refused(dual):
+    with pytest.raises(ValueError, match="dual point"):
+        SpikeDictionary(torch.zeros(2, 4, dtype=torch.uint8)).column_scores(dual)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        SpikeDictionary(torch.tensor([[0, 3], [255, 1]], dtype=torch.uint8), 0.25),
+        SpikeDictionary(torch.tensor([[0, 3], [65535, 1]], dtype=torch.uint16)),
+        SpikeDictionary(torch.tensor([[0.5, -1.5]])),
+        SpikeDictionary(torch.randint(2, (9, 11), dtype=torch.uint8), 0.1).packed(),
+    ],
+)
+def test_a_dictionary_is_read_as_it_was_written(found, tmp_path):
+    found.save(tmp_path / "patterns.pt")
+    again = SpikeDictionary.load(tmp_path / "patterns.pt")
+    assert again.counts.dtype == found.counts.dtype
+    assert torch.equal(again.to_dense(), found.to_dense())
+    assert (again.scale, again.packed_columns) == (found.scale, found.packed_columns)
+
+
+def test_part_of_a_larger_matrix_is_written_without_the_rest(tmp_path):
+    large = torch.zeros(10_000, 100, dtype=torch.uint8)
+    SpikeDictionary(large[:10]).save(tmp_path / "patterns.pt")
+    assert (tmp_path / "patterns.pt").stat().st_size < 10_000
+
+
+def _foreign_files(folder):
+    SpikeDictionary(torch.ones(50, 50, dtype=torch.uint8)).save(folder / "whole")
+    whole = (folder / "whole").read_bytes()
+    torch.save({"weight": torch.zeros(2)}, folder / "weights")
+    torch.save(torch.nn.Linear(1, 1), folder / "module")
+    torch.save({"format": "lightning_cvxsnn.SpikeDictionary 2"}, folder / "later")
+    (folder / "cut").write_bytes(whole[: len(whole) // 2])
+    (folder / "text").write_text("patterns")
+    (folder / "empty").write_bytes(b"")
+    return ["weights", "module", "later", "cut", "text", "empty"]
+
+
+def test_other_files_are_refused(tmp_path):
+    for name in _foreign_files(tmp_path):
+        with pytest.raises(ValueError, match=f"{name}.*SpikeDictionary"):
+            SpikeDictionary.load(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        SpikeDictionary.load(tmp_path / "nowhere")
 
 
 def test_rows():

@@ -1,0 +1,66 @@
+"""Neurons and currents that try to make implementations disagree: ties, infinities, huge and tiny numbers."""
+
+import math
+from functools import partial
+
+import torch
+from hypothesis import strategies as st
+from spikingjelly.activation_based import functional, neuron, surrogate
+
+STEPS, ROWS, COLUMNS = 7, 5, 70  # largest sizes
+SURROGATES = [surrogate.Sigmoid(), surrogate.ATan(), surrogate.S2NN()]  # two fused, one not
+
+
+@st.composite
+def modules(draw):
+    """A spikingjelly module of any kind that `Neuron` describes."""
+    voltage = st.one_of(st.sampled_from([-1.0, -0.5, 0.0, 0.1, 0.25, 1 / 3, 1.0, 2.0]), st.floats(-4, 4))
+    arguments = {
+        "v_threshold": draw(voltage),
+        "v_reset": draw(st.one_of(st.none(), voltage)),
+        "surrogate_function": draw(st.sampled_from(SURROGATES)),
+    }
+    kind = draw(st.sampled_from([neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode]))
+    if kind is neuron.IFNode:
+        return kind(**arguments)
+    tau = draw(st.one_of(st.sampled_from([2.0, 100.0, 1.1, 3.0, 7.3]), st.floats(1.0, 1e4, exclude_min=True)))
+    return kind(tau, decay_input=draw(st.booleans()), **arguments)
+
+
+@st.composite
+def cases(draw):
+    """A module and currents ``[T, N, M]`` for it: normal ones, or a few numbers that meet the threshold."""
+    module = draw(modules())
+    sizes = draw(st.tuples(st.integers(1, STEPS), st.integers(1, ROWS), st.integers(1, COLUMNS)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    currents = torch.randn(sizes, generator=generator)
+    if draw(st.booleans()):
+        threshold = module.v_threshold
+        few = [0.0, -0.0, threshold, threshold / 2, 2 * threshold, -threshold, 0.1, 1.5, 1e-45]
+        currents = torch.tensor(few, dtype=torch.float32)[torch.randint(len(few), sizes, generator=generator)]
+    for value in draw(st.lists(st.sampled_from([math.inf, -math.inf, math.nan, 3e38, -3e38, 1e-40]), max_size=3)):
+        currents[torch.rand(sizes, generator=generator) < 0.1] = value
+    return module, currents
+
+
+def ties():
+    """Yield modules and currents ``[T, 1, 1]`` whose largest voltage is the threshold: any other rounding breaks it."""
+    for v_reset in (None, 0.0, -0.3):
+        for make in (
+            neuron.IFNode,
+            *(partial(neuron.LIFNode, tau, decay_input) for tau in (1.1, 3.0, 100.0) for decay_input in (True, False)),
+            *(partial(neuron.ParametricLIFNode, 3.0, decay_input) for decay_input in (True, False)),
+        ):
+            never = make(v_threshold=3e38, v_reset=v_reset, store_v_seq=True)
+            currents = torch.randn(5, 1, 12)
+            spikes_of(never, currents)
+            for unit, threshold in enumerate(never.v_seq.amax(0)[0].tolist()):
+                yield make(v_threshold=threshold, v_reset=v_reset), currents[:, :, unit : unit + 1]
+
+
+def spikes_of(module, currents, step_mode="m"):
+    """What the module itself makes of currents ``[T, N, M]``, from its reset state."""
+    functional.reset_net(module)
+    functional.set_step_mode(module, step_mode)
+    with torch.no_grad():
+        return module(currents) if step_mode == "m" else torch.stack([module(x) for x in currents])
