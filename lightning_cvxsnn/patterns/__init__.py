@@ -3,6 +3,7 @@
 Knows nothing of Lightning and nothing of losses.
 """
 
+from lightning_cvxsnn.patterns.attainable import AttainableTrains, attainable_trains
 from lightning_cvxsnn.patterns.batch_norm import adapting_batch_norms, estimate_batch_norm
 from lightning_cvxsnn.patterns.calibrate import CalibratedLayer, LayerActivity, calibrate_layers, measure_activity
 from lightning_cvxsnn.patterns.capture import ENCODER_DRAWS, Capture, capture
@@ -14,6 +15,7 @@ from lightning_cvxsnn.patterns.reduction import Reduction
 
 __all__ = [
     "ENCODER_DRAWS",
+    "AttainableTrains",
     "Backend",
     "CalibratedLayer",
     "Capture",
@@ -24,6 +26,7 @@ __all__ = [
     "Reduction",
     "SpikeDictionary",
     "adapting_batch_norms",
+    "attainable_trains",
     "calibrate_layers",
     "capture",
     "estimate_batch_norm",
