@@ -26,7 +26,7 @@ from lightning_cvxsnn.convex.matrix import DictionaryLike, Entries, Matrix, Pack
 from lightning_cvxsnn.convex.solution import Solution
 from lightning_cvxsnn.convex.solve import Solver, check_options, prepare, solve_prepared
 
-__all__ = ["certificate_sharded", "solve_sharded"]
+__all__ = ["Ranks", "certificate_sharded", "checksum", "solve_sharded"]
 
 
 def solve_sharded(
@@ -83,25 +83,29 @@ def solve_sharded(
     """
     started = time.perf_counter()
     deadline = started + (math.inf if max_seconds is None else max_seconds)
-    with _Ranks(group) as ranks:
+    with Ranks(group) as ranks:
         rho = check_rho(rho)
         check_options(gap_tolerance, max_iterations, max_seconds, solver)
         shard = _check_shard(dictionary, targets, loss, num_outputs, sample_weight)
         options: dict[str, Any] = {
             "loss": loss, "rho": rho, "fit_intercept": fit_intercept, "num_outputs": num_outputs,
             "gap_tolerance": gap_tolerance, "max_iterations": max_iterations, "solver": solver,
-            "init": init and _checksum(init.coef, init.intercept),
+            "init": init and checksum(init.coef, init.intercept),
         }  # fmt: skip
         rows, outputs = _agree(ranks, shard, loss, num_outputs, options)
-        gathered = _gather(ranks, shard, [] if init is None else [init.dual_point])
+        multipliers = None if init is None else init.dual_point
+        everyone = ranks.collect((shard.source, shard.targets, shard.weight, multipliers), shard.matrix.device)
         coef = shard.weight.new_empty(shard.matrix.shape[1], outputs)
         intercept, dual_point = shard.weight.new_empty(outputs), shard.weight.new_empty(rows[ranks.rank], outputs)
         dual_points, told = [dual_point], {}
-        if gathered is not None:
-            whole, labels, weight, *multipliers = gathered
+        if everyone is not None:
+            filled = [theirs for theirs, count in zip(everyone, rows, strict=True) if count]
+            parts, labels, weights, points = zip(*filled, strict=True)
             if init is not None:
-                init = replace(init, dual_point=multipliers[0])
-            prepared = prepare(whole, labels, loss, fit_intercept, outputs, weight)
+                init = replace(init, dual_point=torch.cat(points))
+            prepared = prepare(
+                Stacked(list(parts)), torch.cat(labels), loss, fit_intercept, outputs, torch.cat(weights)
+            )
             found = solve_prepared(prepared, rho, init, gap_tolerance, max_iterations, solver, started, deadline)
             coef, intercept, dual_points = found.coef, found.intercept, list(found.dual_point.split(rows))
             told = {"iterations": found.iterations, "algorithm": found.algorithm, "device": found.device}
@@ -113,7 +117,7 @@ def solve_sharded(
             shard.matrix, _encode(shard, loss, outputs), shard.weight, coef, intercept, loss, rho, fit_intercept,
             dual_point, ranks.total,
         )  # fmt: skip
-        sums = ranks.exchange(_checksum(coef, intercept, coef.new_tensor([proof.primal, proof.dual])))
+        sums = ranks.exchange(checksum(coef, intercept, coef.new_tensor([proof.primal, proof.dual])))
         if len(set(sums)) > 1:
             raise RuntimeError(
                 f"The ranks hold different solutions (checksums {', '.join(s[:8] for s in sums)}); expected the same "
@@ -174,7 +178,7 @@ def certificate_sharded(
         >>> c.primal, round(c.gap, 12)
         (0.1875, 0.0)
     """
-    with _Ranks(group) as ranks:
+    with Ranks(group) as ranks:
         rho = check_rho(rho)
         outputs = check_coef(coef)
         shard = _check_shard(dictionary, targets, loss, outputs, sample_weight)
@@ -182,7 +186,7 @@ def certificate_sharded(
             "loss": loss, "rho": rho, "fit_intercept": fit_intercept, "the dual point's absence": dual_point is None,
         }  # fmt: skip
         coef, intercept, dual_point = check_point(shard.matrix, coef, intercept, dual_point, fit_intercept)
-        options |= {"coef": _checksum(coef), "intercept": _checksum(intercept)}
+        options |= {"coef": checksum(coef), "intercept": checksum(intercept)}
         _agree(ranks, shard, loss, outputs, options)
         encoded = _encode(shard, loss, outputs)
         return certify(
@@ -227,7 +231,7 @@ def _check_shard(
 
 
 def _agree(
-    ranks: _Ranks, shard: _Shard, loss: Loss, num_outputs: int | None, options: dict[str, Any]
+    ranks: Ranks, shard: _Shard, loss: Loss, num_outputs: int | None, options: dict[str, Any]
 ) -> tuple[list[int], int]:
     """The number of rows of each rank, and of outputs; refuses what is not the same on all ranks."""
     rows, columns = shard.matrix.shape
@@ -268,28 +272,6 @@ def _encode(shard: _Shard, loss: Loss, outputs: int) -> Tensor:
     return encode_targets(shard.targets, loss=loss, num_outputs=outputs).to(shard.weight.device)
 
 
-def _gather(ranks: _Ranks, shard: _Shard, more: list[Tensor]) -> list[Any] | None:
-    """On rank 0 the dictionary, targets, weights and ``more`` of all rows, on its device; elsewhere ``None``.
-
-    Tensors travel as raw bytes in the type they have; what else a dictionary is made of is pickled.
-    """
-    stripped = io.BytesIO()
-    pickler = _Stripped(stripped)
-    pickler.dump(shard.source)
-    frames = ranks.exchange((stripped.getvalue(), shard.matrix.shape[0]))
-    everyone = ranks.collect([*pickler.tensors, shard.targets, shard.weight, *more])
-    if everyone is None:
-        return None
-    parts, columns = [], []
-    for (frame, rows), tensors in zip(frames, everyone, strict=True):
-        if rows:
-            tensors = [tensor.to(shard.matrix.device) for tensor in tensors]
-            cut = len(tensors) - 2 - len(more)
-            parts.append(_Dressed(io.BytesIO(frame), tensors[:cut]).load())
-            columns.append(tensors[cut:])
-    return [Stacked(parts), *(torch.cat(pieces) for pieces in zip(*columns, strict=True))]
-
-
 class _Stripped(pickle.Pickler):
     """Pickles an object without its tensors, which it keeps."""
 
@@ -317,7 +299,8 @@ class _Dressed(pickle.Unpickler):
         return self.tensors[pid]
 
 
-def _checksum(*tensors: Tensor) -> str:
+def checksum(*tensors: Tensor) -> str:
+    """A digest of the bits, types and shapes of tensors."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -329,16 +312,20 @@ def _raw(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
-class _Ranks:
+class Ranks:
     """The ranks of a group, in step: before every collective they tell each other that none has failed.
 
     Use it as a context. An exception in it is told to the others where they meet next, and raised there too; so between
     two meetings a rank may do what it likes, and none waits for a rank that has left.
+
+    Args:
+        group: The process group; ``None``: all processes, or this one if there is no process group.
+        alone: Be one rank whatever process group there is.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None, *, alone: bool = False) -> None:
         self.group, self.rank, self.size, self.device = group, 0, 1, torch.device("cpu")
-        if dist.is_available() and dist.is_initialized():
+        if not alone and dist.is_available() and dist.is_initialized():
             self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
             if self.rank < 0:
                 raise ValueError("This process is not in `group`; expected a process group that it belongs to.")
@@ -346,7 +333,7 @@ class _Ranks:
                 self.device = torch.device("cuda", torch.cuda.current_device())
         self._together = True
 
-    def __enter__(self) -> _Ranks:
+    def __enter__(self) -> Ranks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -381,28 +368,41 @@ class _Ranks:
         """The tensor of rank 0, on this rank's device; others pass one of its shape and type."""
         if self.size == 1:
             return tensor
-        buffer = tensor.to(self.device, copy=True).contiguous()
+        buffer = tensor.detach().to(self.device, copy=True).contiguous()
         self.exchange()
-        dist.broadcast(buffer, group=self.group, group_src=0)
+        if buffer.numel():
+            dist.broadcast(_raw(buffer), group=self.group, group_src=0)
         return buffer.to(tensor.device)
 
-    def collect(self, tensors: list[Tensor]) -> list[list[Tensor]] | None:
-        """On rank 0 the tensors of all ranks, of any number, shape and type; elsewhere ``None``."""
-        layouts = self.exchange([(tensor.dtype, tuple(tensor.shape)) for tensor in tensors])
+    def collect(self, value: Any, device: torch.device) -> list[Any] | None:
+        """On rank 0 the values of all ranks, in rank order; elsewhere ``None``.
+
+        Tensors travel as raw bytes in the type they have, to ``device``; what else a value is made of is pickled.
+        """
+        if self.size == 1:
+            return [value]
+        frame = io.BytesIO()
+        pickler = _Stripped(frame)
+        pickler.dump(value)
+        told = self.exchange((frame.getvalue(), [(tensor.dtype, tuple(tensor.shape)) for tensor in pickler.tensors]))
         if self.rank > 0:
-            mine = [tensor.to(self.device).contiguous() for tensor in tensors]
+            mine = [tensor.to(self.device).contiguous() for tensor in pickler.tensors]
             self.exchange()
             for tensor in mine:
                 self._send(tensor, 0)
             return None
         theirs = [
-            [torch.empty(shape, dtype=dtype, device=self.device) for dtype, shape in layout] for layout in layouts[1:]
+            [torch.empty(shape, dtype=dtype, device=self.device) for dtype, shape in layout] for _, layout in told[1:]
         ]
         self.exchange()
         for rank, buffers in enumerate(theirs, 1):
             for buffer in buffers:
                 self._receive(buffer, rank)
-        return [tensors, *theirs]
+        frames = [io.BytesIO(frame) for frame, _ in told[1:]]
+        return [value] + [
+            _Dressed(frame, [buffer.to(device) for buffer in buffers]).load()
+            for frame, buffers in zip(frames, theirs, strict=True)
+        ]
 
     def deal(self, parts: list[Tensor], like: Tensor) -> Tensor:
         """The part that rank 0 has for this rank; ``like`` has its shape and type, and is where it goes."""

@@ -154,7 +154,7 @@ def _failures(rank: int) -> dict[str, Callable[[pytest.MonkeyPatch, dict[str, An
 
         def broadcast(tensor: torch.Tensor, **arguments: Any) -> None:
             original(tensor, **arguments)
-            tensor[0] += 1e-15 * (rank == 1)
+            tensor[0] ^= rank
 
         patch.setattr(dist, "broadcast", broadcast)
         return shard
