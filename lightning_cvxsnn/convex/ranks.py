@@ -208,15 +208,11 @@ def _check_shard(
     dictionary: Dictionary, targets: Tensor, loss: Loss, num_outputs: int | None, sample_weight: Tensor | None
 ) -> _Shard:
     """The checks of ``solve``, but for a shard without rows."""
-    if isinstance(dictionary, Tensor):
-        source: Any = Entries(dictionary.detach().to_dense())
-    elif isinstance(dictionary, DictionaryLike) and not isinstance(dictionary, PackedDictionary):
-        source = Entries(dictionary.to_dense(torch.float64))
-    else:
-        source = dictionary
+    if isinstance(dictionary, DictionaryLike) and not isinstance(dictionary, Tensor | PackedDictionary):
+        dictionary = dictionary.to_dense(torch.float64)
+    source: Any = Entries(dictionary.detach().to_dense()) if isinstance(dictionary, Tensor) else dictionary
     shape = tuple(getattr(source, "shape", ()))
     if len(shape) != 2 or shape[0] > 0 or shape[1] == 0:
-        dictionary = source.values if isinstance(source, Entries) else source
         matrix, _, weight = check_problem(dictionary, targets, loss, num_outputs, sample_weight)
         return _Shard(source, matrix, targets.detach(), weight)
     check_loss(loss)
