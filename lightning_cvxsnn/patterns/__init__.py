@@ -5,7 +5,7 @@ Knows nothing of Lightning and nothing of losses.
 
 from lightning_cvxsnn.patterns.batch_norm import adapting_batch_norms, estimate_batch_norm
 from lightning_cvxsnn.patterns.calibrate import CalibratedLayer, LayerActivity, calibrate_layers, measure_activity
-from lightning_cvxsnn.patterns.capture import ENCODER_DRAWS, Capture, capture
+from lightning_cvxsnn.patterns.capture import ENCODER_DRAWS, Capture, capture, join, observe
 from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
 from lightning_cvxsnn.patterns.isolation import fresh_state, undisturbed
 from lightning_cvxsnn.patterns.reduction import Reduction
@@ -22,6 +22,8 @@ __all__ = [
     "capture",
     "estimate_batch_norm",
     "fresh_state",
+    "join",
     "measure_activity",
+    "observe",
     "undisturbed",
 ]
