@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
@@ -192,7 +193,8 @@ def _undisturbed(sampler: Any) -> list[Any]:
     twin = copy.copy(sampler)
     if isinstance(generator := getattr(sampler, "generator", None), torch.Generator):
         twin.generator = torch.Generator().set_state(generator.get_state())
-    return list(twin)
+    with isolate_rng():  # a sampler without a generator draws from the global one
+        return list(twin)
 
 
 def _subset(indices: list[Any], count: int, seed: int) -> list[Any]:

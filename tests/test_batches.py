@@ -86,7 +86,10 @@ def test_a_subset_sampler_means_its_rows_only():
 
 def test_a_weighted_sampler_means_one_draw_of_it():
     weights = [0.0] * 10 + [1.0] * 10
-    drawn = order(training_rows(numbered(sampler=WeightedRandomSampler(weights, 20))))
+    net, before = Net(), torch.get_rng_state()
+    whole = training_rows(numbered(sampler=WeightedRandomSampler(weights, 20)), net)
+    assert torch.equal(torch.get_rng_state(), before)
+    drawn = order(whole)
     assert len(drawn) == 20
     assert min(drawn) >= 10
     assert drawn == sorted(drawn)
