@@ -135,7 +135,7 @@ class Stacked:
 class Matrix:
     """What the solvers touch a dictionary through: all results are float64 tensors on its device.
 
-    ``matrix @ W``, ``matrix.T @ U``, ``matrix[:, index]`` (a dense gather), :meth:`gathered`, :meth:`gram` and
+    ``matrix @ W``, ``matrix.T @ U``, ``matrix[:, index]`` (a dense gather), :meth:`gathered`, :meth:`model` and
     :meth:`squared_norms`. ``matrix[rows]``, :meth:`columns` and :meth:`with_ones` are matrices again. Blocks have a
     fixed size, so results do not depend on how much memory is free.
 
@@ -185,14 +185,15 @@ class Matrix:
         for part in _slices(self.shape[0], _LARGE_BLOCK // max(index.numel(), 1)):
             yield part, self._gather(part, index)
 
-    def gram(self, index: Tensor, weight: Tensor) -> Tensor:
-        """``G^T diag(weight) G`` for ``G = matrix[:, index]`` and non-negative weights ``[n]``."""
-        root = weight.sqrt()[:, None]
-        total = root.new_zeros(index.numel(), index.numel())
+    def model(self, index: Tensor, curvature: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """``G^T diag(curvature) G`` and ``G^T slope`` for ``G = matrix[:, index]``; non-negative curvatures ``[n]``."""
+        root = curvature.sqrt()[:, None]
+        gram, product = root.new_zeros(index.numel(), index.numel()), root.new_zeros(index.numel())
         for part, block in self.gathered(index):
+            product += slope[part] @ block
             block *= root[part]
-            total.addmm_(block.T, block)
-        return total
+            gram.addmm_(block.T, block)
+        return gram, product
 
     def squared_norms(self, weight: Tensor) -> Tensor:
         """``sum_i weight_i matrix_ij^2``, one for each column."""

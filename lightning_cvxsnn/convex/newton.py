@@ -3,17 +3,20 @@ r"""Squared loss and cross-entropy: proximal Newton on working sets.
 Each iteration prices every entry by its gradient, takes those that are non-zero or violate ``|gradient| <= rho`` (a
 bounded number of new ones, the worst first), minimises the second-order model with the L1 penalty over them
 (:mod:`~lightning_cvxsnn.convex.quadratic`) and searches along the line to that minimiser. Lee, Sun, Saunders, "Proximal
-Newton-type methods for minimizing composite functions", SIAM J. Optim. 24(3), 2014. For the squared loss the model is
-the objective and outputs separate. From a cold start the penalty falls to rho by halves, one iteration each, which
-keeps working sets small. A model that promises too much (saturated rows have no curvature) is damped. Every iterate is
-judged by the certificate.
+Newton-type methods for minimizing composite functions", SIAM J. Optim. 24(3), 2014. From a cold start the penalty falls
+to rho by halves, one iteration each, which keeps working sets small. A model that promises too much (saturated rows
+have no curvature) is damped. At rho itself every iterate is judged by the certificate.
+
+Outputs take turns: a model of one output is small, and the squared loss and a single logistic output lose nothing by
+it. Softmax couples its outputs. There taking turns (block coordinate descent) finds the support at a tenth of the cost
+of a model of all of them, but closes in on the values slowly: once the support settles, iterations are joint.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +30,10 @@ from lightning_cvxsnn.convex.reduction import Problem
 __all__ = ["minimise_smooth"]
 
 _ITERATION_LIMIT = 200
-_FIRST_WORKING_SET = 100
+_FIRST_WORKING_SET = 100  # new entries over all outputs, or as many of each output as there are already
+_SMALL_MODEL = 500  # entries of all outputs together; below it nothing is gained by taking turns
+_LARGEST_MODEL = 8192  # entries of all outputs together, so that the Hessian stays below half a GiB
+_SETTLED = 0.02  # share of the support that may still change when outputs stop taking turns
 _CONTINUATION = 0.5  # share of the penalty that remains from one iteration to the next, down to rho
 _PROXIMAL = 1e-10  # relative; pins directions without curvature, such as a shift of all softmax outputs
 
@@ -60,25 +66,38 @@ def minimise_smooth(
         matrix = matrix.with_ones()
         penalised = torch.cat([penalised, torch.zeros_like(penalised[:1])])
         coef = torch.cat([coef, start[1][None]])
-    dual_point = torch.zeros_like(problem.encoded)
+    outputs, dual_point = matrix @ coef, torch.zeros_like(problem.encoded)
     best = (float("inf"), coef)
     limit = _ITERATION_LIMIT if max_iterations is None else max_iterations
-    current, damping = float("inf"), 0.0
+    current, damping, unsettled = rho if bool(start[0].any()) else float("inf"), 0.0, True
     for iteration in range(limit + 1):
-        outputs = matrix @ coef
-        shift = coef[columns] if problem.fit_intercept else torch.zeros_like(start[1])
-        proof, dual_point = certify(
-            problem.matrix, problem.encoded, weight * rows, coef[:columns], shift, problem.loss, rho,
-            problem.fit_intercept, dual_point,
-        )  # fmt: skip
-        if proof.primal < best[0]:
-            best = (proof.primal, coef)
-        if proof.gap <= tolerance or iteration == limit or time.perf_counter() > deadline:
+        primal = float(weight @ row_losses(outputs, problem.encoded, problem.loss) + rho * coef[:columns].abs().sum())
+        if primal < best[0]:
+            best = (primal, coef)
+        if current == rho:
+            shift = coef[columns] if problem.fit_intercept else torch.zeros_like(start[1])
+            proof, dual_point = certify(
+                problem.matrix, problem.encoded, weight * rows, coef[:columns], shift, problem.loss, rho,
+                problem.fit_intercept, dual_point,
+            )  # fmt: skip
+            if proof.gap <= tolerance:
+                break
+        if iteration == limit or time.perf_counter() > deadline:
             break
         gradient = matrix.T @ (weight[:, None] * output_gradient(outputs, problem.encoded, problem.loss))
         current = max(rho, _CONTINUATION * min(current, float((gradient.abs() * penalised).max())))
-        move, predicted = _direction(problem, matrix, outputs, coef, gradient, current * penalised, damping)
-        length, coef = _search(problem, matrix, outputs, coef, move, predicted, current * penalised)
+        penalty = current * penalised
+        raised = damping * matrix.squared_norms(weight) / 4 if damping else None  # no probability curves more
+        working = _working(coef, gradient, penalty)
+        size, support = int(working.sum()), coef != 0
+        if size == 0:
+            break  # nothing in use and nothing violates: only rounding error is left
+        if not _coupled(problem) or (unsettled and size > _SMALL_MODEL) or size > _LARGEST_MODEL:
+            length, coef, outputs = _in_turn(problem, matrix, outputs, coef, working, penalty, raised)
+            changed = int((support != (coef != 0)).sum())
+            unsettled = current > rho or changed > _SETTLED * int(support.sum())
+        else:
+            length, coef, outputs = _together(problem, matrix, outputs, coef, gradient, working, penalty, raised)
         if length == 0 and current == rho:
             if damping >= 1:
                 break  # rounding error: nothing descends any more
@@ -92,88 +111,136 @@ def minimise_smooth(
     return coef[:columns], shift, dual_point, iteration, "working-set-newton"
 
 
-def _search(
+def _coupled(problem: Problem) -> bool:
+    return problem.loss == "cross_entropy" and problem.encoded.shape[1] > 1
+
+
+def _working(coef: Tensor, gradient: Tensor, penalty: Tensor) -> Tensor:
+    """Entries ``[p, C]`` to work on: those in use, those without a penalty, and the worst violations of each output."""
+    working = (coef != 0) | (penalty == 0)
+    violation = torch.where(working, 0.0, gradient.abs() - penalty)
+    room = max(_FIRST_WORKING_SET // coef.shape[1], int(working.sum(0).max()), 1)
+    room = min(room, violation.shape[0])
+    worst = violation.topk(room, 0)
+    return working.scatter(0, worst.indices, working.gather(0, worst.indices) | (worst.values > 0))
+
+
+def _in_turn(
     problem: Problem,
     matrix: Matrix,
     outputs: Tensor,
     coef: Tensor,
-    move: Tensor,
-    predicted: float,
+    working: Tensor,
     penalty: Tensor,
-) -> tuple[float, Tensor]:
-    """Backtrack until the objective falls by a share of what was predicted: step (0 if it never does) and point."""
+    raised: Tensor | None,
+) -> tuple[float, Tensor, Tensor]:
+    """A step of each output, given those before it: the shortest length (0: none moved), new point and outputs."""
+    weight, loss = problem.weight, problem.loss
+    lengths: list[float] = []
+    outputs, coef = outputs.clone(), coef.clone()
+    for c in range(outputs.shape[1]):
+        rows = working[:, c].nonzero()[:, 0]
+        if rows.numel() == 0:
+            continue
+        own, target, offset = outputs[:, c, None], problem.encoded[:, c, None], torch.zeros_like(outputs[:, :1])
+        if _coupled(problem):  # given the others, one output of a softmax is a logistic output with an offset
+            offset = torch.cat([outputs[:, :c], outputs[:, c + 1 :]], 1).logsumexp(1, keepdim=True)
+        own = own - offset
+        slope = weight * output_gradient(own, target, loss)[:, 0]
+        curvature = weight if loss == "squared" else weight * (torch.sigmoid(own) * torch.sigmoid(-own))[:, 0]
+        hessian, gradient = matrix.model(rows, curvature, slope)
+        old, cost = coef[rows, c], penalty[rows, c]
+        move, predicted = _minimiser(hessian, gradient, old, cost, None if raised is None else raised[rows])
+        if not bool(move.any()):
+            continue
+        spread = torch.zeros_like(coef[:, :1])
+        spread[rows, 0] = move
+        change = matrix @ spread
+        lengths.append(_length(problem, target, own, change, old, move, cost, predicted))
+        outputs[:, c] += lengths[-1] * change[:, 0]
+        coef[rows, c] += lengths[-1] * move
+    return min(lengths, default=0.0), coef, outputs
+
+
+def _together(
+    problem: Problem,
+    matrix: Matrix,
+    outputs: Tensor,
+    coef: Tensor,
+    gradient: Tensor,
+    working: Tensor,
+    penalty: Tensor,
+    raised: Tensor | None,
+) -> tuple[float, Tensor, Tensor]:
+    """One step of all outputs: its length (0: no descent), the new point and outputs."""
+    columns, rows = working.T.nonzero(as_tuple=True)  # sorted by output
+    old, cost = coef[rows, columns], penalty[rows, columns]
+    stop = torch.bincount(columns, minlength=outputs.shape[1]).cumsum(0).tolist()
+    spans = [slice(first, last) for first, last in zip([0, *stop[:-1]], stop, strict=True) if first < last]
+    hessian = _softmax_hessian(problem, matrix, outputs, rows, columns, spans)
+    damped = None if raised is None else raised[rows]
+    move, predicted = _minimiser(hessian, gradient[rows, columns], old, cost, damped, spans)
+    spread = torch.zeros_like(coef)
+    spread[rows, columns] = move
+    change = matrix @ spread
+    length = _length(problem, problem.encoded, outputs, change, old, move, cost, predicted)
+    return length, coef + length * spread, outputs + length * change
+
+
+def _minimiser(
+    hessian: Tensor, gradient: Tensor, old: Tensor, penalty: Tensor, raised: Tensor | None, blocks: Sequence[slice] = ()
+) -> tuple[Tensor, float]:
+    """Move to the minimiser of the model, and the change it predicts."""
+    hessian.diagonal().mul_(1 + _PROXIMAL)
+    if raised is not None:
+        hessian.diagonal().add_(raised)
+    new, predicted, _ = minimise_quadratic(hessian, gradient, old, penalty, blocks)
+    return new - old, predicted
+
+
+def _length(
+    problem: Problem,
+    encoded: Tensor,
+    outputs: Tensor,
+    change: Tensor,
+    old: Tensor,
+    move: Tensor,
+    penalty: Tensor,
+    predicted: float,
+) -> float:
+    """Backtrack until the objective falls by a share of what was predicted; 0 if it never does."""
 
     def objective(at: Tensor, z: Tensor) -> float:
-        return float(problem.weight @ row_losses(z, problem.encoded, problem.loss) + (penalty * at.abs()).sum())
+        return float(problem.weight @ row_losses(z, encoded, problem.loss) + penalty @ at.abs())
 
-    value, change = objective(coef, outputs), matrix @ move
-    step = 1.0
+    value, step = objective(old, outputs), 1.0
     while step > 1e-6:
-        trial = coef + step * move
-        if objective(trial, outputs + step * change) <= value + 1e-3 * step * predicted + 1e-15 * abs(value):
-            return (0.0 if torch.equal(trial, coef) else step), trial
+        moved = old + step * move
+        if objective(moved, outputs + step * change) <= value + 1e-3 * step * predicted + 1e-15 * abs(value):
+            return 0.0 if torch.equal(moved, old) else step
         step /= 2
-    return 0.0, coef
+    return 0.0
 
 
-def _direction(
-    problem: Problem, matrix: Matrix, outputs: Tensor, coef: Tensor, gradient: Tensor, penalty: Tensor, damping: float
-) -> tuple[Tensor, float]:
-    """The step to the minimiser of the model over a working set, and the change it predicts."""
-    working = (coef != 0) | (penalty == 0)
-    violation = torch.where(working, 0.0, gradient.abs() - penalty)
-    room = max(_FIRST_WORKING_SET, int(working.sum()))
-    candidates = int((violation > 0).sum())
-    if candidates > room:
-        threshold = violation.flatten().kthvalue(violation.numel() - room + 1).values
-        working = working | (violation >= threshold)
-    else:
-        working = working | (violation > 0)
-    move, predicted = torch.zeros_like(coef), 0.0
-    raised = damping * matrix.squared_norms(problem.weight) / 4 if damping else None  # no probability curves more
-    for rows, columns, hessian in _hessian_blocks(problem, matrix, outputs, working):
-        hessian.diagonal().mul_(1 + _PROXIMAL)
-        if raised is not None:
-            hessian.diagonal().add_(raised[rows])
-        old = coef[rows, columns]
-        new, change, _ = minimise_quadratic(hessian, gradient[rows, columns], old, penalty[rows, columns])
-        move[rows, columns] = new - old
-        predicted += change
-    return move, predicted
-
-
-def _hessian_blocks(
-    problem: Problem, matrix: Matrix, outputs: Tensor, working: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield index pairs into the coefficients and the Hessian over them, one block for each group coupled outputs."""
+def _softmax_hessian(
+    problem: Problem, matrix: Matrix, outputs: Tensor, rows: Tensor, columns: Tensor, spans: Sequence[slice]
+) -> Tensor:
+    """Hessian of softmax cross-entropy over the entries ``(rows, columns)``, those of one output in one span."""
     weight = problem.weight
-    if problem.loss == "squared" or outputs.shape[1] == 1:
-        for c in range(outputs.shape[1]):
-            rows = working[:, c].nonzero()[:, 0]
-            if rows.numel() == 0:
-                continue
-            curvature = weight
-            if problem.loss == "cross_entropy":
-                curvature = weight * torch.sigmoid(outputs[:, c]) * torch.sigmoid(-outputs[:, c])
-            yield rows, torch.full_like(rows, c), matrix.gram(rows, curvature)
-        return
-    columns, rows = working.T.nonzero(as_tuple=True)  # sorted by output
     probability = torch.softmax(outputs, 1)
     top = probability.argmax(1, keepdim=True)
     complement = (1 - probability).scatter(1, top, probability.scatter(1, top, 0.0).sum(1, keepdim=True))
-    stop = torch.bincount(columns, minlength=outputs.shape[1]).cumsum(0).tolist()
-    spans = [slice(first, last) for first, last in zip([0, *stop[:-1]], stop, strict=True)]
     # p (1 - p) without the cancellation of p - p^2, which would leave saturated rows with negative curvature
-    curvature = (weight[:, None] * probability * complement).sqrt()
+    own = (weight[:, None] * probability * complement).sqrt()
     scale = probability * weight.sqrt()[:, None]
-    hessian = weight.new_zeros(rows.numel(), rows.numel())
-    own = [weight.new_zeros(span.stop - span.start, span.stop - span.start) for span in spans]
+    upper = weight.new_zeros(rows.numel(), rows.numel())
     for part, block in matrix.gathered(rows):
-        for c, span in enumerate(spans):
-            root = block[:, span] * curvature[part, c, None]
-            own[c].addmm_(root.T, root)
+        for span in spans:
+            root = block[:, span] * own[part, columns[span.start], None]
+            upper[span, span].addmm_(root.T, root)
         block *= scale[part].index_select(1, columns)
-        hessian.addmm_(block.T, block, alpha=-1)
-    for c, span in enumerate(spans):
-        hessian[span, span] = own[c]
-    yield rows, columns, hessian
+        for span in spans:
+            upper[span, span.stop :].addmm_(block[:, span].T, block[:, span.stop :], alpha=-1)
+    for span in spans:
+        upper[span.stop :, span] = upper[span, span.stop :].T
+    return upper

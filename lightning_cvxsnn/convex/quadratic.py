@@ -10,6 +10,8 @@ sparse. So: active set, if it gets lost interior point, and active set again fro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,12 @@ __all__ = ["minimise_quadratic"]
 
 _ACTIVE_SET_LIMIT = 8
 _INTERIOR_LIMIT = 50
+_ROUNDS = 30  # of block descent
 
 
-def minimise_quadratic(hessian: Tensor, gradient: Tensor, start: Tensor, penalty: Tensor) -> tuple[Tensor, float, int]:
+def minimise_quadratic(
+    hessian: Tensor, gradient: Tensor, start: Tensor, penalty: Tensor, blocks: Sequence[slice] = ()
+) -> tuple[Tensor, float, int]:
     """Minimise the quadratic model with an L1 penalty.
 
     Args:
@@ -29,17 +34,35 @@ def minimise_quadratic(hessian: Tensor, gradient: Tensor, start: Tensor, penalty
         gradient: ``g [k]`` at ``start``.
         start: ``x [k]``.
         penalty: ``rho_j [k]``; 0 where free, such as an intercept.
+        blocks: Slices of entries that are minimised over in turn first.
 
     Returns:
         A minimiser ``[k]`` with exact zeros, the change of the objective (not positive), linear systems solved.
     """
-    point, change, systems, solved = _active_set(hessian, gradient, start, penalty, start, _ACTIVE_SET_LIMIT)
+    first = _block_descent(hessian, gradient, start, penalty, blocks) if len(blocks) > 1 else start
+    point, change, systems, solved = _active_set(hessian, gradient, start, penalty, first, _ACTIVE_SET_LIMIT)
     if solved:
         return point, change, systems
     inner, more = _interior_point(hessian, gradient - hessian @ start, start, penalty, change)
     other, other_change, last, _ = _active_set(hessian, gradient, start, penalty, inner, 4 * _ACTIVE_SET_LIMIT)
     systems += more + last
     return (other, other_change, systems) if other_change < change else (point, change, systems)
+
+
+def _block_descent(
+    hessian: Tensor, gradient: Tensor, start: Tensor, penalty: Tensor, blocks: Sequence[slice]
+) -> Tensor:
+    """Minimise over the blocks in turn until a round leaves the support alone."""
+    point, slope = start.clone(), gradient.clone()
+    for _ in range(_ROUNDS):
+        support = point != 0
+        for span in blocks:
+            new, _, _ = minimise_quadratic(hessian[span, span], slope[span], point[span], penalty[span])
+            slope += hessian[:, span] @ (new - point[span])
+            point[span] = new
+        if torch.equal(support, point != 0):
+            break
+    return point
 
 
 def _active_set(

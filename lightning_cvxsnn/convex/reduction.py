@@ -172,7 +172,8 @@ def _largest_count(matrix: Matrix) -> int | None:
         return {torch.bool: 1, torch.uint8: 2**8 - 1}.get(matrix.dtype, _LARGEST_COUNT)
     largest = 0.0
     for _, block in matrix.blocks():
-        largest = max(largest, float(block.abs().max()))
+        low, high = block.aminmax()
+        largest = max(largest, -float(low), float(high))
         if largest > _LARGEST_COUNT or not torch.equal(block, block.round()):
             return None
     return int(largest)

@@ -88,7 +88,7 @@ def test_products_gathers_and_grams(case: tuple[int, int, int, str, float], ones
         (packed.T @ u[:, 0], dense.T @ u[:, 0]),
         (packed[:, index], dense[:, index]),
         (torch.cat([block for _, block in packed.gathered(index)]), dense[:, index]),
-        (packed.gram(index, weight), dense[:, index].T @ (weight[:, None] * dense[:, index])),
+        (packed.model(index, weight, weight)[0], dense[:, index].T @ (weight[:, None] * dense[:, index])),
         (packed.squared_norms(weight), weight @ dense.square()),
         (packed[mask].to_dense(), dense[mask]),
     ):
