@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
@@ -18,6 +20,8 @@ from torch.utils.data import (
     SequentialSampler,
     SubsetRandomSampler,
 )
+
+from lightning_cvxsnn.convex.ranks import Ranks
 
 
 class Batch(NamedTuple):
@@ -39,6 +43,10 @@ class TrainingRows:
         transfer: Puts a batch where the network is.
         max_samples: Use this many rows, a random subset fixed by ``seed``; None: all.
         seed: Seed of the subset and of augmentations.
+        ranks: The processes that train together; all see the same rows. None: this one alone.
+
+    Attributes:
+        ranks: As given.
 
     Raises:
         MisconfigurationException: If ``dataloader`` cannot be read a second time without disturbing training.
@@ -52,13 +60,16 @@ class TrainingRows:
         transfer: Callable[[Any], Any],
         max_samples: int | None,
         seed: int,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks(alone=True)
         self._module = module
         self._transfer = transfer
         self._seed = seed
+        self._first = 0
         self._loader = dataloader
         if isinstance(dataloader, DataLoader):
-            indices = _indices(dataloader)
+            indices = self.ranks.exchange(_indices(dataloader, self.ranks.size))[0]
             if max_samples is not None and len(indices) > max_samples:
                 indices = sorted(_subset(indices, max_samples, seed))
             self._indices = indices
@@ -76,6 +87,20 @@ class TrainingRows:
     def __iter__(self) -> Iterator[Batch]:
         """Unpacked batches on the network's device."""
         return self._batches(self._loader)
+
+    def share(self) -> "TrainingRows":
+        """This process's part: consecutive whole batches, each composed as it would be in one process."""
+        rank, size, batches = self.ranks.rank, self.ranks.size, len(self)
+        own = range(batches)[batches * rank // size : batches * (rank + 1) // size]
+        part = copy.copy(self)
+        part._first, part._seed = own.start, self._seed + own.start
+        if isinstance(self._loader, DataLoader):
+            rows = self._loader.batch_size or 1
+            part._indices = self._indices[own.start * rows : own.stop * rows]
+            part._loader = _loader(self._loader, part._indices, part._seed)
+        else:
+            part._loader = self._loader[own.start : own.stop]
+        return part
 
     def sample(self, count: int) -> list[Batch]:
         """At least ``count`` rows drawn at random by the seed (all if there are fewer), as batches."""
@@ -95,7 +120,7 @@ class TrainingRows:
         np.random.seed(self._seed)
         if isinstance(loader, DataLoader):
             loader.generator.manual_seed(self._seed)  # workers are seeded from it
-        for index, batch in enumerate(loader):
+        for index, batch in enumerate(loader, self._first):
             yield unpack(self._module, self._transfer(batch), index)
 
 
@@ -138,7 +163,7 @@ def _describe(dataloader: Any) -> str:
     return f"a {type(dataloader).__name__}"
 
 
-def _indices(loader: DataLoader) -> list[Any]:
+def _indices(loader: DataLoader, processes: int) -> list[Any]:
     """What one epoch of the loader's sampler visits, sorted; the user's generators are not advanced."""
     if isinstance(loader.dataset, IterableDataset):
         raise MisconfigurationException(
@@ -146,7 +171,14 @@ def _indices(loader: DataLoader) -> list[Any]:
             "without disturbing training. Expected a dataset with a length and items by index."
         )
     sampler = loader.sampler
+    if isinstance(sampler, DistributedSamplerWrapper):  # Lightning's, around the user's own
+        sampler = sampler.dataset._sampler  # type: ignore[attr-defined]
     if loader.batch_sampler is not None and type(loader.batch_sampler) is not torch.utils.data.BatchSampler:
+        if processes > 1:
+            raise MisconfigurationException(
+                f"The training data comes by a {type(loader.batch_sampler).__name__}, of which each of {processes} "
+                "processes sees a part of its own. Expected a DataLoader with a sampler, or Trainer(devices=1)."
+            )
         return sorted(chain.from_iterable(_undisturbed(loader.batch_sampler)))
     if isinstance(sampler, SubsetRandomSampler):
         return sorted(sampler.indices)
@@ -161,7 +193,8 @@ def _undisturbed(sampler: Any) -> list[Any]:
     twin = copy.copy(sampler)
     if isinstance(generator := getattr(sampler, "generator", None), torch.Generator):
         twin.generator = torch.Generator().set_state(generator.get_state())
-    return list(twin)
+    with isolate_rng():  # a sampler without a generator draws from the global one
+        return list(twin)
 
 
 def _subset(indices: list[Any], count: int, seed: int) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -15,6 +16,7 @@ from typing_extensions import override
 from lightning_cvxsnn.agreement import batch_loss, warn_unless_same_loss
 from lightning_cvxsnn.batches import TrainingRows
 from lightning_cvxsnn.convex import Loss
+from lightning_cvxsnn.convex.ranks import Ranks
 from lightning_cvxsnn.progress import trainer_progress
 from lightning_cvxsnn.reconstruct import Occasion, Reconstructor
 from lightning_cvxsnn.report import SolveReport
@@ -139,15 +141,15 @@ class ConvexReconstruction(Callback):
                 "Found several ConvexReconstruction callbacks of which one has readout=None; expected each to name its "
                 "own readout, such as readout='net.4'."
             )
-        if trainer.world_size > 1:
-            raise MisconfigurationException(
-                f"ConvexReconstruction runs in one process in this version; found {trainer.world_size} processes "
-                f"({type(trainer.strategy).__name__}). Use Trainer(devices=1)."
-            )
         if type(trainer.strategy).__name__ in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
             raise MisconfigurationException(
                 f"ConvexReconstruction does not support {type(trainer.strategy).__name__}, which shards parameters. "
-                "Use Trainer(strategy='auto', devices=1)."
+                "Use Trainer(strategy='ddp') or Trainer(devices=1)."
+            )
+        if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+            raise MisconfigurationException(
+                f"ConvexReconstruction runs in several processes under DDP only; found {trainer.world_size} of them "
+                f"under {type(trainer.strategy).__name__}. Use Trainer(strategy='ddp') or Trainer(devices=1)."
             )
         if self._module is None or self._module() is not pl_module:
             self._begin_run()
@@ -216,13 +218,6 @@ class ConvexReconstruction(Callback):
     def _solve(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
     ) -> SolveReport:
-        rows = TrainingRows(
-            pl_module,
-            trainer.train_dataloader,
-            transfer=partial(_transfer, trainer, pl_module),
-            max_samples=self.settings.max_samples,
-            seed=self.settings.seed,
-        )
         surroundings = Surroundings(
             optimizers=trainer.optimizers,
             precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
@@ -230,7 +225,16 @@ class ConvexReconstruction(Callback):
             epoch=epoch,
             step=trainer.global_step,
         )
-        report = self._reconstructor.run(pl_module, rows, occasion, surroundings)
+        with Ranks(alone=trainer.world_size == 1) as ranks:
+            rows = TrainingRows(
+                pl_module,
+                trainer.train_dataloader,
+                transfer=partial(_transfer, trainer, pl_module),
+                max_samples=self.settings.max_samples,
+                seed=self.settings.seed,
+                ranks=ranks,
+            )
+            report = self._reconstructor.run(pl_module, rows, occasion, surroundings)
         self.reports.append(report)
         self._solved_epoch = epoch
         if occasion == "final solve":

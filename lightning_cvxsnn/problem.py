@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_cvxsnn.batches import TrainingRows
 from lightning_cvxsnn.convex import Loss, Solution, certificate, mean_loss, path, solve
-from lightning_cvxsnn.patterns import SpikeDictionary, capture
+from lightning_cvxsnn.patterns import SpikeDictionary, join, observe
 from lightning_cvxsnn.readout import Readout, forward_of
 from lightning_cvxsnn.surroundings import Progress
 from lightning_cvxsnn.targets import row_targets, row_weights
@@ -105,8 +105,10 @@ class Problem:
 
 def capture_problem(
     module: nn.Module, rows: TrainingRows, readout: Readout, *, loss: Loss, seed: int, progress: Progress, stage: str
-) -> Problem:
+) -> Problem | None:
     """Capture the programme in one pass over ``rows``. Call it inside ``undisturbed``.
+
+    Each process passes over its share of the batches; rank 0 gets the programme of all, the others ``None``.
 
     Args:
         module: The network.
@@ -125,17 +127,25 @@ def capture_problem(
     targets: list[Tensor] = []
     weights: list[Tensor] = []
 
-    with progress(stage, len(rows)) as advance:
+    share = rows.share()
+    with progress(stage, len(share)) as advance:
 
         def inputs() -> Iterator[Any]:
-            for batch in rows:
+            for batch in share:
                 targets.append(row_targets(batch.y, reduction, loss=loss, num_outputs=num_outputs))
                 weights.append(row_weights(batch.weight, len(targets[-1]), reduction))
                 yield batch.x
                 advance()
 
-        captured = capture(module, readout.module, reduction, forward_of(module), inputs())
-    y, n = torch.cat(targets), captured.dictionary.shape[0]
+        observed = observe(module, readout.module, reduction, forward_of(module), inputs())
+    part = observed and (observed, torch.cat(targets), torch.cat(weights))
+    parts = rows.ranks.collect(part, torch.device("cpu"))
+    if parts is None:
+        return None
+    parts = [part for part in parts if part is not None]
+    captured = join([part[0] for part in parts], reduction)
+    y, weight = (torch.cat([part[k] for part in parts]) for k in (1, 2))
+    n = captured.dictionary.shape[0]
     if len(y) != n:
         raise MisconfigurationException(
             f"The network gives {n} outputs for the training rows and there are {len(y)} targets. Expected one "
@@ -157,7 +167,7 @@ def capture_problem(
     return Problem(
         dictionary=captured.dictionary,
         targets=y,
-        weights=torch.cat(weights),
+        weights=weight,
         outputs=captured.outputs,
         held_out=held_out.repeat_interleave(reduction.rows_per_sample),
         loss=loss,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_cvxsnn.batches import TrainingRows
 from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.convex.ranks import Ranks, checksum
 from lightning_cvxsnn.patterns import (
     CalibratedLayer,
     adapting_batch_norms,
@@ -76,8 +77,10 @@ class Reconstructor:
     ) -> SolveReport:
         """Capture, repair, solve, judge and, where the held-out rows agree, write.
 
+        Where several processes share the rows, each captures its part, rank 0 solves and judges, and all write.
+
         Args:
-            module: The LightningModule.
+            module: The LightningModule, with the same parameters in all processes.
             rows: Its training rows.
             occasion: Why now; after a final solve nothing trains on, so the readout is written at full scale.
             surroundings: The Trainer's part.
@@ -88,6 +91,7 @@ class Reconstructor:
         Raises:
             MisconfigurationException: If the network, the data or a setting does not allow it.
             ValueError: If the data holds NaN or infinity.
+            RuntimeError: If another process fails, or the parameters are not the same in all of them afterwards.
         """
         surroundings = surroundings or Surroundings()
         norms = adapting_batch_norms(module)
@@ -98,12 +102,16 @@ class Reconstructor:
                 statistics = [(b, b.clone()) for norm in norms for b in norm.buffers()]
             if self.settings.dry_run:
                 transaction.roll_back()
-                return report
-            if report.accepted or layers:
+            elif report.accepted or layers:
                 with torch.no_grad():
                     for buffer, value in statistics:
                         buffer.copy_(value)
             transaction.forget_history(transaction.changed())
+            if len(set(rows.ranks.exchange(checksum(*module.parameters())))) > 1:
+                raise RuntimeError(
+                    "The processes hold different parameters after a reconstruction, so nothing was written. Expected "
+                    "the same bits in all; do they write to the network on their own?"
+                )
         return report
 
     def _act(
@@ -126,16 +134,19 @@ class Reconstructor:
             seed=self.settings.seed,
             progress=surroundings.progress,
         )
+        _synchronise(module, norms, rows.ranks)
         as_found = captured(stage="patterns as found") if norms else None
         estimate = partial(_estimate, module, norms, rows)
         estimate()
         layers = self._bring_to_life(module, rows, occasion, estimate)
+        _synchronise(module, norms, rows.ranks)
         problem = captured(stage="patterns")
-        if bool(problem.dictionary.constant.all()):
+        if problem is not None and bool(problem.dictionary.constant.all()):
             raise MisconfigurationException(_dead_network(module, readout, rows))
         patterns_done = time.perf_counter()
         with surroundings.progress("convex solve", None):
-            report = self._solve(problem, readout, occasion, surroundings, as_found)
+            solved = None if problem is None else self._solve(problem, readout, occasion, surroundings, as_found)
+            report = self._share(solved, readout, rows.ranks)
         if report.accepted and not self.settings.dry_run:
             _verify(module, readout, next(iter(rows)).x, tolerance)
         seconds_patterns, seconds_solve = patterns_done - started, time.perf_counter() - patterns_done
@@ -234,6 +245,16 @@ class Reconstructor:
             seconds_patterns=0.0,
             seconds_solve=0.0,
         )
+
+    def _share(self, report: SolveReport | None, readout: Readout, ranks: Ranks) -> SolveReport:
+        """Take over what rank 0 has solved, decided and written; the others wait for it here."""
+        told = ranks.exchange(report and (report, self.state_dict(), readout.read()))[0]
+        if report is None:
+            report, state, stored = told
+            self.load_state_dict(state)
+            if report.accepted and not self.settings.dry_run:
+                readout.write(*stored)
+        return report
 
     def _scale(self, occasion: Occasion) -> float:
         if self.settings.scale != "auto":
@@ -339,6 +360,14 @@ def _starting_point(coef: Tensor, intercept: Tensor) -> Solution:
         algorithm="restored",
         device=str(coef.device),
     )
+
+
+def _synchronise(module: nn.Module, norms: list[Any], ranks: Ranks) -> None:
+    """Give all processes rank 0's parameters and batch-norm statistics; DDP does as much for what follows."""
+    if ranks.size > 1:
+        with torch.no_grad():
+            for tensor in (*module.parameters(), *(b for norm in norms for b in norm.buffers())):
+                tensor.copy_(ranks.broadcast(tensor))
 
 
 def _estimate(module: nn.Module, norms: list[Any], rows: TrainingRows) -> None:

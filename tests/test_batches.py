@@ -1,3 +1,5 @@
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -48,13 +50,46 @@ def test_the_users_generator_is_not_advanced():
         assert torch.equal(before, generator.get_state())
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+@pytest.mark.parametrize("source", ["loader", "subset", "batches", "unbatched"])
+def test_shares_are_whole_batches_and_together_all_of_them(processes, source):
+    dataloader = numbered(22, shuffle=True)
+    if source == "batches":
+        dataloader = list(numbered(22))
+    elif source == "unbatched":
+        dataloader = DataLoader(
+            [(torch.arange(k).float()[:, None], torch.arange(k)) for k in (3, 1, 2)], batch_size=None
+        )
+    whole = training_rows(dataloader, max_samples=17 if source == "subset" else None)
+    expected, parts = [batch.y.tolist() for batch in whole], []
+    for rank in range(processes):
+        whole.ranks.rank, whole.ranks.size = rank, processes
+        parts.append([batch.y.tolist() for batch in whole.share()])
+        assert len(whole.share()) == len(parts[-1])
+    assert list(chain.from_iterable(parts)) == expected
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert [batch.y.tolist() for batch in whole] == expected
+
+
+def test_a_share_names_a_bad_batch_by_its_place_among_all():
+    x, y = rows(20)
+    x[-1] = float("nan")
+    whole = training_rows(DataLoader(TensorDataset(x, y), batch_size=6))
+    whole.ranks.rank, whole.ranks.size = 1, 2
+    with pytest.raises(ValueError, match="training batch 3 hold"):
+        list(whole.share())
+
+
 def test_a_subset_sampler_means_its_rows_only():
     assert order(training_rows(numbered(sampler=SubsetRandomSampler([7, 3, 11])))) == [3, 7, 11]
 
 
 def test_a_weighted_sampler_means_one_draw_of_it():
     weights = [0.0] * 10 + [1.0] * 10
-    drawn = order(training_rows(numbered(sampler=WeightedRandomSampler(weights, 20))))
+    net, before = Net(), torch.get_rng_state()
+    whole = training_rows(numbered(sampler=WeightedRandomSampler(weights, 20)), net)
+    assert torch.equal(torch.get_rng_state(), before)
+    drawn = order(whole)
     assert len(drawn) == 20
     assert min(drawn) >= 10
     assert drawn == sorted(drawn)

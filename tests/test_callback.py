@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from networks import Net, assert_same_state, loader, rows, state, trainer
 from torch.nn import functional as F
@@ -407,11 +408,28 @@ def test_two_named_callbacks_serve_two_readouts():
     assert callback.reports[0].accepted
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
-def test_several_processes_are_refused_in_setup(strategy):
+def by_other_means():
+    """A strategy of two processes that is not DDP."""
+    strategy = SingleDeviceStrategy("cpu")
+    strategy.world_size = 2
+    return strategy
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (by_other_means(), "under DDP only; found 2 of them under SingleDeviceStrategy"),
+        (FSDPStrategy(), "does not support FSDPStrategy, which shards parameters"),
+        (ModelParallelStrategy(), "does not support ModelParallelStrategy, which shards parameters"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_strategies_that_are_refused_in_setup(strategy, message):
     callback = ConvexReconstruction()
-    with pytest.raises(MisconfigurationException, match=r"found 2 processes \(DDPStrategy\)"):
-        callback.setup(trainer(callback, devices=2, strategy=strategy), Net(), "fit")
+    run = trainer(callback)
+    run._accelerator_connector.strategy = strategy
+    with pytest.raises(MisconfigurationException, match=message):
+        callback.setup(run, Net(), "fit")
 
 
 def test_nothing_is_written_when_a_network_is_refused():

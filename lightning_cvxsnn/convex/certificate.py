@@ -16,6 +16,7 @@ cross-entropy    ``s_i (onehot_i - q_i) / n``, ``q_i`` a simplex    ``(1/n) sum 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,9 @@ from lightning_cvxsnn.convex.inputs import Dictionary, check_problem, check_rho
 from lightning_cvxsnn.convex.losses import Loss
 from lightning_cvxsnn.convex.matrix import Matrix
 
-__all__ = ["Certificate", "certificate", "certify"]
+__all__ = ["Certificate", "Total", "certificate", "certify", "check_coef", "check_point"]
+
+Total = Callable[[Tensor], Tensor]  # from a sum over the rows at hand to the sum over all rows
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,22 @@ def certificate(
         >>> c.primal, round(c.gap, 12)
         (0.1875, 0.0)
     """
+    matrix, encoded, weight = check_problem(dictionary, targets, loss, check_coef(coef), sample_weight)
+    coef, intercept, dual_point = check_point(matrix, coef, intercept, dual_point, fit_intercept)
+    return certify(matrix, encoded, weight, coef, intercept, loss, check_rho(rho), fit_intercept, dual_point)[0]
+
+
+def check_coef(coef: Tensor) -> int:
+    """The number of outputs of coefficients ``[P, C]``."""
     if coef.ndim != 2 or coef.shape[1] == 0:
         raise ValueError(f"coef has shape {tuple(coef.shape)}; expected [P, C].")
-    matrix, encoded, weight = check_problem(dictionary, targets, loss, coef.shape[1], sample_weight)
-    rho = check_rho(rho)
+    return coef.shape[1]
+
+
+def check_point(
+    matrix: Matrix, coef: Tensor, intercept: Tensor | None, dual_point: Tensor | None, fit_intercept: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Coefficients, intercept and dual point as float64 on the matrix's device, checked against its shape."""
     outputs = coef.shape[1]
     coef = _finite(coef, "coef", (matrix.shape[1], outputs), matrix.device)
     if intercept is None:
@@ -107,7 +122,7 @@ def certificate(
         raise ValueError("intercept is not zero but fit_intercept=False; pass fit_intercept=True or no intercept.")
     if dual_point is not None:
         dual_point = _finite(dual_point, "dual_point", (matrix.shape[0], outputs), matrix.device)
-    return certify(matrix, encoded, weight, coef, intercept, loss, rho, fit_intercept, dual_point)[0]
+    return coef, intercept, dual_point
 
 
 def _finite(tensor: Tensor, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -117,6 +132,10 @@ def _finite(tensor: Tensor, name: str, shape: tuple[int, ...], device: torch.dev
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name} holds NaN or infinite entries; expected finite numbers.")
     return tensor
+
+
+def _all_here(partial: Tensor) -> Tensor:
+    return partial
 
 
 def certify(
@@ -129,19 +148,24 @@ def certify(
     rho: float,
     fit_intercept: bool,
     dual_point: Tensor | None,
+    total: Total = _all_here,
 ) -> tuple[Certificate, Tensor]:
-    """:func:`certificate` on checked inputs; also returns the feasible dual point ``[n, C]`` it used."""
-    rows = matrix.shape[0]
+    """:func:`certificate` on checked inputs; also returns the feasible dual point ``[n, C]`` it used.
+
+    The rows may be a part of the programme's: ``total`` then adds up what the holders of the parts pass to it in turn.
+    """
+    rows = int(total(weight.new_tensor(matrix.shape[0])))
     outputs = matrix @ coef + intercept
-    primal = float(weight @ _loss(outputs, encoded, loss)) / rows + rho * float(coef.abs().sum())
+    primal = float(total(weight @ _loss(outputs, encoded, loss))) / rows + rho * float(coef.abs().sum())
     best, violation, point = 0.0, 0.0, torch.zeros_like(outputs)  # U = 0 is feasible and bounds by 0
-    candidates = [_residuals(outputs, encoded, weight, loss)]
+    scale = weight[:, None] / rows
+    candidates = [_residuals(outputs, encoded, scale, loss)]
     if dual_point is not None:
         candidates.insert(0, dual_point)
-    repaired = [_repair(candidate, encoded, weight, loss, fit_intercept) for candidate in candidates]
-    correlations = (matrix.T @ torch.cat(repaired, 1)).abs().amax(0).chunk(len(repaired))
+    repaired = [_repair(candidate, encoded, scale, loss, fit_intercept, total) for candidate in candidates]
+    correlations = total(matrix.T @ torch.cat(repaired, 1)).abs().amax(0).chunk(len(repaired))
     for candidate, correlation in zip(repaired, correlations, strict=True):
-        scaled, value = _scale_and_value(candidate, encoded, weight, loss, rho, correlation)
+        scaled, value = _scale_and_value(candidate, encoded, weight, rows, loss, rho, correlation, total)
         if math.isfinite(value) and value > best:
             best, point = value, scaled
             violation = max(0.0, float(correlation.max()) / rho - 1)
@@ -157,8 +181,7 @@ def _loss(outputs: Tensor, encoded: Tensor, loss: Loss) -> Tensor:
     return torch.logsumexp(logits, 1) - (logits * onehot).sum(1)
 
 
-def _residuals(outputs: Tensor, encoded: Tensor, weight: Tensor, loss: Loss) -> Tensor:
-    scale = weight[:, None] / outputs.shape[0]
+def _residuals(outputs: Tensor, encoded: Tensor, scale: Tensor, loss: Loss) -> Tensor:
     if loss == "squared":
         return scale * (encoded - outputs)
     if loss == "hinge":
@@ -174,21 +197,18 @@ def _two_columns(outputs: Tensor, onehot: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([torch.zeros_like(outputs), outputs], 1), torch.cat([1 - onehot, onehot], 1)
 
 
-def _repair(point: Tensor, encoded: Tensor, weight: Tensor, loss: Loss, fit_intercept: bool) -> Tensor:
-    """Move a dual point into the loss's domain, and onto the intercept's equality if there is one."""
-    rows = point.shape[0]
-    scale = weight[:, None] / rows
+def _repair(point: Tensor, encoded: Tensor, scale: Tensor, loss: Loss, fit_intercept: bool, total: Total) -> Tensor:
+    """Move a dual point into the loss's domain, and onto the intercept's equality; ``scale [n, 1]`` is ``s_i / n``."""
     if loss == "squared":
         point = torch.where(scale > 0, point, 0.0)
-        if fit_intercept and bool(weight.any()):
+        if fit_intercept and bool((share := total(scale.sum())) > 0):
             for _ in range(2):  # the second pass removes the rounding error of the first
-                point = point - scale / scale.sum() * point.sum(0)
+                point = point - scale / share * total(point.sum(0))
         return point
     if loss == "hinge":
         alpha = torch.minimum((encoded * point).clamp_min(0), scale)
         if fit_intercept:
-            positive = torch.where(encoded > 0, alpha, 0.0).sum(0)
-            negative = torch.where(encoded < 0, alpha, 0.0).sum(0)
+            positive, negative = total(torch.stack([alpha.where(encoded * sign > 0, 0.0).sum(0) for sign in (1, -1)]))
             lighter = torch.minimum(positive, negative)
             shrink = torch.where(encoded > 0, lighter / positive, lighter / negative)
             alpha = torch.where(alpha > 0, alpha * shrink.clamp(max=1), 0.0)
@@ -199,44 +219,50 @@ def _repair(point: Tensor, encoded: Tensor, weight: Tensor, loss: Loss, fit_inte
         encoded = torch.cat([1 - encoded, encoded], 1)
     used = scale > 0
     simplex = torch.where(used, encoded - point / torch.where(used, scale, 1.0), encoded).clamp(0, 1)
-    total = simplex.sum(1, keepdim=True)
-    mass = scale * torch.where(total > 0, simplex / torch.where(total > 0, total, 1.0), encoded)
+    size = simplex.sum(1, keepdim=True)
+    mass = scale * torch.where(size > 0, simplex / torch.where(size > 0, size, 1.0), encoded)
     if fit_intercept:
-        mass = _round_to_transport_polytope(mass, scale[:, 0], (scale * encoded).sum(0))
+        mass = _round_to_transport_polytope(mass, scale[:, 0], total((scale * encoded).sum(0)), total)
     repaired = scale * encoded - mass
     return repaired[:, 1:] if single else repaired
 
 
-def _round_to_transport_polytope(mass: Tensor, row_sums: Tensor, column_sums: Tensor) -> Tensor:
+def _round_to_transport_polytope(mass: Tensor, row_sums: Tensor, column_sums: Tensor, total: Total) -> Tensor:
     """Altschuler, Weed, Rigollet 2017, algorithm 2; rows first are already right, so columns are shrunk."""
-    current = mass.sum(0)
+    current = total(mass.sum(0))
     mass = mass * torch.where(current > column_sums, column_sums / current, 1.0)
     row_deficit = (row_sums - mass.sum(1)).clamp_min(0)
-    column_deficit = (column_sums - mass.sum(0)).clamp_min(0)
-    missing = row_deficit.sum()
+    column_deficit = (column_sums - total(mass.sum(0))).clamp_min(0)
+    missing = total(row_deficit.sum())
     return mass + torch.outer(row_deficit, column_deficit / missing) if bool(missing > 0) else mass
 
 
 def _scale_and_value(
-    point: Tensor, encoded: Tensor, weight: Tensor, loss: Loss, rho: float, correlation: Tensor
+    point: Tensor,
+    encoded: Tensor,
+    weight: Tensor,
+    rows: int,
+    loss: Loss,
+    rho: float,
+    correlation: Tensor,
+    total: Total,
 ) -> tuple[Tensor, float]:
     """Scale into ``|D^T U| <= rho`` and evaluate the bound; ``correlation [C]`` is ``max_j |D^T U|``."""
-    rows = point.shape[0]
     limit = rho * (1 - 1e-14) / correlation.clamp_min(torch.finfo(torch.float64).tiny)
     if loss == "squared":
-        linear = (point * encoded).sum(0)
         used = weight > 0
         curvature = (point[used].square() / weight[used, None]).sum(0) * rows
+        linear, curvature = total(torch.stack([(point * encoded).sum(0), curvature]))
         best = torch.where(curvature > 0, linear / curvature, 0.0)  # maximises c * linear - c^2 * curvature / 2
         factor = torch.maximum(torch.minimum(best, limit), -limit)
         return point * factor, float((factor * linear - factor.square() * curvature / 2).sum())
     if loss == "hinge":
         point = point * limit.clamp(max=1)
-        return point, float((encoded * point).sum())
+        return point, float(total((encoded * point).sum()))
     factor = limit.min().clamp(max=1)
     onehot, shift = encoded, point * factor
     if point.shape[1] == 1:
         onehot, shift = torch.cat([1 - encoded, encoded], 1), torch.cat([-shift, shift], 1)
     used = weight > 0
     simplex = (onehot[used] - shift[used] * rows / weight[used, None]).clamp(0, 1)
-    return point * factor, float(weight[used] @ torch.special.entr(simplex).sum(1)) / rows
+    return point * factor, float(total(weight[used] @ torch.special.entr(simplex).sum(1))) / rows

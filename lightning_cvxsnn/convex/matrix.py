@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol, overload, runtime_checkable
 
 import torch
 from torch import Tensor
 
-__all__ = ["DictionaryLike", "Entries", "Matrix", "PackedDictionary"]
+__all__ = ["DictionaryLike", "Entries", "Matrix", "PackedDictionary", "Stacked"]
 
 _BLOCK = 2**18  # entries converted at a time in products: they stay in the processor's cache
 _DEVICE_BLOCK = 2**26  # the same on any other device
@@ -84,6 +85,51 @@ class Entries:
     def columns(self, index: Tensor) -> Entries:
         """Some columns, copied."""
         return Entries(self.values.index_select(1, index), self.scale)
+
+
+class Stacked:
+    """Packed dictionaries of one width and scale, one below the other; none is copied.
+
+    Args:
+        parts: At least one, on one device.
+    """
+
+    def __init__(self, parts: list[PackedDictionary]) -> None:
+        self.parts = parts
+        self.ends = list(accumulate(part.shape[0] for part in parts))
+        self.shape = torch.Size([self.ends[-1], parts[0].shape[1]])
+        self.scale = parts[0].scale
+        types = {part.block(slice(0, 0)).dtype for part in parts}
+        self.dtype = types.pop() if len(types) == 1 else torch.float64
+
+    def to_dense(self, dtype: torch.dtype) -> Tensor:
+        """The whole matrix, as ``dtype``."""
+        return self.block(slice(0, self.shape[0])).to(dtype) * self.scale
+
+    def block(self, rows: slice, columns: Tensor | None = None) -> Tensor:
+        """Some rows, and of them ``columns`` only, if given."""
+        start, stop, _ = rows.indices(self.shape[0])
+        pieces = []
+        for part, end in zip(self.parts, self.ends, strict=True):
+            begin = end - part.shape[0]
+            first, last = max(start, begin), min(stop, end)
+            if first < last:
+                pieces.append(part.block(slice(first - begin, last - begin), columns).to(self.dtype))
+        pieces = pieces or [self.parts[0].block(slice(0, 0), columns).to(self.dtype)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def rows(self, index: Tensor) -> Stacked:
+        """Some rows, copied; runs of them that lie in one part stay together."""
+        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index
+        ends = torch.tensor(self.ends, device=index.device)
+        owner, lengths = torch.searchsorted(ends, index, right=True).unique_consecutive(return_counts=True)
+        runs = zip(owner.tolist(), index.split(lengths.tolist()), strict=True)
+        picked = [self.parts[k].rows(run - (self.ends[k] - self.parts[k].shape[0])) for k, run in runs]
+        return Stacked(picked or [self.parts[0].rows(index)])
+
+    def columns(self, index: Tensor) -> Stacked:
+        """Some columns, copied."""
+        return Stacked([part.columns(index) for part in self.parts])
 
 
 class Matrix:

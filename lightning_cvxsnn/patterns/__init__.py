@@ -6,7 +6,7 @@ Knows nothing of Lightning and nothing of losses.
 from lightning_cvxsnn.patterns.attainable import AttainableTrains, attainable_trains
 from lightning_cvxsnn.patterns.batch_norm import adapting_batch_norms, estimate_batch_norm
 from lightning_cvxsnn.patterns.calibrate import CalibratedLayer, LayerActivity, calibrate_layers, measure_activity
-from lightning_cvxsnn.patterns.capture import ENCODER_DRAWS, Capture, capture
+from lightning_cvxsnn.patterns.capture import ENCODER_DRAWS, Capture, capture, join, observe
 from lightning_cvxsnn.patterns.dictionary import DistinctColumns, SpikeDictionary
 from lightning_cvxsnn.patterns.dynamics import Neuron, PatternKind, spike_patterns, spike_trains
 from lightning_cvxsnn.patterns.isolation import fresh_state, undisturbed
@@ -31,7 +31,9 @@ __all__ = [
     "capture",
     "estimate_batch_norm",
     "fresh_state",
+    "join",
     "measure_activity",
+    "observe",
     "resolve_backend",
     "spike_patterns",
     "spike_trains",

@@ -1,6 +1,6 @@
 """Capture a network's spike dictionary: one pass over the training rows, no gradients, no trace."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,16 @@ from lightning_cvxsnn.patterns.reduction import Reduction
 
 #: Draws averaged per row where the network's encoder is random.
 ENCODER_DRAWS = 8
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What one pass over some rows gave: ``values * scale / draws`` is the readout's average input, ``[n, P]``."""
+
+    values: Tensor
+    outputs: Tensor
+    scale: float
+    draws: int
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,6 @@ class Capture:
     draws: int
 
 
-@torch.no_grad()
 def capture(
     module: nn.Module,
     readout: nn.Linear,
@@ -56,6 +65,18 @@ def capture(
     Raises:
         ValueError: If there is no row, the number of time steps changes, or the readout receives NaN or infinity.
     """
+    return join([observe(module, readout, reduction, forward, inputs)], reduction)
+
+
+@torch.no_grad()
+def observe(
+    module: nn.Module,
+    readout: nn.Linear,
+    reduction: Reduction,
+    forward: Callable[[Any], Tensor],
+    inputs: Iterable[Any],
+) -> Observed | None:
+    """The pass of `capture` over some of the rows, to be joined with those over the others; ``None`` without rows."""
     received: list[Tensor] = []
     handle = readout.register_forward_pre_hook(lambda _module, args: received.append(args[0].detach()))
 
@@ -83,11 +104,33 @@ def capture(
     finally:
         handle.remove()
         received.clear()
-    if not all_values:
+    return Observed(_join(all_values), torch.cat(all_outputs), scale, draws) if all_values else None
+
+
+def join(parts: Sequence[Observed | None], reduction: Reduction) -> Capture:
+    """One capture of what was observed over consecutive parts of the rows.
+
+    Raises:
+        ValueError: If there is no row, or the parts disagree on time steps or on whether the encoder is random.
+    """
+    found = [part for part in parts if part is not None]
+    if not found:
         raise ValueError("The dataloader gave no rows; expected at least one batch to take spike patterns from.")
-    dtype = max((v.dtype for v in all_values), key=lambda d: (d.is_floating_point, d.itemsize))
-    counts, scale = _as_counts(torch.cat([v.to(dtype) for v in all_values]), scale / draws, reduction)
-    return Capture(SpikeDictionary(counts, scale), torch.cat(all_outputs), draws)
+    kinds = {(part.scale, part.draws) for part in found}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"Passes over different rows gave (scale, draws) {sorted(kinds)}; expected the same time steps everywhere, "
+            "and an encoder that is random, or is not, on the first batch of every process."
+        )
+    ((scale, draws),) = kinds
+    counts, scale = _as_counts(_join([part.values for part in found]), scale / draws, reduction)
+    return Capture(SpikeDictionary(counts, scale), torch.cat([part.outputs for part in found]), draws)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Counts one below the other, in the widest of their types."""
+    dtype = max((part.dtype for part in parts), key=lambda d: (d.is_floating_point, d.itemsize))
+    return torch.cat([part.to(dtype) for part in parts])
 
 
 def _as_counts(values: Tensor, scale: float, reduction: Reduction) -> tuple[Tensor, float]:

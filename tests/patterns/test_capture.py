@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from networks import STEPS, Net, rows
 from spikingjelly.activation_based import encoding, functional, layer, neuron
 from torch import nn
 
-from lightning_cvxsnn.patterns import ENCODER_DRAWS, Reduction, capture, undisturbed
+from lightning_cvxsnn.patterns import ENCODER_DRAWS, Reduction, capture, join, observe, undisturbed
 from lightning_cvxsnn.readout import find_readout
 
 
@@ -112,6 +114,36 @@ def test_a_random_encoder_is_averaged():
     assert not found.dictionary.counts.is_floating_point()
     coef, intercept = readout.read()
     assert torch.allclose((found.dictionary.to_dense() @ coef + intercept).float(), found.outputs, atol=1e-5)
+
+
+@pytest.mark.parametrize("tail", ["spikes", "rates"])
+def test_joined_parts_are_one_capture(tail):
+    net = Net("mean")
+    if tail == "rates":  # a rate that the network computes itself: its denominator shows in all rows only
+        net.forward = lambda x: net.readout(net.hidden(net.steps(x)).mean(0))
+    batches = list(rows(50)[0].split(16))
+    batches[0] = torch.zeros_like(batches[0])  # silent
+    readout, whole = captured(net, batches)
+    parts = []
+    with undisturbed(net):
+        net.eval()
+        for part in (batches[:1], [], batches[1:]):
+            parts.append(observe(net, readout.module, readout.reduction, net, part))
+    found = join(parts, readout.reduction)
+    assert parts[1] is None
+    assert found.dictionary.counts.dtype == whole.dictionary.counts.dtype
+    assert torch.equal(found.dictionary.counts, whole.dictionary.counts)
+    assert torch.equal(found.outputs, whole.outputs)
+    assert (found.dictionary.scale, found.draws) == (whole.dictionary.scale, whole.draws)
+
+
+def test_parts_that_cannot_be_joined():
+    net = Net("mean")
+    readout, _ = captured(net, [rows(4)[0]])
+    with undisturbed(net):
+        part = observe(net, readout.module, readout.reduction, net, [rows(4)[0]])
+    with pytest.raises(ValueError, match="gave \\(scale, draws\\)"):
+        join([part, replace(part, draws=ENCODER_DRAWS)], readout.reduction)
 
 
 def test_no_batches():

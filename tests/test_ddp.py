@@ -1,0 +1,126 @@
+"""The callback under DDP: two real processes on the CPU, launched by a script as a user would."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+TIMEOUT = 400
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What the two processes of ``ddp.py`` saw, and the folder they wrote to."""
+    folder = tmp_path_factory.mktemp("ddp")
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
+    environment |= {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, HERE / "ddp.py", folder], env=environment, cwd=folder, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"The processes hang:\n{process.communicate()[0][-5000:]}")
+    files = [folder / f"{rank}.pt" for rank in range(2)]
+    assert all(file.exists() for file in files), output[-5000:]
+    saved = max(file.stat().st_mtime for file in files)
+    return *(torch.load(file, weights_only=False) for file in files), folder, process.returncode, time.time() - saved
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def timeless(report):
+    return {k: v for k, v in report.items() if not k.startswith("seconds")}
+
+
+@pytest.mark.parametrize("case", ["fit", "batch norm", "dead", "subset", "late"])
+def test_all_processes_end_with_the_same_bits_and_the_same_reports(outcomes, case):
+    first, second = outcomes[0][case], outcomes[1][case]
+    assert "error" not in first
+    assert any(report["accepted"] for report in first["reports"])
+    assert [timeless(report) for report in first["reports"]] == [timeless(report) for report in second["reports"]]
+    assert same(first["after"], second["after"])
+    assert not same(first["before"], first["after"])
+
+
+@pytest.mark.parametrize("case", ["fit", "batch norm", "dead"])
+def test_the_warm_start_is_that_of_one_process(outcomes, case):
+    for rank in range(2):
+        together, one = outcomes[rank][case], outcomes[rank][f"{case} alone"]
+        assert same(together["warm start"], one["after"])
+        ours, theirs = (timeless(report) for report in (together["reports"][0], one["report"]))
+        assert ours | {"reason": ""} == theirs | {"reason": ""}
+
+
+@pytest.mark.parametrize("case", ["dictionary", "fewer batches than processes", "a list of batches"])
+def test_the_dictionary_is_that_of_one_process_bit_for_bit(outcomes, case):
+    (together, one), (elsewhere, _) = outcomes[0][case], outcomes[1][case]
+    assert elsewhere is None
+    assert together[1] == one[1]
+    for ours, theirs in zip(together[::2], one[::2], strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+
+
+def test_no_row_is_counted_twice(outcomes):
+    for case, rows in (("fit", 149), ("subset", 100)):
+        assert {r["rows"] for r in outcomes[0][case]["reports"]} <= {rows, rows - rows // 5}
+
+
+def test_a_failure_in_one_process_is_raised_in_both_and_nothing_is_written(outcomes):
+    first, second = outcomes[0]["NaN"], outcomes[1]["NaN"]
+    assert second["error"][0] == "ValueError"
+    assert "training batch 9 hold" in second["error"][1]
+    assert first["error"] == ("ValueError", f"Rank 1 failed with ValueError: {second['error'][1]}")
+    for result in (first, second):
+        assert same(result["before"], result["after"])
+
+
+def test_a_write_that_fails_in_one_process_is_undone_in_both(outcomes):
+    first, second = outcomes[0]["failed write"], outcomes[1]["failed write"]
+    assert second["error"] == ("OSError", "the memory is worn out")
+    assert first["error"] == ("RuntimeError", "Rank 1 failed with OSError: the memory is worn out")
+    for result in (first, second):
+        assert same(result["before"], result["after"])
+
+
+def test_a_write_of_other_bits_in_one_process_is_undone_in_both(outcomes):
+    for rank in range(2):
+        result = outcomes[rank]["wrong write"]
+        assert result["error"][0] == "RuntimeError"
+        assert "hold different parameters" in result["error"][1]
+        assert same(result["before"], result["after"])
+
+
+def test_one_process_logs_and_saves(outcomes):
+    folder = outcomes[2]
+    with open(folder / "log/metrics.csv") as file:
+        written = [row for row in csv.DictReader(file) if row["convex/gap"]]
+    assert len(written) == len(outcomes[0]["fit"]["reports"]) == 3
+    assert len(list((folder / "saves").glob("*.ckpt"))) == 1
+    late = [path.name for path in (folder / "late").glob("convex-last*")]
+    assert late == ["convex-last.ckpt"]
+    saved = torch.load(folder / "late/convex-last.ckpt", weights_only=True)
+    assert same(saved["state_dict"], outcomes[1]["late"]["after"])
+
+
+def test_a_batch_sampler_of_which_each_process_sees_a_part_is_refused(outcomes):
+    for rank in range(2):
+        assert "comes by a Own, of which each of 2 processes sees a part" in outcomes[rank]["batch sampler"]
+
+
+def test_when_one_process_is_killed_the_other_ends(outcomes):
+    *_, code, seconds = outcomes
+    assert code != 0
+    assert seconds < 60
