@@ -59,8 +59,8 @@ struct Neuron {
 
     // Branches on what all threads have in common once, outside the loop over time.
     __device__ Outcome run(const float *currents, long long stride, long long steps) const {
-#define RUN(charge)                                                                                         \
-    case charge:                                                                                            \
+#define RUN(charge)                                                                                              \
+    case charge:                                                                                                 \
         return hard_reset ? Unit<charge, true>{constant, threshold, reset, initial}.run(currents, stride, steps) \
                           : Unit<charge, false>{constant, threshold, reset, initial}.run(currents, stride, steps)
         switch (this->charge) {
