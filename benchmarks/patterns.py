@@ -1,10 +1,10 @@
-"""Spike patterns per second: `python benchmarks/patterns.py` (a minute; `--quick` a few seconds).
+"""Spike patterns per second: `python benchmarks/patterns.py` (some minutes; `--quick` a few seconds).
 
-For given input currents of M candidates on N rows and T steps: the kernels (on a CUDA device, with CuPy), the torch path
-and spikingjelly's module followed by the reduction, as 0/1 bits (`last`, `membrane`) and counts (`mean`); then column
-sums, hashes, scores and distinct columns of the dictionary. Bytes moved are those that must be: currents in, patterns
-out; they are compared with what a copy of a large tensor moves on the same device. All backends must give the same
-patterns. Medians of `--repeats` runs after one to warm up; results/patterns.json.
+For given input currents of M candidates on N rows and T steps: the kernels (on a CUDA device, with CuPy), the torch
+path and spikingjelly's module followed by the reduction, as 0/1 bits (`last`, `membrane`) and counts (`mean`); then
+column sums, hashes, scores and distinct columns of the dictionary. Bytes moved are those that must be: currents in,
+patterns out; they are compared with what a copy of a large tensor moves on the same device. All backends must give the
+same patterns. Medians of `--repeats` runs after one to warm up; results/patterns.json.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -91,12 +92,9 @@ def compare(size: tuple[int, int, int], device: torch.device, copied: float, rep
         for kind in KINDS:
             expected = spike_patterns(described, currents, kind, "torch")
             moved = currents.nbytes + expected.counts.nbytes
-            runs: dict[str, Callable[[], SpikeDictionary]] = {
-                backend: lambda backend=backend: spike_patterns(described, currents, kind, backend)
-                for backend in backends
-            }
+            runs = {backend: partial(spike_patterns, described, currents, kind, backend) for backend in backends}
             if kind != "membrane":  # the module does not tell its voltage before the reset
-                runs["spikingjelly"] = lambda: of_module(module, currents, kind)
+                runs["spikingjelly"] = partial(of_module, module, currents, kind)
             if device.type == "cpu":  # on a GPU spikingjelly rounds by its own kernels
                 for run in runs.values():
                     assert torch.equal(run().counts, expected.counts)
@@ -130,13 +128,13 @@ def columns(
     bits = SpikeDictionary((counts.counts > 0).to(torch.uint8)).packed()
     rows = []
     for storage, found in (("bits", bits), ("uint8", counts)):
-        operations: dict[str, Callable[[str], Any]] = {
-            "sums": lambda backend, found=found: found.column_sums(backend),
-            "hashes": lambda backend, found=found: found.column_hashes(0, backend),
-            f"scores, {OUTPUTS} outputs": lambda backend, found=found: found.column_scores(dual, backend),
+        operations = {
+            "sums": found.column_sums,
+            "hashes": partial(found.column_hashes, 0),
+            f"scores, {OUTPUTS} outputs": partial(found.column_scores, dual),
         }
         for name, operation in operations.items():
-            runs = {backend: lambda b=backend, o=operation: o(b) for backend in backends}
+            runs = {backend: partial(operation, backend) for backend in backends}
             rows += rows_of(f"{name} of {storage}", size, runs, found.counts.nbytes, device, copied, repeats)
         distinct = {backends[-1]: found.distinct_columns}
         rows += rows_of(f"distinct columns of {storage}", size, distinct, found.counts.nbytes, device, copied, repeats)

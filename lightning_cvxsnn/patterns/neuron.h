@@ -11,21 +11,19 @@ struct Outcome {
 
 // constant: tau, or what a parametric LIF multiplies by instead of dividing; reset: 0 where it is soft.
 template <int charge, bool hard_reset>
-__device__ Outcome run_as(float constant, float threshold, float reset, float initial, const float *currents,
-                          long long stride, long long steps) {
-    float v = initial, h = initial;
-    Outcome outcome = {0u, false, false};
-#pragma unroll 4
-    for (long long t = 0; t < steps; ++t) {
-        const float x = currents[t * stride];
+struct Unit {
+    float constant, threshold, reset, v, h;
+    Outcome outcome;
+
+    __device__ void step(float x) {
         if (charge == INTEGRATE) {
             h = __fadd_rn(v, x);
         } else {
             const bool with_input = charge == LEAK_TAU_INPUT || charge == LEAK_DECAY_INPUT;
+            const bool divided = charge == LEAK_TAU || charge == LEAK_TAU_INPUT;
             const float above = __fsub_rn(v, reset);
-            float change = with_input ? __fsub_rn(x, above) : above;
-            change = charge == LEAK_TAU || charge == LEAK_TAU_INPUT ? __fdiv_rn(change, constant)
-                                                                    : __fmul_rn(change, constant);
+            const float whole = with_input ? __fsub_rn(x, above) : above;
+            const float change = divided ? __fdiv_rn(whole, constant) : __fmul_rn(whole, constant);
             h = with_input ? __fadd_rn(v, change) : __fadd_rn(__fsub_rn(v, change), x);
         }
         outcome.fires = h >= threshold;
@@ -35,9 +33,25 @@ __device__ Outcome run_as(float constant, float threshold, float reset, float in
         v = hard_reset ? __fadd_rn(__fmul_rn(spike, reset), __fmul_rn(__fsub_rn(1.0f, spike), h))
                        : __fsub_rn(h, __fmul_rn(spike, threshold));
     }
-    outcome.membrane = h >= 0.0f;
-    return outcome;
-}
+
+    __device__ Outcome run(const float *currents, long long stride, long long steps) {
+        const int AHEAD = 4;  // loads under way together
+        long long t = 0;
+#pragma unroll 1
+        for (; t + AHEAD <= steps; t += AHEAD) {
+            float x[AHEAD];
+#pragma unroll
+            for (int k = 0; k < AHEAD; ++k) x[k] = currents[(t + k) * stride];
+            asm volatile("" ::: "memory");  // or each load sinks to its use, and its latency is waited for
+#pragma unroll
+            for (int k = 0; k < AHEAD; ++k) step(x[k]);
+        }
+#pragma unroll 1
+        for (; t < steps; ++t) step(currents[t * stride]);
+        outcome.membrane = h >= 0.0f;
+        return outcome;
+    }
+};
 
 struct Neuron {
     long long charge, hard_reset;
@@ -45,10 +59,10 @@ struct Neuron {
 
     // Branches on what all threads have in common once, outside the loop over time.
     __device__ Outcome run(const float *currents, long long stride, long long steps) const {
-#define RUN(charge)                                                                                            \
-    case charge:                                                                                               \
-        return hard_reset ? run_as<charge, true>(constant, threshold, reset, initial, currents, stride, steps) \
-                          : run_as<charge, false>(constant, threshold, reset, initial, currents, stride, steps)
+#define RUN(charge)                                                                                              \
+    case charge:                                                                                                 \
+        return hard_reset ? Unit<charge, true>{constant, threshold, reset, initial}.run(currents, stride, steps) \
+                          : Unit<charge, false>{constant, threshold, reset, initial}.run(currents, stride, steps)
         switch (this->charge) {
             RUN(LEAK_TAU);
             RUN(LEAK_TAU_INPUT);

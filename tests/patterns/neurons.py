@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 from spikingjelly.activation_based import functional, neuron, surrogate
 
-STEPS, ROWS, COLUMNS = 7, 5, 70  # largest sizes
+STEPS, ROWS, COLUMNS = 9, 5, 70  # largest sizes
 SURROGATES = [surrogate.Sigmoid(), surrogate.ATan(), surrogate.S2NN()]  # two fused, one not
 
 
