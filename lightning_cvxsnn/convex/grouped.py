@@ -1,4 +1,4 @@
-r"""Rows of hinge programmes, all but a few put together in four groups: the programme that a good start leaves to solve.
+"""Hinge programmes with all rows but a few put together in four groups: what a good start leaves to solve.
 
 At the optimum most rows are well inside or well outside the margin, and their multipliers are ``c`` or 0 whatever the
 others do. A group is such a side and a label; its row is the weighted mean of its members. By Jensen's inequality the
@@ -88,6 +88,4 @@ def group(problem: Problem, sign: Tensor, margin: Tensor, single: Tensor, chosen
         matrix = torch.cat([used[:, :, None].to(matrix), matrix], 2)
     labels = sign.new_tensor([1.0, -1.0]).repeat(outputs, _GROUPS // 2)
     cost = torch.where(used, torch.cat([problem.weight[rows], total], 1), problem.weight.mean())
-    return Grouped(
-        single, rows, member, torch.cat([sign.gather(1, rows), labels], 1), cost, columns, real, matrix
-    )
+    return Grouped(single, rows, member, torch.cat([sign.gather(1, rows), labels], 1), cost, columns, real, matrix)

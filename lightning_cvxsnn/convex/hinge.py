@@ -10,14 +10,17 @@ of every iterate price all columns; those that violate most are let in and the i
 Dedieu, Mazumder, Wang, "Solving L1-regularized SVMs and related linear programs", JMLR 23, 2022, and Gondzio,
 González-Brevis, Munari, "New developments in the primal-dual column generation technique", EJOR 224(1), 2013. Outputs
 are separate programmes, solved together.
+
+From an earlier solution, rows far from the margin are expected to stay where they are: they are put together in groups
+(:mod:`~lightning_cvxsnn.convex.grouped`). The solution of the small programme that is left shows which rows have to
+leave their group and which columns have to come in. If too many do, the start was not close, and the iteration above
+goes on with all rows.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -57,7 +60,7 @@ def minimise_hinge(
         problem: The reduced programme.
         rho: Penalty.
         start: Coefficients ``[p, C]`` and intercept ``[C]`` to start from.
-        multipliers: Dual point ``[n, C]`` to start from; ``None``: a cold start.
+        multipliers: Dual point ``[n, C]`` to start from; ``None``: none is known.
         tolerance: Absolute duality gap to reach over all outputs.
         max_iterations: Limit of interior point iterations, over all outputs; 2000 for ``None``.
         deadline: ``time.perf_counter()`` after which no iteration starts.
@@ -99,16 +102,12 @@ class _Search:
         """Iterate until every output is within the tolerance or a limit is reached."""
         weight = self.problem.weight
         everything = torch.arange(self.sign.shape[0], device=self.sign.device)
-        if alpha is not None:
-            self.warm = True
-            self._price(everything, alpha.clamp_min(0).minimum(weight))
-        started = self._open(everything)
-        started = started[self.coef[started].any(1)]
-        if started.numel():
-            self._by_groups(started)
-        if not self.warm:
-            self._price(everything, weight.expand_as(self.sign))
+        self.warm = alpha is not None
+        alpha = weight.expand_as(self.sign) if alpha is None else alpha.clamp_min(0).minimum(weight)
+        self._price(everything, alpha)
         alive = self._open(everything)
+        self._by_groups(alive[self.coef[alive].any(1)])
+        alive = self._open(alive)
         if alive.numel() and not self._over():
             self._by_columns(alive)
         if self.used:
@@ -121,14 +120,14 @@ class _Search:
     def _over(self) -> bool:
         return self.used >= self.limit or time.perf_counter() > self.deadline
 
-    def _improve(self, alive: Tensor, objective: Tensor, coef: Callable[[], Tensor], intercept: Tensor) -> None:
-        """Keep the points that are better than the best so far."""
+    def _improve(self, alive: Tensor, objective: Tensor, coef: Tensor, point: Tensor) -> None:
+        """Keep the points, ``coef [C, p]`` with intercepts in ``point [C, free + k]``, that are the best so far."""
         better = objective < self.value[alive]
         if bool(better.any()):
             which = alive[better]
-            self.value[which], self.coef[which] = objective[better], coef()[better]
+            self.value[which], self.coef[which] = objective[better], coef[better]
             if self.problem.fit_intercept:
-                self.intercept[which] = intercept[better, 0]
+                self.intercept[which] = point[better, 0]
 
     def _margins(self, alive: Tensor, coef: Tensor, intercept: Tensor) -> Tensor:
         """Outputs times labels of all rows, ``[C, n]``."""
@@ -163,15 +162,17 @@ class _Search:
                 point = torch.cat([intercept[:, None], point], 1)
             gap = (self.value - self.bound)[alive]
             share = programme.together(alpha / weight, weight.expand_as(alpha))
-            names = ("sign", "cost", "columns", "real", "matrix")
-            iterate = begin(*(getattr(programme, name) for name in names), rho, (point, share, gap))
+            iterate = begin(
+                programme.sign, programme.cost, programme.columns, programme.real, programme.matrix, rho,
+                (point, share, gap),
+            )  # fmt: skip
             iterate = self._solve_grouped(iterate, (_AHEAD * gap).clamp_min(0.2 * self.tolerance))
 
             coef, alpha = iterate.spread(columns), weight * programme.apart(iterate.alpha / iterate.cost)
             intercept = iterate.point[:, 0] if problem.fit_intercept else torch.zeros_like(intercept)
             margin = self._margins(alive, coef, intercept)
             objective = (1 - margin).clamp_min(0) @ weight + rho * coef.abs().sum(1)
-            self._improve(alive, objective, lambda coef=coef: coef, iterate.point)
+            self._improve(alive, objective, coef, iterate.point)
             correlation = self._price(alive, alpha)[1]
             astray = ~single & ((margin < 1) != (alpha > weight / 2))
             miss = torch.where(astray, (1 - margin).abs() * weight, 0.0)
@@ -186,6 +187,7 @@ class _Search:
             entry = -0.01 * rho
 
     def _solve_grouped(self, iterate: Iterate, target: Tensor) -> Iterate:
+        """Iterate until the products of every output sum to at most ``target [C]``, or for long enough."""
         for _ in range(_GROUPED_LIMIT):
             if self._over() or bool(((iterate.value * iterate.slack).sum(1) <= target).all()):
                 break
@@ -216,7 +218,7 @@ class _Search:
             objective = (1 - margin).clamp_min(0) @ weight + rho * iterate.coef.abs().sum(1)
             before = self.value[alive] - self.bound[alive]
             slope, correlation = self._price(alive, iterate.alpha)
-            self._improve(alive, objective, partial(iterate.spread, problem.matrix.shape[1]), iterate.point)
+            self._improve(alive, objective, iterate.spread(problem.matrix.shape[1]), iterate.point)
             gap = self.value[alive] - self.bound[alive]
             # in degenerate programmes rounding error takes over in the end
             stale = torch.where(gap < before, 0, stale + (product < 1e-6 * total))

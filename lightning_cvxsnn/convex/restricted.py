@@ -114,14 +114,13 @@ def begin(
             start near to; ``None``: start from the middle.
     """
     free = matrix.shape[2] - columns.shape[1]
-    middle = start is None
-    share = torch.full_like(sign, 0.5) if middle else start[1]
-    slope = -((sign * cost * share)[:, None] @ matrix)[:, 0, free:]
-    if middle:
+    if start is None:
+        slope = -((sign * cost / 2)[:, None] @ matrix)[:, 0, free:]
         value = torch.cat([torch.full_like(sign, v) for v in (1.5, 0.5)] + [torch.ones_like(slope)] * 2, 1)
         slack = torch.cat([cost / 2, cost / 2, (rho + slope).clamp_min(rho), (rho - slope).clamp_min(rho)], 1)
         return Iterate(sign, cost, free, columns, real, matrix, torch.zeros_like(matrix[:, 0]), value, slack)
     point, share, gap = start
+    slope = -((sign * cost * share)[:, None] @ matrix)[:, 0, free:]
     coef = point[:, free:]
     theta = (gap / cost.sum(1) / 2).clamp(1e-8, 0.25)[:, None]  # products to aim at, relative to c and 1
     margin = sign * (matrix @ point[:, :, None])[:, :, 0]
