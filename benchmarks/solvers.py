@@ -254,10 +254,13 @@ def peak_of(options: argparse.Namespace, name: str, solver: str, setting: str) -
 def hinge_paths(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Twenty values of rho against the hardest of them alone, from a cold start, at the path's tolerance."""
     rows = []
-    shape = (200, 100) if options.quick else (2000, 1000)
-    for loss in ("hinge", "squared", "logistic"):
-        problem = programme(f"xor-{loss}", xor(*shape), loss, 0.1)
-        held_out = torch.arange(shape[0]) % 5 == 0
+    data = xor(*((200, 100) if options.quick else (2000, 1000)))
+    chosen = [programme(f"xor-{loss}", data, loss, 0.1) for loss in ("hinge", "squared", "logistic")]
+    if has_mnist(options):  # one against the rest
+        shape = (200, 32) if options.quick else (1000, 256)
+        chosen.append(programme("mnist-hinge", mnist(options.mnist, *shape), "hinge", 0.1))
+    for problem in chosen:
+        held_out = torch.arange(problem.matrix.shape[0]) % 5 == 0
         keywords = {key: value for key, value in problem.arguments.items() if key != "rho"}
         keywords |= {"num_outputs": problem.outputs}
         run = partial(path, problem.matrix, problem.targets, held_out=held_out, **keywords)
@@ -315,7 +318,7 @@ def resolves(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     cases = [("xor", loss, 0.1) for loss in ("hinge", "squared", "logistic")]
     if has_mnist(options):
-        cases.append(("mnist", "cross_entropy", 0.1))
+        cases += [("mnist", loss, 0.1) for loss in ("cross_entropy", "hinge")]
     for source, loss, beta in cases:
         for noise in (0.001, 0.01):
             if source == "xor":

@@ -10,6 +10,11 @@ of every iterate price all columns; those that violate most are let in and the i
 Dedieu, Mazumder, Wang, "Solving L1-regularized SVMs and related linear programs", JMLR 23, 2022, and Gondzio,
 González-Brevis, Munari, "New developments in the primal-dual column generation technique", EJOR 224(1), 2013. Outputs
 are separate programmes, solved together.
+
+From an earlier solution, rows far from the margin are expected to stay where they are: they are put together in groups
+(:mod:`~lightning_cvxsnn.convex.grouped`). The solution of the small programme that is left shows which rows have to
+leave their group and which columns have to come in. If too many do, the start was not close, and the iteration above
+goes on with all rows.
 """
 
 from __future__ import annotations
@@ -20,9 +25,10 @@ import time
 import torch
 from torch import Tensor
 
+from lightning_cvxsnn.convex.grouped import group
 from lightning_cvxsnn.convex.interior import predictor_corrector
 from lightning_cvxsnn.convex.reduction import Problem
-from lightning_cvxsnn.convex.restricted import Linearised, admit, begin
+from lightning_cvxsnn.convex.restricted import Iterate, Linearised, admit, begin, gather
 
 __all__ = ["minimise_hinge"]
 
@@ -31,6 +37,11 @@ _GROUP_ROWS = 100_000  # rows times outputs that are solved together
 _COLUMNS = 100  # that enter together, or as many as there are already
 _WARM_COLUMNS = 32  # the same, if the start is close
 _PATIENCE = 6
+_ROWS = 4, 30  # on their own at first, of a grouped programme: for each coefficient, and besides
+_LARGEST_SHARE = 0.4  # of the rows; larger grouped programmes are not worth it
+_ASTRAY = 0.1  # share of the rows on the wrong side of the margin: the start was not close
+_AHEAD = 0.05  # share of the gap to which a grouped programme is solved
+_GROUPED_LIMIT = 12  # iterations for one of them
 _SPARSITY = 0.4  # share of the tolerance that small coefficients may cost when they are set to zero
 
 
@@ -49,7 +60,7 @@ def minimise_hinge(
         problem: The reduced programme.
         rho: Penalty.
         start: Coefficients ``[p, C]`` and intercept ``[C]`` to start from.
-        multipliers: Dual point ``[n, C]`` to start from; ``None``: a cold start.
+        multipliers: Dual point ``[n, C]`` to start from; ``None``: none is known.
         tolerance: Absolute duality gap to reach over all outputs.
         max_iterations: Limit of interior point iterations, over all outputs; 2000 for ``None``.
         deadline: ``time.perf_counter()`` after which no iteration starts.
@@ -60,69 +71,163 @@ def minimise_hinge(
     """
     left = _ITERATION_LIMIT if max_iterations is None else max_iterations
     rows, outputs = problem.encoded.shape
-    share, total = tolerance / outputs, 0
+    share, used = tolerance / outputs, 0
     coef, intercept, dual_point = start[0].clone(), start[1].clone(), torch.zeros_like(problem.encoded)
-    for group in torch.arange(outputs, device=coef.device).split(max(1, _GROUP_ROWS // rows)):
-        sign = problem.encoded[:, group].T.contiguous()
-        alpha = None if multipliers is None else sign * multipliers[:, group].T
-        search = _Search(problem, sign, rho, start[0][:, group].T, share)
-        used = search.run(alpha, left - total, deadline)
-        total += used
-        coef[:, group], intercept[group] = search.coef.T, search.intercept
-        dual_point[:, group] = (sign * search.alpha).T
-    return coef, intercept, dual_point, total, "column-generation-interior-point"
+    for batch in torch.arange(outputs, device=coef.device).split(max(1, _GROUP_ROWS // rows)):
+        sign = problem.encoded[:, batch].T.contiguous()
+        alpha = None if multipliers is None else sign * multipliers[:, batch].T
+        search = _Search(problem, sign, rho, start[0][:, batch].T, share, left - used, deadline)
+        search.run(alpha)
+        used += search.used
+        coef[:, batch], intercept[batch] = search.coef.T, search.intercept
+        dual_point[:, batch] = (sign * search.alpha).T
+    return coef, intercept, dual_point, used, "column-generation-interior-point"
 
 
 class _Search:
-    """Best points and bounds of a group of outputs, the first dimension of every tensor."""
+    """Best points and bounds of a batch of outputs, the first dimension of every tensor."""
 
-    def __init__(self, problem: Problem, sign: Tensor, rho: float, coef: Tensor, tolerance: float) -> None:
+    def __init__(
+        self, problem: Problem, sign: Tensor, rho: float, coef: Tensor, tolerance: float, limit: int, deadline: float
+    ) -> None:
         self.problem, self.sign, self.rho, self.tolerance = problem, sign, rho, tolerance
+        self.limit, self.deadline, self.used = limit, deadline, 0
         self.coef = coef.contiguous()
         self.value, self.intercept = _values(problem, sign, rho, self.coef)
         self.alpha = torch.zeros_like(sign)
         self.bound = torch.zeros_like(self.value)
         self.warm = False
 
-    def run(self, alpha: Tensor | None, limit: int, deadline: float) -> int:
-        """Iterate until every output is within the tolerance or the limit is reached; returns iterations."""
-        problem, rho = self.problem, self.rho
-        used = 0
-        alive = torch.arange(self.sign.shape[0], device=self.sign.device)
+    def run(self, alpha: Tensor | None) -> None:
+        """Iterate until every output is within the tolerance or a limit is reached."""
+        weight = self.problem.weight
+        everything = torch.arange(self.sign.shape[0], device=self.sign.device)
         self.warm = alpha is not None
-        alpha = problem.weight.expand_as(self.sign) if alpha is None else alpha.clamp_min(0).minimum(problem.weight)
-        slope, correlation = self._price(alive, alpha)
-        alive = alive[self.value - self.bound > self.tolerance]
-        if alive.numel() == 0 or limit <= 0:
-            return 0
-        chosen = self._candidates(self.coef[alive] != 0, correlation[alive], -rho)
-        gap = (self.value - self.bound)[alive] if self.warm else None
-        point = self.coef[alive], self.intercept[alive]
-        iterate = begin(problem, self.sign[alive], rho, point, alpha[alive], slope[alive], chosen, gap)
+        alpha = weight.expand_as(self.sign) if alpha is None else alpha.clamp_min(0).minimum(weight)
+        self._price(everything, alpha)
+        alive = self._open(everything)
+        self._by_groups(alive[self.coef[alive].any(1)])
+        alive = self._open(alive)
+        if alive.numel() and not self._over():
+            self._by_columns(alive)
+        if self.used:
+            self._make_sparse()
+
+    def _open(self, alive: Tensor) -> Tensor:
+        """Those outputs whose gap is too large."""
+        return alive[(self.value - self.bound)[alive] > self.tolerance]
+
+    def _over(self) -> bool:
+        return self.used >= self.limit or time.perf_counter() > self.deadline
+
+    def _improve(self, alive: Tensor, objective: Tensor, coef: Tensor, point: Tensor) -> None:
+        """Keep the points, ``coef [C, p]`` with intercepts in ``point [C, free + k]``, that are the best so far."""
+        better = objective < self.value[alive]
+        if bool(better.any()):
+            which = alive[better]
+            self.value[which], self.coef[which] = objective[better], coef[better]
+            if self.problem.fit_intercept:
+                self.intercept[which] = point[better, 0]
+
+    def _margins(self, alive: Tensor, coef: Tensor, intercept: Tensor) -> Tensor:
+        """Outputs times labels of all rows, ``[C, n]``."""
+        return self.sign[alive] * ((self.problem.matrix @ coef.T).T + intercept[:, None])
+
+    def _by_groups(self, alive: Tensor) -> None:
+        """Solve grouped programmes of growing size from the start, as long as they look small."""
+        problem, rho, weight = self.problem, self.rho, self.problem.weight
+        rows, columns = problem.matrix.shape
+        factor, besides = _ROWS
+        support = self.coef != 0
+        small = factor * support[alive].sum(1) + besides <= _LARGEST_SHARE * rows
+        alive = alive[small]
+        if alive.numel() == 0:
+            return
+        coef, intercept, alpha = self.coef[alive], self.intercept[alive], self.alpha[alive]
+        margin = self._margins(alive, coef, intercept)
+        count = factor * int(support[alive].sum(1).max()) + besides
+        near = (1 - margin).abs().topk(min(count, rows), 1, largest=False)
+        if not self.warm:
+            alpha = weight * (0.5 + 0.5 * (1 - margin) / near.values[:, -1:].clamp_min(1e-9)).clamp(0, 1)
+        single = torch.zeros_like(margin, dtype=torch.bool).scatter(1, near.indices, True)
+        chosen = support[alive]
+        correlation = self._price(alive, alpha)[1]
+        self.warm = True
+        entry = -0.1 * rho
+        while alive.numel() and not self._over():
+            chosen = self._candidates(chosen, correlation, entry)
+            programme = group(problem, self.sign[alive], margin, single, chosen)
+            point = torch.where(programme.real, coef.gather(1, programme.columns), 0.0)
+            if problem.fit_intercept:
+                point = torch.cat([intercept[:, None], point], 1)
+            gap = (self.value - self.bound)[alive]
+            share = programme.together(alpha / weight, weight.expand_as(alpha))
+            iterate = begin(
+                programme.sign, programme.cost, programme.columns, programme.real, programme.matrix, rho,
+                (point, share, gap),
+            )  # fmt: skip
+            iterate = self._solve_grouped(iterate, (_AHEAD * gap).clamp_min(0.2 * self.tolerance))
+
+            coef, alpha = iterate.spread(columns), weight * programme.apart(iterate.alpha / iterate.cost)
+            intercept = iterate.point[:, 0] if problem.fit_intercept else torch.zeros_like(intercept)
+            margin = self._margins(alive, coef, intercept)
+            objective = (1 - margin).clamp_min(0) @ weight + rho * coef.abs().sum(1)
+            self._improve(alive, objective, coef, iterate.point)
+            correlation = self._price(alive, alpha)[1]
+            astray = ~single & ((margin < 1) != (alpha > weight / 2))
+            miss = torch.where(astray, (1 - margin).abs() * weight, 0.0)
+            left = (self.value - self.bound)[alive]
+            going = (left > self.tolerance) & (astray.sum(1) <= _ASTRAY * rows)
+            going &= single.sum(1) <= _LARGEST_SHARE * rows
+            going &= (left < 0.9 * gap) | astray.any(1) | (correlation > (1 + 1e-9) * rho).any(1)
+            worst = miss.topk(min(max(64, single.shape[1] // 2), rows), 1).indices
+            single = single.scatter(1, worst, single.gather(1, worst) | astray.gather(1, worst))
+            alive, coef, intercept, alpha = alive[going], coef[going], intercept[going], alpha[going]
+            margin, single, chosen, correlation = margin[going], single[going], chosen[going], correlation[going]
+            entry = -0.01 * rho
+
+    def _solve_grouped(self, iterate: Iterate, target: Tensor) -> Iterate:
+        """Iterate until the products of every output sum to at most ``target [C]``, or for long enough."""
+        for _ in range(_GROUPED_LIMIT):
+            if self._over() or bool(((iterate.value * iterate.slack).sum(1) <= target).all()):
+                break
+            model = Linearised(iterate, iterate.outputs(iterate.point), self.rho)
+            moved = predictor_corrector(iterate.value, iterate.slack, model.direction, together=False)
+            iterate = iterate.moved(*moved)
+            self.used += target.numel()
+        return iterate
+
+    def _by_columns(self, alive: Tensor) -> None:
+        """Solve programmes with all rows and a growing number of columns."""
+        problem, rho, weight = self.problem, self.rho, self.problem.weight
+        slope, correlation = self._price(alive, self.alpha[alive])
+        columns, real, matrix = gather(problem, self._candidates(self.coef[alive] != 0, correlation, -rho))
+        start = None
+        if self.warm:
+            point = torch.where(real, self.coef[alive].gather(1, columns), 0.0)
+            if problem.fit_intercept:
+                point = torch.cat([self.intercept[alive, None], point], 1)
+            start = point, self.alpha[alive] / weight, (self.value - self.bound)[alive]
+        sign = self.sign[alive]
+        iterate = begin(sign, weight.expand_as(sign), columns, real, matrix, rho, start)
         stale = torch.zeros_like(alive)
-        total = float(problem.weight.sum())
+        total = float(weight.sum())
         while True:
             product = (iterate.slack * iterate.value).sum(1)
-            alpha = iterate.alpha
             margin = iterate.outputs(iterate.point)
-            objective = (1 - margin).clamp_min(0) @ problem.weight + rho * iterate.coef.abs().sum(1)
+            objective = (1 - margin).clamp_min(0) @ weight + rho * iterate.coef.abs().sum(1)
             before = self.value[alive] - self.bound[alive]
-            slope, correlation = self._price(alive, alpha)
-            better = objective < self.value[alive]
-            if bool(better.any()):
-                self.value[alive[better]] = objective[better]
-                self.coef[alive[better]] = iterate.spread(problem.matrix.shape[1])[better]
-                if problem.fit_intercept:
-                    self.intercept[alive[better]] = iterate.point[better, 0]
+            slope, correlation = self._price(alive, iterate.alpha)
+            self._improve(alive, objective, iterate.spread(problem.matrix.shape[1]), iterate.point)
             gap = self.value[alive] - self.bound[alive]
             # in degenerate programmes rounding error takes over in the end
             stale = torch.where(gap < before, 0, stale + (product < 1e-6 * total))
             going = (gap > (1 - _SPARSITY) * self.tolerance) & (stale < _PATIENCE) & (product > 0)
-            if used >= limit or time.perf_counter() > deadline or not bool(going.any()):
+            if self._over() or not bool(going.any()):
                 break
             if not bool(going.all()):
                 alive, stale, margin = alive[going], stale[going], margin[going]
-                slope, correlation, objective = slope[going], correlation[going], objective[going]
+                slope, correlation = slope[going], correlation[going]
                 iterate = iterate.keep(going)
             inside = iterate.chosen(correlation.shape[1])
             wanted = self._candidates(inside, correlation, 1e-9 * rho)
@@ -130,11 +235,9 @@ class _Search:
                 iterate = admit(problem, iterate, wanted, slope, rho)
                 margin = iterate.outputs(iterate.point)
             model = Linearised(iterate, margin, rho)
-            value, slack, step = predictor_corrector(iterate.value, iterate.slack, model.direction, together=False)
-            iterate = iterate.moved(value, slack, step)
-            used += alive.numel()
-        self._make_sparse()
-        return used
+            moved = predictor_corrector(iterate.value, iterate.slack, model.direction, together=False)
+            iterate = iterate.moved(*moved)
+            self.used += alive.numel()
 
     def _price(self, alive: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """``-A^T alpha`` and, of the feasible point, ``|A^T alpha|`` for all columns, ``[C, p]``; keeps good bounds."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_cvxsnn.convex.interior import AbsoluteValues, factor, solve_factored
 from lightning_cvxsnn.convex.reduction import Problem
 
-__all__ = ["Iterate", "Linearised", "admit", "begin"]
+__all__ = ["Iterate", "Linearised", "admit", "begin", "gather", "listed"]
 
 _BLOCK = 128  # columns of a Gram matrix computed at a time
 _ENTRY = 0.05  # smallest slack of a column that enters, relative to rho
@@ -28,7 +28,7 @@ class Iterate:
 
     Attributes:
         sign: Labels ``[C, n]``.
-        cost: Weights of the rows ``[n]``.
+        cost: Weights of the rows ``[C, n]``.
         free: 1 if the first column is the intercept's, or 0.
         columns: ``[C, k]`` which columns.
         real: ``[C, k]`` false for the columns that fill up.
@@ -73,7 +73,7 @@ class Iterate:
 
     def keep(self, which: Tensor) -> Iterate:
         """The outputs marked in ``which [C]``."""
-        names = ("sign", "columns", "real", "matrix", "point", "value", "slack")
+        names = ("sign", "cost", "columns", "real", "matrix", "point", "value", "slack")
         return replace(self, **{name: getattr(self, name)[which] for name in names})
 
     def moved(self, value: Tensor, slack: Tensor, step: Tensor) -> Iterate:
@@ -93,46 +93,40 @@ class Iterate:
 
 
 def begin(
-    problem: Problem,
     sign: Tensor,
+    cost: Tensor,
+    columns: Tensor,
+    real: Tensor,
+    matrix: Tensor,
     rho: float,
-    point: tuple[Tensor, Tensor],
-    alpha: Tensor,
-    slope: Tensor,
-    chosen: Tensor,
-    gap: Tensor | None,
+    start: tuple[Tensor, Tensor, Tensor] | None,
 ) -> Iterate:
-    """The first interior point.
+    """The first interior point of a restricted programme, whose tensors are those of :class:`Iterate`.
 
     Args:
-        problem: The reduced programme.
         sign: Labels ``[C, n]``.
+        cost: Weights of the rows ``[C, n]``.
+        columns: ``[C, k]`` which columns.
+        real: ``[C, k]`` false for the columns that fill up.
+        matrix: ``[C, n, free + k]``.
         rho: Penalty.
-        point: Coefficients ``[C, p]`` and intercepts ``[C]`` to start near to, if ``gap`` is given.
-        alpha: Multipliers ``[C, n]`` to start near to.
-        slope: ``-A^T alpha`` for all columns, ``[C, p]``.
-        chosen: Columns to start with, ``[C, p]``.
-        gap: Gaps ``[C]`` of the points to start near to; ``None``: start from the middle.
+        start: Point ``[C, free + k]``, multipliers relative to the weights ``[C, n]``, and gaps ``[C]`` of the point to
+            start near to; ``None``: start from the middle.
     """
-    cost, free = problem.weight, int(problem.fit_intercept)
-    columns, real, matrix = _gather(problem, chosen)
-    outputs, rows = sign.shape
-    slope = torch.where(real, slope.gather(1, columns), 0.0)
-    if gap is None:
-        coef = torch.zeros_like(slope)
-        value = torch.cat([cost.new_full((outputs, rows), v) for v in (1.5, 0.5)] + [torch.ones_like(slope)] * 2, 1)
-        slope = slope / 2
-        half = (cost / 2).expand_as(sign)
-        slack = torch.cat([half, half, (rho + slope).clamp_min(rho), (rho - slope).clamp_min(rho)], 1)
-        intercept = slope.new_zeros(outputs, free)
-        return Iterate(sign, cost, free, columns, real, matrix, torch.cat([intercept, coef], 1), value, slack)
-    intercept = point[1][:, None] if free else slope.new_zeros(outputs, 0)
-    coef = torch.where(real, point[0].gather(1, columns), 0.0)
-    theta = (gap / cost.sum() / 2).clamp(1e-8, 0.25)[:, None]  # products to aim at, relative to c and 1
-    margin = sign * (matrix @ torch.cat([intercept, coef], 1)[:, :, None])[:, :, 0]
+    free = matrix.shape[2] - columns.shape[1]
+    if start is None:
+        slope = -((sign * cost / 2)[:, None] @ matrix)[:, 0, free:]
+        value = torch.cat([torch.full_like(sign, v) for v in (1.5, 0.5)] + [torch.ones_like(slope)] * 2, 1)
+        slack = torch.cat([cost / 2, cost / 2, (rho + slope).clamp_min(rho), (rho - slope).clamp_min(rho)], 1)
+        return Iterate(sign, cost, free, columns, real, matrix, torch.zeros_like(matrix[:, 0]), value, slack)
+    point, share, gap = start
+    slope = -((sign * cost * share)[:, None] @ matrix)[:, 0, free:]
+    coef = point[:, free:]
+    theta = (gap / cost.sum(1) / 2).clamp(1e-8, 0.25)[:, None]  # products to aim at, relative to c and 1
+    margin = sign * (matrix @ point[:, :, None])[:, :, 0]
     loss, surplus = (1 - margin).clamp_min(0), (margin - 1).clamp_min(0)
     lowest, highest = (theta / v.maximum(theta.sqrt()) for v in (surplus, loss))
-    share = (alpha / cost).maximum(lowest.clamp(max=0.5)).minimum(1 - highest.clamp(max=0.5))
+    share = share.maximum(lowest.clamp(max=0.5)).minimum(1 - highest.clamp(max=0.5))
     loss, surplus = loss.maximum(theta / (1 - share)), surplus.maximum(theta / share)
     unit = coef.abs().amax(1, keepdim=True).clamp_min(1e-3)  # size of a coefficient, as rho is of its slack
     push = theta.sqrt()
@@ -141,13 +135,13 @@ def begin(
     up, down = up.maximum(theta / tight[0]), down.maximum(theta / tight[1])
     value = torch.cat([loss, surplus, unit * up, unit * down], 1)
     slack = torch.cat([cost * (1 - share), cost * share, rho * tight[0], rho * tight[1]], 1)
-    start = torch.cat([intercept, unit * (up - down)], 1)
-    return Iterate(sign, cost, free, columns, real, matrix, start, value, slack)
+    point = torch.cat([point[:, :free], unit * (up - down)], 1)
+    return Iterate(sign, cost, free, columns, real, matrix, point, value, slack)
 
 
 def admit(problem: Problem, iterate: Iterate, wanted: Tensor, slope: Tensor, rho: float) -> Iterate:
     """The iterate with the columns ``wanted [C, p]``; new ones enter centred. ``slope [C, p]`` is ``-A^T alpha``."""
-    columns, real, matrix = _gather(problem, wanted)
+    columns, real, matrix = gather(problem, wanted)
     rows, everywhere = iterate.rows, torch.zeros_like(slope)
     old = iterate.chosen(slope.shape[1]).gather(1, columns) & real
     centre = (iterate.value * iterate.slack).mean(1, keepdim=True)
@@ -167,16 +161,21 @@ def admit(problem: Problem, iterate: Iterate, wanted: Tensor, slope: Tensor, rho
     return replace(iterate, columns=columns, real=real, matrix=matrix, point=point, value=value, slack=slack)
 
 
-def _gather(problem: Problem, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices, which of them are real, and the matrix of the chosen columns, the intercept's first."""
-    size = max(1, int(chosen.sum(1).max()))
-    columns = chosen.to(torch.uint8).sort(stable=True, dim=1, descending=True).indices[:, :size]
-    real = chosen.gather(1, columns)
+def gather(problem: Problem, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices, which of them are real, and the matrix of the columns ``chosen [C, p]``, the intercept's first."""
+    columns, real = listed(chosen)
     matrix = problem.matrix[:, columns.flatten()].unflatten(1, columns.shape).transpose(0, 1)
     matrix = torch.where(real[:, None], matrix, 0.0)
     if problem.fit_intercept:
         matrix = torch.cat([torch.ones_like(matrix[:, :, :1]), matrix], 2)
     return columns, real, matrix
+
+
+def listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of what is chosen in each row of a mask, at least one, and which of them are real, not fill."""
+    size = max(1, int(chosen.sum(1).max()))
+    index = chosen.to(torch.uint8).sort(stable=True, dim=1, descending=True).indices[:, :size]
+    return index, chosen.gather(1, index)
 
 
 def _gram(root: Tensor) -> Tensor:
