@@ -271,7 +271,15 @@ def _factors(module: nn.Module, forward: Forward, inputs: Sequence[Any], name: s
                 count += by_unit.shape[0]
         return total / count
 
-    low = torch.full((units,), _LOG2_SCALES[0], device=affine.weight.device)
+    return factors_for(rates, units, rate, affine.weight.device)
+
+
+def factors_for(rates: Callable[[Tensor], Tensor], units: int, rate: float, device: torch.device) -> Tensor:
+    """The factors ``[units]`` of the input currents at which ``rates(factors)`` is ``rate``, by bisection.
+
+    A unit that positive factors do not excite gets a negative one, one that nothing excites keeps the factor 1.
+    """
+    low = torch.full((units,), _LOG2_SCALES[0], device=device)
     high = torch.full_like(low, _LOG2_SCALES[1])
     positive, negative = rates(high.exp2()), rates(-high.exp2())
     sign = torch.where((positive >= 2 * rate) | (positive >= negative), 1.0, -1.0)
