@@ -122,6 +122,7 @@ class Pricer:
             ValueError: If no candidate tells the training rows apart.
         """
         stock = None if pool is None else self._units(*self.draw(pool))
+        self.candidates += pool or 0
         first = -(-width // _FIRST_SHARE)
         units = self._units(*self.draw(first)) if stock is None else stock.pick(torch.arange(first))
         largest = replace(self.problem, dictionary=units.columns).largest_rho(self._fitted)

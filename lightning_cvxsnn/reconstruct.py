@@ -216,9 +216,9 @@ class Reconstructor:
         self.last = _starting_point(priced.solution.coef, priced.solution.intercept)
         rank_zero_info(
             f"ConvexReconstruction chose {width} witnesses for '{layer.affine_name}' among {priced.candidates} "
-            f"candidates: objective {priced.objectives[0]:.4g} -> {priced.objectives[-1]:.4g} in "
-            f"{len(priced.objectives)} rounds on {int(samples.sum())} samples, "
-            f"{int(priced.solution.coef.any(1).sum())} of them in use; the last candidates violate optimality by a factor of up to {priced.violation:.2f}."
+            f"candidates on {int(samples.sum())} samples: objective {priced.objectives[0]:.4g} -> "
+            f"{priced.objectives[-1]:.4g} in {len(priced.objectives)} rounds; the last candidates violate optimality by "
+            f"a factor of up to {priced.violation:.2f}."
         )
 
     def _solve(
