@@ -19,7 +19,7 @@ from lightning_cvxsnn.problem import Problem
 #: Candidates of a pool, times the width; about the work of column generation.
 POOL = 10
 
-_ROUNDS = 6
+_ROUNDS = 5
 _FIRST_SHARE = 8  # the first round starts from one unit in eight
 _DRAWN = 2  # candidates of a round, times the width
 _IMPROVED = 1.2  # of them go on to the ascent, times the units wanted
@@ -31,8 +31,8 @@ _ASCENT_STEPS = 25
 _ASCENT_SAMPLES = 512
 _ASCENT_RATE = 0.1  # of Adam, relative to the root mean square of a unit's weights
 _ALIKE = 0.9  # correlation of columns above which one of them is enough
-_TOLERANCE = 0.05  # relative gap of a round's solve
-_RHO_RANGE = 0.2, 0.01  # first and last rho, relative to the largest of the first dictionary
+_TOLERANCE = 0.1  # relative gap of a round's solve
+_RHO_RANGE = 0.1, 0.02  # first and last rho, relative to the largest of the first dictionary
 _BLOCK = 2**22  # entries of candidates' columns scored at once
 
 
@@ -112,7 +112,7 @@ class Pricer:
 
         Args:
             width: Number of units.
-            rho: Penalty of the programme. None: a hundredth of the largest at which a first dictionary is of use, or
+            rho: Penalty of the programme. None: a fiftieth of the largest at which a first dictionary is of use, or
                 where the loss on the held-out rows begins to rise before that.
             ascend: Whether candidates climb the surrogate gradient of their score.
             mutate: Whether half of the candidates are variations of units in use.

@@ -135,9 +135,12 @@ class Reconstructor:
         as_found = captured(stage="patterns as found") if norms or replacing else None
         estimate = partial(_estimate, module, norms, rows)
         estimate()
-        layers = self._bring_to_life(module, rows, fresh, estimate)
-        before = [(p, p.detach().clone()) for p in module.parameters()] if replacing else []
-        if replacing and as_found is not None:
+        layers: list[CalibratedLayer] = []
+        before: list[tuple[Tensor, Tensor]] = []
+        if as_found is None or not replacing:
+            layers = self._bring_to_life(module, rows, fresh, estimate)
+        else:
+            before = [(p, p.detach().clone()) for p in module.parameters()]
             with surroundings.progress("witnesses", None):
                 self._replace_witnesses(module, rows, readout, as_found, estimate)
         problem = captured(stage="patterns")
@@ -153,6 +156,7 @@ class Reconstructor:
                 for parameter, value in before:
                     parameter.copy_(value)
             estimate()
+            layers = self._bring_to_life(module, rows, fresh, estimate)
             self.last, self.beta = None, None if self.settings.beta == "auto" else self.beta
         seconds_patterns, seconds_solve = patterns_done - started, time.perf_counter() - patterns_done
         return replace(report, seconds_patterns=seconds_patterns, seconds_solve=seconds_solve), layers
@@ -194,9 +198,9 @@ class Reconstructor:
             names = affine_names(module, forward, inputs[0], readout.module)
             write_gaussian(module, names, cast(GaussianKind, kind), seed)
             estimate()
-            calibrated(only_dead=True)
+            calibrated(only_dead=False, only_dead_units=True)
             return
-        calibrated(only_dead=False)
+        calibrated(only_dead=False, skip_last=True)
         rows_per_sample = readout.reduction.rows_per_sample
         count = len(problem.held_out) // rows_per_sample
         samples = torch.zeros(count, dtype=torch.bool)
@@ -217,8 +221,8 @@ class Reconstructor:
         rank_zero_info(
             f"ConvexReconstruction chose {width} witnesses for '{layer.affine_name}' among {priced.candidates} "
             f"candidates on {int(samples.sum())} samples: objective {priced.objectives[0]:.4g} -> "
-            f"{priced.objectives[-1]:.4g} in {len(priced.objectives)} rounds; the last candidates violate optimality by "
-            f"a factor of up to {priced.violation:.2f}."
+            f"{priced.objectives[-1]:.4g} in {len(priced.objectives)} rounds; the last candidates violate optimality "
+            f"by a factor of up to {priced.violation:.2f}."
         )
 
     def _solve(
