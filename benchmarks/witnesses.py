@@ -12,7 +12,9 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -57,6 +59,15 @@ def accuracy(net: pl.LightningModule, data: TensorDataset) -> float:
     x, y = data.tensors
     with torch.no_grad():
         return float((net(x).argmax(1) == y).float().mean())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's messages out of the table."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class Record(pl.Callback):
@@ -105,7 +116,7 @@ def train(name: str, hidden: list[int], seed: int, options: argparse.Namespace) 
         work.append(priced.work)
         return priced
 
-    with mock.patch.object(Pricer, "run", counted):
+    with mock.patch.object(Pricer, "run", counted), quiet():
         trainer.fit(net, loader)
     result: dict[str, Any] = {"validation": record.validation, "test": accuracy(net, test), "work": sum(work)}
     result |= {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - processor}
@@ -113,15 +124,6 @@ def train(name: str, hidden: list[int], seed: int, options: argparse.Namespace) 
         result |= {"objective": report.primal, "accepted": report.accepted, "active": report.active}
         result |= {"seconds_patterns": report.seconds_patterns, "seconds_solve": report.seconds_solve}
     return result
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Lightning's messages out of the table."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def main() -> None:
@@ -133,9 +135,17 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=max(EPOCHS))
     parser.add_argument("--rows", type=int, default=10_000, help="rows in all, for a quick look")
     parser.add_argument("--beta", type=float, default=0.015, help="one penalty for all, so that objectives compare")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; with more than one, times mean little")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
 
+    pool = ProcessPoolExecutor(options.jobs, get_context("spawn"))
+    futures = {
+        (network, kind, seed): pool.submit(train, kind, NETWORKS[network], seed, options)
+        for network in options.networks
+        for kind in options.kinds
+        for seed in options.seeds
+    }
     results = []
     epochs = [0, *(e for e in EPOCHS if e <= options.epochs)]
     table = Table(title=f"sequential MNIST, median of seeds {options.seeds}; validation accuracy in %")
@@ -153,8 +163,7 @@ def main() -> None:
         table.add_column(column, no_wrap=True)
     for network in options.networks:
         for kind in options.kinds:
-            with quiet():
-                runs = [train(kind, NETWORKS[network], seed, options) for seed in options.seeds]
+            runs = [futures[network, kind, seed].result() for seed in options.seeds]
             validation = {e: round(100 * median(run["validation"][e] for run in runs), 1) for e in epochs}
             row: dict[str, Any] = {
                 "network": network,

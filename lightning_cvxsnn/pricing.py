@@ -173,11 +173,14 @@ class Pricer:
         )
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """Random weights ``[count, F]`` and biases ``[count]``, as a constructor draws them, calibrated."""
-        fan_in = self.layer.affine.in_features
-        weight = torch.randn(count, fan_in, generator=self._generator) / fan_in**0.5
-        bias = (2 * torch.rand(count, generator=self._generator) - 1) / fan_in**0.5
-        return self._calibrated(weight.to(self._inputs), bias.to(self._inputs))
+        """Weights ``[count, F]`` and biases ``[count]``, half from pairs, half random, mixed and calibrated."""
+        fan_in, paired = self.layer.affine.in_features, count // 2
+        weight = torch.randn(count - paired, fan_in, generator=self._generator) / fan_in**0.5
+        bias = (2 * torch.rand(count - paired, generator=self._generator) - 1) / fan_in**0.5
+        weight, bias = self._calibrated(weight.to(self._inputs), bias.to(self._inputs))
+        more = self.draw_pairs(paired)
+        order = torch.randperm(count, generator=self._generator)
+        return torch.cat([weight, more[0]])[order], torch.cat([bias, more[1]])[order]
 
     def draw_pairs(self, count: int) -> tuple[Tensor, Tensor]:
         """Weights ``[count, F]`` and biases ``[count]`` from pairs of fitted samples, calibrated."""
