@@ -72,7 +72,8 @@ class Priced:
         solution: The last solution, with zeros for the latter: a point to start from.
         rho: Its penalty.
         objectives: Objective of each round, at falling rho.
-        violation: Largest ``|d^T U| / rho`` of the last candidates; above 1, more units would still help.
+        violation: Largest ``|d^T U| / rho`` of the last candidates; above 1, more units would still help. Infinity if
+            none were needed.
         candidates: Number of candidates tried.
         work: Candidates times samples run forward; a step of the ascent counts three times.
     """
@@ -136,7 +137,7 @@ class Pricer:
         factor = (last / value) ** (1 / (_ROUNDS - 1))
         start: Solution | None = None
         objectives: list[float] = []
-        best_loss = math.inf
+        best_loss = violation = math.inf
         for index in range(_ROUNDS):
             problem = replace(self.problem, dictionary=units.columns)
             solution = problem.solve(value, _TOLERANCE, start, self._fitted)
@@ -147,27 +148,28 @@ class Pricer:
             best_loss = min(loss, best_loss)
 
             used = solution.coef.any(1).nonzero()[:, 0]
-            units = units.pick(used)
-            start = solution = replace(solution, coef=solution.coef[used])
-            size = first + (width - first) * (index + 1) // _ROUNDS
-            dual = solution.dual_point
-            wanted = size - len(units)
-            candidates = self._search(wanted, units, solution, ascend, mutate) if stock is None else stock
-            scores, violations = self._score(candidates.columns.rows(self._fitted), dual)
-            order = scores.argsort(descending=True)
-            if index + 1 < _ROUNDS:
-                order = order[violations[order] > value]
-            chosen = self._distinct(candidates, order, units, wanted, fill=index + 1 == _ROUNDS)
-            units = units.join(candidates.pick(chosen))
-            if falling and index + 1 < _ROUNDS:
+            if len(used):
+                units, solution = units.pick(used), replace(solution, coef=solution.coef[used])
+            start = solution
+            final = index + 1 == _ROUNDS
+            wanted = first + (width - first) * (index + 1) // _ROUNDS - len(units)
+            if wanted:
+                candidates = self._search(wanted, units, solution, ascend, mutate) if stock is None else stock
+                scores, violations = self._score(candidates.columns.rows(self._fitted), solution.dual_point)
+                violation = float(violations.max()) / value
+                order = scores.argsort(descending=True)
+                if not final:
+                    order = order[violations[order] > value]
+                units = units.join(candidates.pick(self._distinct(candidates, order, units, wanted, fill=final)))
+            if falling and not final:
                 value *= factor
-        coef = torch.cat([solution.coef, solution.coef.new_zeros(len(units) - len(used), solution.coef.shape[1])])
+        coef = torch.cat([solution.coef, solution.coef.new_zeros(width - len(solution.coef), solution.coef.shape[1])])
         return Priced(
             units=units,
             solution=replace(solution, coef=coef),
             rho=value,
             objectives=objectives,
-            violation=float(violations.max()) / value,
+            violation=violation,
             candidates=self.candidates,
             work=self.work,
         )
@@ -177,7 +179,7 @@ class Pricer:
         fan_in, paired = self.layer.affine.in_features, count // 2
         weight = torch.randn(count - paired, fan_in, generator=self._generator) / fan_in**0.5
         bias = (2 * torch.rand(count - paired, generator=self._generator) - 1) / fan_in**0.5
-        weight, bias = self._calibrated(weight.to(self._inputs), bias.to(self._inputs))
+        weight, bias = self._calibrated(weight.to(self.layer.affine.weight), bias.to(self.layer.affine.weight))
         more = self.draw_pairs(paired)
         order = torch.randperm(count, generator=self._generator)
         return torch.cat([weight, more[0]])[order], torch.cat([bias, more[1]])[order]
@@ -185,7 +187,8 @@ class Pricer:
     def draw_pairs(self, count: int) -> tuple[Tensor, Tensor]:
         """Weights ``[count, F]`` and biases ``[count]`` from pairs of fitted samples, calibrated."""
         targets = self.problem.targets[self._fitted].unflatten(0, (-1, self._sample_rows))[:, -1]
-        return self._calibrated(*pairs(self._inputs, targets, count, self._generator))
+        weight, bias = pairs(self._inputs, targets, count, self._generator)
+        return self._calibrated(weight.to(self.layer.affine.weight), bias.to(self.layer.affine.weight))
 
     def _calibrated(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         inputs = self._some_inputs(_CALIBRATION_SAMPLES)[0]
@@ -206,7 +209,7 @@ class Pricer:
     def _search(self, wanted: int, units: Units, solution: Solution, ascend: bool, mutate: bool) -> Units:
         """New candidates, somewhat more than ``wanted``, compared and improved on some of the fitted samples."""
         count = max(_DRAWN * self.layer.affine.out_features, 2 * wanted)
-        mutants = int(_MUTATED * count) if mutate and len(units) else 0
+        mutants = int(_MUTATED * count) if mutate and bool(solution.coef.any()) else 0
         weight, bias = self.draw(count - mutants)
         if mutants:
             more = self._mutated(mutants, units, solution)

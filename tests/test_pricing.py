@@ -106,7 +106,7 @@ def test_the_result_is_what_the_layer_would_do(kind, loss, outputs, bias):
         priced.rho,
         ~problem.held_out,
     )
-    assert gap < 0.2 * priced.objectives[-1] + 1e-3
+    assert gap < 0.15 * problem.held_out_loss(problem.outputs[problem.held_out])
 
 
 def test_units_are_distinct_and_at_the_rate():
@@ -146,7 +146,6 @@ def test_ascent_and_new_candidates_are_worth_their_work():
     ways = {
         "priced": {},
         "no ascent": {"ascend": False},
-        "neither": {"ascend": False, "mutate": False},
     }
     end = {name: [] for name in (*ways, "pool")}
     for seed in range(3):
@@ -160,7 +159,13 @@ def test_ascent_and_new_candidates_are_worth_their_work():
         end["pool"].append(pool.objectives[-1])
     mean = {name: sum(values) / 3 for name, values in end.items()}
     assert mean["priced"] < min(mean["no ascent"], mean["pool"])
-    assert mean["no ascent"] < mean["neither"]
+
+
+@pytest.mark.parametrize(("width", "rho"), [(1, None), (2, None), (5, None), (8, 100.0)])
+def test_few_units_and_a_penalty_at_which_none_is_used(width, rho):
+    priced = price(*planted()[:2], width, rho)
+    assert len(priced.units) == len(priced.solution.coef) == width
+    assert bool(priced.solution.coef.any()) == (rho is None)
 
 
 def test_inputs_that_tell_nothing_are_refused():

@@ -259,8 +259,9 @@ def _arrange(record: _Pass, affine: nn.Linear, name: str, affine_name: str) -> T
 
 
 def _stack(calls: list[Tensor]) -> Tensor:
-    """``[T, N, P]`` from one call over all steps or from one call a step."""
-    return torch.stack(calls) if len(calls) > 1 or calls[0].dim() == 2 else calls[0]
+    """``[T, N, P]`` from one call over all steps or from one call a step; other calls are left as they came."""
+    alike = all(call.shape == calls[0].shape for call in calls)
+    return torch.stack(calls) if alike and (len(calls) > 1 or calls[0].dim() == 2) else calls[0]
 
 
 def _own_reduction(sent: list[Tensor], rows: Tensor) -> Reduction | None:
