@@ -146,7 +146,8 @@ def main() -> None:
         for kind in options.kinds
         for seed in options.seeds
     }
-    results = []
+    settings = {"seeds": options.seeds, "beta": options.beta, "learning_rate": 1e-3, "batch": 128, "rows": options.rows}
+    results: list[dict[str, Any]] = []
     epochs = [0, *(e for e in EPOCHS if e <= options.epochs)]
     table = Table(title=f"sequential MNIST, median of seeds {options.seeds}; validation accuracy in %")
     columns = [
@@ -183,9 +184,8 @@ def main() -> None:
                 *(f"{row[k]:.3g}" if k in row else "-" for k in ("objective", "active", "work", "warm_start")),
             )
             print(f"{network}, {kind}: {validation}", flush=True)
+            write("witnesses", settings | {"results": results}, folder=options.output)
     Console().print(table)
-    settings = {"seeds": options.seeds, "beta": options.beta, "learning_rate": 1e-3, "batch": 128, "rows": options.rows}
-    write("witnesses", settings | {"results": results}, folder=options.output)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from lightning_cvxsnn.patterns.witnesses import WitnessLayer, pairs, side_by_sid
 from lightning_cvxsnn.problem import Problem
 
 #: Candidates of a pool, times the width; about the work of column generation.
-POOL = 10
+POOL = 16
 
 _ROUNDS = 5
 _FIRST_SHARE = 8  # the first round starts from one unit in eight
@@ -25,7 +25,7 @@ _DRAWN = 2  # candidates of a round, times the width
 _IMPROVED = 1.2  # of them go on to the ascent, times the units wanted
 _MUTATED = 0.5  # of the candidates come from units in use,
 _MUTATION = 0.7  # with noise of this size relative to their weights
-_CALIBRATION_SAMPLES = 256
+_CALIBRATION_SAMPLES = 128
 _SCORE_SAMPLES = 1024
 _ASCENT_STEPS = 25
 _ASCENT_SAMPLES = 512
