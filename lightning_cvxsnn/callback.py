@@ -46,8 +46,13 @@ class ConvexReconstruction(Callback):
             chosen on held-out training rows along a path at the first solve, then kept.
         readout: Dotted name of the readout, such as ``"net.4"``. None: the last linear layer that a batch reaches.
         witnesses: What to do with hidden weights. ``"auto"`` keeps them and repairs layers that are silent or
-            saturated; ``"keep"`` refuses a network that is dead; ``"calibrated"`` also rescales every unit to a firing
-            rate of 0.1 before training. The other names are refused in this version.
+            saturated; ``"keep"`` refuses a network that is dead. The others act at the warm start only.
+            ``"calibrated"`` rescales every unit to a firing rate of 0.1. ``"gaussian_standard"``,
+            ``"gaussian_normalized"`` and ``"gaussian_orthogonal"`` draw the weights of every hidden layer: N(0, 1),
+            rows of unit norm, orthonormal rows; units that are then silent or saturated are rescaled. ``"pairs"``,
+            ``"pool"`` and ``"priced"`` calibrate the layers below and replace the last hidden ``nn.Linear``: by weights
+            that tell pairs of training points apart, by the best of many candidates, by column generation. New weights
+            are rolled back where the held-out rows reject what comes of them.
         warm_start: Solve before the first epoch; once per run, not on resume, not under ``fast_dev_run``.
         every_n_epochs: Solve after the last batch of every n-th epoch, before its validation. 0: never.
         final_solve: Solve at the end of training, before the last validation where the last epoch is known, else in

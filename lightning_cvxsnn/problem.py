@@ -1,7 +1,7 @@
 """The convex programme of one network on its training rows: captured in one pass, split for the guard."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_cvxsnn.batches import TrainingRows
-from lightning_cvxsnn.convex import Loss, Solution, certificate, mean_loss, path, solve
+from lightning_cvxsnn.convex import Loss, Solution, certificate, mean_loss, path, rho_max, solve
 from lightning_cvxsnn.patterns import SpikeDictionary, join, observe
 from lightning_cvxsnn.readout import Readout, forward_of
 from lightning_cvxsnn.surroundings import Progress
@@ -85,6 +85,11 @@ class Problem:
             outputs, self.targets[self.held_out], loss=self.loss, sample_weight=self.weights[self.held_out]
         )
 
+    def largest_rho(self, rows: Tensor) -> float:
+        """The penalty on ``rows`` (bool mask) above which no unit is used."""
+        dictionary, targets, weights = self._restricted(rows)
+        return rho_max(dictionary, targets, **self.options, num_outputs=self.num_outputs, sample_weight=weights)
+
     def choose_rho(self) -> tuple[float, Solution]:
         """The penalty that the held-out rows prefer, and the path's solution there."""
         walk = path(
@@ -96,6 +101,17 @@ class Problem:
             sample_weight=self.weights,
         )
         return walk.rho, walk.solution
+
+    def at(self, rows: Tensor) -> "Problem":
+        """The programme over some of its rows, a bool mask ``[n]``; rows that judge still do."""
+        return replace(
+            self,
+            dictionary=self.dictionary.rows(rows),
+            targets=self.targets[rows],
+            weights=self.weights[rows],
+            outputs=self.outputs[rows],
+            held_out=self.held_out[rows],
+        )
 
     def _restricted(self, rows: Tensor | None) -> tuple[SpikeDictionary, Tensor, Tensor]:
         if rows is None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -26,6 +26,8 @@ from lightning_cvxsnn.patterns import (
     measure_activity,
     undisturbed,
 )
+from lightning_cvxsnn.patterns.witnesses import GaussianKind, affine_names, find_witness_layer, write_gaussian
+from lightning_cvxsnn.pricing import POOL, Pricer
 from lightning_cvxsnn.problem import Problem, capture_problem
 from lightning_cvxsnn.readout import Readout, find_readout, forward_of
 from lightning_cvxsnn.report import SolveReport
@@ -33,7 +35,7 @@ from lightning_cvxsnn.settings import Settings
 from lightning_cvxsnn.surroundings import Surroundings
 from lightning_cvxsnn.transaction import all_or_nothing
 
-Occasion = Literal["warm start", "periodic solve", "final solve"]
+Occasion = Literal["warm start", "periodic solve", "final solve", "single solve"]
 
 #: Firing rate, spikes per unit and step, that repaired and calibrated layers are brought to.
 TARGET_RATE = 0.1
@@ -41,6 +43,7 @@ TARGET_RATE = 0.1
 CONTINUE_SCALE = 0.3
 
 _CALIBRATION_ROWS = 1024
+_PRICED_SAMPLES = 10_240  # that witnesses are chosen on, held-out ones included
 _TOLERANCE = 1e-3  # of a forward pass, relative
 _LOW_PRECISION_TOLERANCE = 3e-2
 
@@ -82,7 +85,8 @@ class Reconstructor:
         Args:
             module: The LightningModule, with the same parameters in all processes.
             rows: Its training rows.
-            occasion: Why now; after a final solve nothing trains on, so the readout is written at full scale.
+            occasion: Why now. Only a warm start and a single solve may replace or calibrate hidden weights; after a
+                final or single solve nothing trains on, so the readout is written at full scale.
             surroundings: The Trainer's part.
 
         Returns:
@@ -135,10 +139,18 @@ class Reconstructor:
             progress=surroundings.progress,
         )
         _synchronise(module, norms, rows.ranks)
-        as_found = captured(stage="patterns as found") if norms else None
+        fresh = occasion in ("warm start", "single solve")
+        replacing = fresh and self.settings.witnesses not in ("auto", "keep", "calibrated")
+        as_found = captured(stage="patterns as found") if norms or replacing else None
         estimate = partial(_estimate, module, norms, rows)
         estimate()
-        layers = self._bring_to_life(module, rows, occasion, estimate)
+        layers: list[CalibratedLayer] = []
+        before = [(p, p.detach().clone()) for p in module.parameters()] if replacing else []
+        if not replacing:
+            layers = self._bring_to_life(module, rows, fresh, estimate)
+        elif as_found is not None:  # on rank 0, whose parameters the others then take over
+            with surroundings.progress("witnesses", None):
+                self._replace_witnesses(module, rows, readout, as_found, estimate)
         _synchronise(module, norms, rows.ranks)
         problem = captured(stage="patterns")
         if problem is not None and bool(problem.dictionary.constant.all()):
@@ -149,16 +161,24 @@ class Reconstructor:
             report = self._share(solved, readout, rows.ranks)
         if report.accepted and not self.settings.dry_run:
             _verify(module, readout, next(iter(rows)).x, tolerance)
+        if replacing and not report.accepted:
+            with torch.no_grad():
+                for parameter, value in before:
+                    parameter.copy_(value)
+            estimate()
+            layers = self._bring_to_life(module, rows, fresh, estimate)
+            _synchronise(module, norms, rows.ranks)
+            self.last, self.beta = None, None if self.settings.beta == "auto" else self.beta
         seconds_patterns, seconds_solve = patterns_done - started, time.perf_counter() - patterns_done
         return replace(report, seconds_patterns=seconds_patterns, seconds_solve=seconds_solve), layers
 
     def _bring_to_life(
-        self, module: nn.Module, rows: TrainingRows, occasion: Occasion, estimate: Callable[[], None]
+        self, module: nn.Module, rows: TrainingRows, fresh: bool, estimate: Callable[[], None]
     ) -> list[CalibratedLayer]:
         """Calibrate dead layers (``auto``), or all of them before training (``calibrated``)."""
         if self.settings.witnesses == "keep":
             return []
-        everything = self.settings.witnesses == "calibrated" and occasion == "warm start"
+        everything = self.settings.witnesses == "calibrated" and fresh
         inputs = [batch.x for batch in rows.sample(_CALIBRATION_ROWS)]
         layers = calibrate_layers(
             module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=not everything, after_change=estimate
@@ -176,6 +196,45 @@ class Reconstructor:
                 + ". Use witnesses='keep' to refuse such a network instead."
             )
         return layers
+
+    @torch.no_grad()
+    def _replace_witnesses(
+        self, module: nn.Module, rows: TrainingRows, readout: Readout, problem: Problem, estimate: Callable[[], None]
+    ) -> None:
+        """Write the hidden weights that ``witnesses`` names; ``problem`` has the rows' targets and who judges."""
+        kind, seed, forward = self.settings.witnesses, self.settings.seed, forward_of(module)
+        inputs = [batch.x for batch in rows.sample(_CALIBRATION_ROWS)]
+        calibrated = partial(calibrate_layers, module, forward, inputs, rate=TARGET_RATE, after_change=estimate)
+        if kind in get_args(GaussianKind):
+            names = affine_names(module, forward, inputs[0], readout.module)
+            write_gaussian(module, names, cast(GaussianKind, kind), seed)
+            estimate()
+            calibrated(only_dead=False, only_dead_units=True)
+            return
+        calibrated(only_dead=False, skip_last=True)
+        rows_per_sample = readout.reduction.rows_per_sample
+        count = len(problem.held_out) // rows_per_sample
+        samples = torch.zeros(count, dtype=torch.bool)
+        samples[torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:_PRICED_SAMPLES]] = True
+        layer = find_witness_layer(
+            module, readout.module, readout.reduction, forward, (batch.x for batch in rows), samples
+        )
+        pricer = Pricer(layer, problem.at(samples.repeat_interleave(rows_per_sample)), TARGET_RATE, seed)
+        width = layer.affine.out_features
+        if kind == "pairs":
+            layer.write(*pricer.draw_pairs(width))
+            return
+        rho = None if self.beta is None else self.beta / width**0.5
+        priced = pricer.run(width, rho, pool=POOL * width if kind == "pool" else None)
+        layer.write(priced.units.weight, priced.units.bias)
+        self.beta = priced.rho * width**0.5
+        self.last = _starting_point(priced.solution.coef, priced.solution.intercept)
+        rank_zero_info(
+            f"ConvexReconstruction chose {width} witnesses for '{layer.affine_name}' among {priced.candidates} "
+            f"candidates on {int(samples.sum())} samples: objective {priced.objectives[0]:.4g} -> "
+            f"{priced.objectives[-1]:.4g} in {len(priced.objectives)} rounds; the last candidates violate optimality "
+            f"by a factor of up to {priced.violation:.2f}."
+        )
 
     def _solve(
         self,
@@ -260,7 +319,7 @@ class Reconstructor:
         if self.settings.scale != "auto":
             return float(self.settings.scale)
         # A squared loss fits values, which a factor would spoil; the others fit decisions.
-        return 1.0 if occasion == "final solve" or self.settings.loss == "squared" else CONTINUE_SCALE
+        return 1.0 if occasion in ("final solve", "single solve") or self.settings.loss == "squared" else CONTINUE_SCALE
 
 
 def reconstruct(model: nn.Module, dataloader: Any, **arguments: Any) -> SolveReport:
@@ -302,7 +361,7 @@ def reconstruct(model: nn.Module, dataloader: Any, **arguments: Any) -> SolveRep
         raise MisconfigurationException(f"reconstruct() got unexpected arguments {unknown}. Expected some of {known}.")
     settings = Settings(**arguments)
     rows = _rows(model, dataloader, settings.max_samples, settings.seed)
-    report = Reconstructor(settings).run(model, rows, "final solve")
+    report = Reconstructor(settings).run(model, rows, "single solve")
     rank_zero_info(f"ConvexReconstruction {report}")
     return report
 

@@ -22,7 +22,6 @@ Apply = Literal["auto", "replace", "shadow"]
 Backend = Literal["auto", "cupy", "torch"]
 
 _AVAILABLE = {
-    "witnesses": ("auto", "keep", "calibrated"),
     "apply": ("auto", "replace"),
     "backend": ("auto", "torch"),
 }

@@ -126,6 +126,7 @@ def main():
     for name, make, arguments in (
         ("batch norm", partial(network, NormNet), {"beta": 0.02}),
         ("dead", partial(network, gain=0.05), dead),
+        ("priced", network, {"witnesses": "priced"}),
     ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

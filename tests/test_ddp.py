@@ -44,7 +44,7 @@ def timeless(report):
     return {k: v for k, v in report.items() if not k.startswith("seconds")}
 
 
-@pytest.mark.parametrize("case", ["fit", "batch norm", "dead", "subset", "late"])
+@pytest.mark.parametrize("case", ["fit", "batch norm", "dead", "priced", "subset", "late"])
 def test_all_processes_end_with_the_same_bits_and_the_same_reports(outcomes, case):
     first, second = outcomes[0][case], outcomes[1][case]
     assert "error" not in first
@@ -54,7 +54,7 @@ def test_all_processes_end_with_the_same_bits_and_the_same_reports(outcomes, cas
     assert not same(first["before"], first["after"])
 
 
-@pytest.mark.parametrize("case", ["fit", "batch norm", "dead"])
+@pytest.mark.parametrize("case", ["fit", "batch norm", "dead", "priced"])
 def test_the_warm_start_is_that_of_one_process(outcomes, case):
     for rank in range(2):
         together, one = outcomes[rank][case], outcomes[rank][f"{case} alone"]

@@ -4,16 +4,20 @@ import cvxpy as cp
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from networks import CLASSES, Net, assert_same_state, loader, rows, state
+from networks import CLASSES, FEATURES, Net, assert_same_state, loader, rows, state
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cvxsnn import calibrate, reconstruct
+from lightning_cvxsnn.batches import TrainingRows
 from lightning_cvxsnn.convex import mean_loss
+from lightning_cvxsnn.models import LitSNN
 from lightning_cvxsnn.patterns import capture, undisturbed
 from lightning_cvxsnn.readout import find_readout
+from lightning_cvxsnn.reconstruct import Reconstructor
+from lightning_cvxsnn.settings import Settings
 
 
 def dictionary_of(net, dataloader):
@@ -213,6 +217,92 @@ def test_runs_repeat_exactly():
     assert timeless[0] == timeless[1]
 
 
+WITNESSES = ("gaussian_standard", "gaussian_normalized", "gaussian_orthogonal", "pairs", "pool", "priced")
+
+
+@pytest.mark.parametrize("kind", WITNESSES)
+def test_witnesses_are_written_with_their_readout(kind):
+    nets = [Net() for _ in range(2)]
+    nets[1].load_state_dict(before := state(nets[0]))
+    rng = torch.get_rng_state()
+    reports = [reconstruct(net, loader(), witnesses=kind, beta=0.02) for net in nets]
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert reports[0].accepted
+    assert_same_state(nets[1], state(nets[0]))
+    net = nets[0]
+    moved = (net.hidden[0].weight - before["hidden.0.weight"]).norm(dim=1)
+    assert (moved > 1e-3).all()
+    readout, D, outputs = dictionary_of(net, loader())
+    coef, intercept = readout.read()
+    assert torch.allclose(outputs.double(), D @ coef + intercept, atol=1e-5)
+    assert D.std(0).min() > 0
+    assert (net(rows()[0]).argmax(1) == rows()[1]).float().mean() > 0.7
+
+
+def test_priced_witnesses_reach_a_lower_objective_than_the_networks_own():
+    for seed in range(3):
+        own, priced = Net(width=12), Net(width=12)
+        priced.load_state_dict(own.state_dict())
+        reports = [
+            reconstruct(n, loader(), witnesses=w, beta=0.02, seed=seed)
+            for n, w in ((own, "calibrated"), (priced, "priced"))
+        ]
+        assert reports[1].primal < 0.9 * reports[0].primal
+
+
+def test_the_penalty_of_pricing_is_kept():
+    net = Net()
+    reconstructor = Reconstructor(Settings(witnesses="priced"))
+    data = TrainingRows(net, loader(), transfer=lambda batch: batch, max_samples=None, seed=0)
+    first = reconstructor.run(net, data, "warm start")
+    hidden = net.hidden[0].weight.clone()
+    second = reconstructor.run(net, data, "periodic solve")
+    assert first.beta == second.beta == reconstructor.beta
+    assert second.columns == first.columns
+    assert torch.equal(net.hidden[0].weight, hidden)
+
+
+@pytest.mark.parametrize("kind", WITNESSES)
+def test_rejected_witnesses_are_rolled_back(kind):
+    net = Net()
+    before = state(net)
+    report = reconstruct(net, loader(), witnesses=kind, beta=0.01, scale=1e3)  # absurd: anything is better
+    assert not report.accepted
+    assert_same_state(net, before)
+
+
+def test_a_dead_network_whose_witnesses_are_rejected_is_repaired():
+    net, repaired = Net(gain=0.05), Net(gain=0.05)
+    repaired.load_state_dict(net.state_dict())
+    with pytest.warns(UserWarning, match="brought dead"):
+        reconstruct(repaired, loader(), beta=0.01, scale=1e3)
+    with pytest.warns(UserWarning, match="brought dead"):
+        report = reconstruct(net, loader(), witnesses="priced", beta=0.01, scale=1e3)
+    assert not report.accepted
+    assert_same_state(net, state(repaired))
+
+
+def test_a_dry_run_of_pricing_writes_nothing():
+    net = Net(gain=0.05)
+    before = state(net)
+    assert reconstruct(net, loader(), witnesses="priced", dry_run=True).accepted
+    assert_same_state(net, before)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "priced"])
+def test_layers_below_are_calibrated_and_the_last_is_replaced(kind):
+    net = LitSNN(in_features=FEATURES, hidden=[16, 12], num_classes=CLASSES)
+    before = state(net)
+    x, y = rows()
+    data = DataLoader(TensorDataset(x[:, None].expand(-1, 4, -1), y), batch_size=60)
+    assert reconstruct(net, data, witnesses=kind, beta=0.02).accepted
+    cosine = [torch.cosine_similarity(net.layers[i].weight, before[f"layers.{i}.weight"], dim=1) for i in (0, 2)]
+    assert torch.allclose(cosine[0].abs(), torch.ones(16), atol=1e-5)
+    assert cosine[1].abs().median() < 0.9
+    functional.reset_net(net.layers)
+    assert float(net.layers[:2](x.expand(4, -1, -1)).detach().mean()) == pytest.approx(0.1, abs=0.02)
+
+
 class ConvNet(nn.Module):
     def __init__(self):
         super().__init__()
@@ -247,6 +337,20 @@ def test_a_fresh_conv_bn_lif_stack_gets_its_statistics_with_the_write():
     assert torch.allclose(D @ coef + intercept, outputs.double(), atol=1e-5)
     x, y = images().dataset.tensors
     assert (net(x).argmax(1) == y).float().mean() > 0.8
+
+
+def test_convolutions_take_random_witnesses_and_refuse_priced_ones():
+    net = ConvNet()
+    before = state(net)
+    with pytest.raises(ValueError, match=r"'stem.2' is fed by 'stem.1' \(BatchNorm2d\); expected a plain nn.Linear"):
+        reconstruct(net, images(), witnesses="priced", beta=0.02)
+    assert_same_state(net, before)
+    with torch.no_grad():
+        net.readout.bias.copy_(torch.tensor([5.0, -5.0]))  # easily beaten
+    assert reconstruct(net, images(), witnesses="gaussian_normalized", beta=0.02).accepted
+    norms = net.stem[0].weight.flatten(1).norm(dim=1)
+    assert torch.allclose(norms, torch.ones(8), atol=1e-5)
+    assert not net.stem[0].bias.any()
 
 
 def test_running_statistics_change_only_with_an_accepted_write():

@@ -13,7 +13,6 @@ WRONG = [
     ({"beta": True}, "beta=True"),
     ({"readout": 3}, "readout=3. Expected a dotted name"),
     ({"witnesses": "random"}, "witnesses='random'. Expected one of"),
-    ({"witnesses": "priced"}, "witnesses='priced' is not available in this version"),
     ({"apply": "shadow"}, "apply='shadow' is not available in this version"),
     ({"backend": "cupy"}, "backend='cupy' is not available in this version"),
     ({"max_overhead": 0.1}, "max_overhead=0.1 is not available in this version"),

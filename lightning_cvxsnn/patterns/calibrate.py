@@ -169,6 +169,8 @@ def calibrate_layers(
     rate: float,
     only_dead: bool,
     after_change: Callable[[], None] = lambda: None,
+    only_dead_units: bool = False,
+    skip_last: bool = False,
 ) -> list[CalibratedLayer]:
     """Scale the rows of each layer's affine, in place and in the order reached, until its units fire at ``rate``.
 
@@ -181,6 +183,8 @@ def calibrate_layers(
         rate: Target firing rate per unit, spikes per step, in (0, 1).
         only_dead: Leave layers alone that carry information (``LayerActivity.alive``).
         after_change: Called after each layer's change, such as to estimate batch-norm statistics again.
+        only_dead_units: Leave units alone that fire at some steps and not at others.
+        skip_last: Leave the last spiking layer alone.
 
     Returns:
         The layers that were changed.
@@ -190,14 +194,14 @@ def calibrate_layers(
     """
     changed = []
     activities = measure_activity(module, forward, inputs)
-    for position in range(len(activities)):
+    for position in range(len(activities) - skip_last):
         before = activities[position]
         if before.alive and only_dead:
             continue
         affine = _writable_affine(module, before, required=not before.alive)
         if affine is None:
             continue
-        factors = _factors(module, forward, inputs, before.name, affine, rate)
+        factors = _factors(module, forward, inputs, before.name, affine, rate, only_dead_units)
         for parameter in (affine.weight, affine.bias):
             if parameter is not None:
                 parameter.mul_(factors.to(parameter).reshape(-1, *[1] * (parameter.dim() - 1)))
@@ -238,7 +242,15 @@ def _writable_affine(module: nn.Module, layer: LayerActivity, *, required: bool)
     return affine
 
 
-def _factors(module: nn.Module, forward: Forward, inputs: Sequence[Any], name: str, affine: Any, rate: float) -> Tensor:
+def _factors(
+    module: nn.Module,
+    forward: Forward,
+    inputs: Sequence[Any],
+    name: str,
+    affine: Any,
+    rate: float,
+    only_dead_units: bool,
+) -> Tensor:
     """The factor of each row of ``affine`` at which the neuron ``name``, fed the scaled currents, fires at ``rate``."""
     neuron = module.get_submodule(name)
     currents: list[list[Tensor]] = []
@@ -271,7 +283,19 @@ def _factors(module: nn.Module, forward: Forward, inputs: Sequence[Any], name: s
                 count += by_unit.shape[0]
         return total / count
 
-    low = torch.full((units,), _LOG2_SCALES[0], device=affine.weight.device)
+    factors = factors_for(rates, units, rate, affine.weight.device)
+    if only_dead_units:
+        now = rates(torch.ones_like(factors))
+        factors = torch.where((now == 0) | (now == 1), factors, torch.ones_like(factors))
+    return factors
+
+
+def factors_for(rates: Callable[[Tensor], Tensor], units: int, rate: float, device: torch.device) -> Tensor:
+    """The factors ``[units]`` of the input currents at which ``rates(factors)`` is ``rate``, by bisection.
+
+    A unit that positive factors do not excite gets a negative one, one that nothing excites keeps the factor 1.
+    """
+    low = torch.full((units,), _LOG2_SCALES[0], device=device)
     high = torch.full_like(low, _LOG2_SCALES[1])
     positive, negative = rates(high.exp2()), rates(-high.exp2())
     sign = torch.where((positive >= 2 * rate) | (positive >= negative), 1.0, -1.0)

@@ -1,0 +1,298 @@
+"""Column generation: hidden weights found by what they are worth to the convex programme.
+
+A unit outside the dictionary can improve the optimum only if its column ``d`` violates ``|d^T U| <= rho``, with U the
+programme's dual point. Rounds of solving and of searching for violations go down a path of rho, from one at which few
+units matter to the one wanted: early solves are cheap, later ones start near their solution.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.patterns import SpikeDictionary
+from lightning_cvxsnn.patterns.witnesses import WitnessLayer, pairs, side_by_side
+from lightning_cvxsnn.problem import Problem
+
+#: Candidates of a pool, times the width; about the work of column generation.
+POOL = 16
+
+_ROUNDS = 5
+_FIRST_SHARE = 8  # the first round starts from one unit in eight
+_DRAWN = 2  # candidates of a round, times the width
+_IMPROVED = 1.2  # of them go on to the ascent, times the units wanted
+_MUTATED = 0.5  # of the candidates come from units in use,
+_MUTATION = 0.7  # with noise of this size relative to their weights
+_CALIBRATION_SAMPLES = 128
+_SCORE_SAMPLES = 1024
+_ASCENT_STEPS = 25
+_ASCENT_SAMPLES = 512
+_ASCENT_RATE = 0.1  # of Adam, relative to the root mean square of a unit's weights
+_ALIKE = 0.9  # correlation of columns above which one of them is enough
+_TOLERANCE = 0.1  # relative gap of a round's solve
+_RHO_RANGE = 0.1, 0.02  # first and last rho, relative to the largest of the first dictionary
+_BLOCK = 2**22  # entries of candidates' columns scored at once
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """Hidden units of a layer and their columns.
+
+    Attributes:
+        weight: ``[M, F]``.
+        bias: ``[M]``; zeros where the layer has none.
+        columns: ``[n, M]``.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    columns: SpikeDictionary
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    def pick(self, index: Tensor) -> "Units":
+        """Those at ``index``, int64 positions."""
+        return Units(self.weight[index], self.bias[index], self.columns.columns(index))
+
+    def join(self, other: "Units") -> "Units":
+        """These, then ``other``."""
+        columns = side_by_side([self.columns, other.columns])
+        return Units(torch.cat([self.weight, other.weight]), torch.cat([self.bias, other.bias]), columns)
+
+
+@dataclass(frozen=True, eq=False)
+class Priced:
+    """What column generation found.
+
+    Attributes:
+        units: As many as asked for: the support of the last solution, then the best of those that would join it.
+        solution: The last solution, with zeros for the latter: a point to start from.
+        rho: Its penalty.
+        objectives: Objective of each round, at falling rho.
+        violation: Largest ``|d^T U| / rho`` of the last candidates; above 1, more units would still help. Infinity if
+            none were needed.
+        candidates: Number of candidates tried.
+        work: Candidates times samples run forward; a step of the ascent counts three times.
+    """
+
+    units: Units
+    solution: Solution
+    rho: float
+    objectives: list[float]
+    violation: float
+    candidates: int
+    work: int
+
+
+class Pricer:
+    """Searches the units of one layer for one programme.
+
+    Args:
+        layer: The layer; its inputs are those of the programme's samples.
+        problem: The programme. Its dictionary is not used; its held-out rows only judge rho.
+        rate: Firing rate that every candidate is scaled to.
+        seed: Seed of the candidates; global generators are neither read nor advanced.
+    """
+
+    def __init__(self, layer: WitnessLayer, problem: Problem, rate: float, seed: int) -> None:
+        self.layer, self.problem, self.rate = layer, problem, rate
+        self._generator = torch.Generator().manual_seed(seed)
+        self._fitted = ~problem.held_out
+        samples = self._fitted.unflatten(0, (layer.inputs.shape[1], -1))[:, 0].nonzero()[:, 0]
+        self._inputs = layer.inputs.index_select(1, samples.to(layer.inputs.device))
+        self._sample_rows = len(self._fitted) // layer.inputs.shape[1]
+        self.candidates = self.work = 0
+
+    def run(
+        self, width: int, rho: float | None = None, *, ascend: bool = True, mutate: bool = True, pool: int | None = None
+    ) -> Priced:
+        """Find ``width`` units.
+
+        Args:
+            width: Number of units.
+            rho: Penalty of the programme. None: a fiftieth of the largest at which a first dictionary is of use, or
+                where the loss on the held-out rows begins to rise before that.
+            ascend: Whether candidates climb the surrogate gradient of their score.
+            mutate: Whether half of the candidates are variations of units in use.
+            pool: Search only this many units, drawn once, instead of new ones each round.
+
+        Raises:
+            ValueError: If no candidate tells the training rows apart.
+        """
+        stock = None if pool is None else self._units(*self.draw(pool))
+        self.candidates += pool or 0
+        first = -(-width // _FIRST_SHARE)
+        units = self._units(*self.draw(first)) if stock is None else stock.pick(torch.arange(first))
+        largest = replace(self.problem, dictionary=units.columns).largest_rho(self._fitted)
+        if largest == 0:
+            raise ValueError(
+                f"Random weights in '{self.layer.affine_name}' make its units fire alike on every training row, so "
+                "there is nothing to choose by. Expected inputs that differ from row to row."
+            )
+        last = _RHO_RANGE[1] * largest if rho is None else rho
+        value = max(_RHO_RANGE[0] * largest, last)
+        factor = (last / value) ** (1 / (_ROUNDS - 1))
+        start: Solution | None = None
+        objectives: list[float] = []
+        best_loss = violation = math.inf
+        for index in range(_ROUNDS):
+            problem = replace(self.problem, dictionary=units.columns)
+            solution = problem.solve(value, _TOLERANCE, start, self._fitted)
+            objectives.append(solution.primal)
+            outputs = units.columns.rows(problem.held_out) @ solution.coef + solution.intercept
+            loss = problem.held_out_loss(outputs)
+            falling = rho is not None or loss < best_loss
+            best_loss = min(loss, best_loss)
+
+            used = solution.coef.any(1).nonzero()[:, 0]
+            if len(used):
+                units, solution = units.pick(used), replace(solution, coef=solution.coef[used])
+            start = solution
+            final = index + 1 == _ROUNDS
+            wanted = first + (width - first) * (index + 1) // _ROUNDS - len(units)
+            if wanted:
+                candidates = self._search(wanted, units, solution, ascend, mutate) if stock is None else stock
+                scores, violations = self._score(candidates.columns.rows(self._fitted), solution.dual_point)
+                violation = float(violations.max()) / value
+                order = scores.argsort(descending=True)
+                if not final:
+                    order = order[violations[order] > value]
+                units = units.join(candidates.pick(self._distinct(candidates, order, units, wanted, fill=final)))
+            if falling and not final:
+                value *= factor
+        coef = torch.cat([solution.coef, solution.coef.new_zeros(width - len(solution.coef), solution.coef.shape[1])])
+        return Priced(
+            units=units,
+            solution=replace(solution, coef=coef),
+            rho=value,
+            objectives=objectives,
+            violation=violation,
+            candidates=self.candidates,
+            work=self.work,
+        )
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Weights ``[count, F]`` and biases ``[count]``, half from pairs, half random, mixed and calibrated."""
+        fan_in, paired = self.layer.affine.in_features, count // 2
+        weight = torch.randn(count - paired, fan_in, generator=self._generator) / fan_in**0.5
+        bias = (2 * torch.rand(count - paired, generator=self._generator) - 1) / fan_in**0.5
+        weight, bias = self._calibrated(weight.to(self.layer.affine.weight), bias.to(self.layer.affine.weight))
+        more = self.draw_pairs(paired)
+        order = torch.randperm(count, generator=self._generator)
+        return torch.cat([weight, more[0]])[order], torch.cat([bias, more[1]])[order]
+
+    def draw_pairs(self, count: int) -> tuple[Tensor, Tensor]:
+        """Weights ``[count, F]`` and biases ``[count]`` from pairs of fitted samples, calibrated."""
+        targets = self.problem.targets[self._fitted].unflatten(0, (-1, self._sample_rows))[:, -1]
+        weight, bias = pairs(self._inputs, targets, count, self._generator)
+        return self._calibrated(weight.to(self.layer.affine.weight), bias.to(self.layer.affine.weight))
+
+    def _calibrated(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = self._some_inputs(_CALIBRATION_SAMPLES)[0]
+        self.work += len(weight) * inputs.shape[1]
+        if self.layer.affine.bias is None:
+            bias = torch.zeros_like(bias)
+        return self.layer.calibrated(inputs, weight, bias, self.rate)
+
+    def _mutated(self, count: int, units: Units, solution: Solution) -> tuple[Tensor, Tensor]:
+        """Units in use, drawn by the size of their coefficients, with noise on their weights."""
+        importance = solution.coef.abs().sum(1)
+        parents = torch.multinomial(importance, count, replacement=True, generator=self._generator)
+        weight = units.weight[parents]
+        noise = torch.randn(weight.shape, generator=self._generator).to(weight)
+        weight = weight + _MUTATION * noise * weight.norm(dim=1, keepdim=True) / weight.shape[1] ** 0.5
+        return self._calibrated(weight, units.bias[parents])
+
+    def _search(self, wanted: int, units: Units, solution: Solution, ascend: bool, mutate: bool) -> Units:
+        """New candidates, somewhat more than ``wanted``, compared and improved on some of the fitted samples."""
+        count = max(_DRAWN * self.layer.affine.out_features, 2 * wanted)
+        mutants = int(_MUTATED * count) if mutate and bool(solution.coef.any()) else 0
+        weight, bias = self.draw(count - mutants)
+        if mutants:
+            more = self._mutated(mutants, units, solution)
+            weight, bias = torch.cat([weight, more[0]]), torch.cat([bias, more[1]])
+        self.candidates += count
+        inputs, rows = self._some_inputs(_SCORE_SAMPLES)
+        self.work += count * inputs.shape[1]
+        columns = self.layer.columns(inputs, weight, bias)
+        scores, _ = self._score(columns, solution.dual_point[rows])
+        few = Units(weight, bias, columns)
+        keep = math.ceil(_IMPROVED * wanted)
+        few = few.pick(self._distinct(few, scores.argsort(descending=True)[: 4 * keep], None, keep, fill=True))
+        weight, bias = few.weight, few.bias
+        if ascend:
+            weight, bias = self._calibrated(*self._ascend(weight, bias, solution.dual_point))
+        return self._units(weight, bias)
+
+    @torch.enable_grad()
+    def _ascend(self, weight: Tensor, bias: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+        """Climb the score by the neuron's surrogate gradient; units of any size move at the same relative rate."""
+        size = weight.square().mean(1, keepdim=True).sqrt()
+        point = [(weight / size).requires_grad_(), (bias / size[:, 0]).requires_grad_()]
+        optimizer = torch.optim.Adam(point, lr=_ASCENT_RATE)
+        self.layer.neuron.train()  # some neurons have a surrogate gradient in this mode only
+        for _ in range(_ASCENT_STEPS):
+            inputs, rows = self._some_inputs(_ASCENT_SAMPLES)
+            self.work += 3 * len(weight) * inputs.shape[1]
+            spikes = self.layer.spikes(inputs, point[0] * size, point[1] * size[:, 0])
+            values, scale = self.layer.reduction.sum_steps(spikes)
+            score, _ = self._correlate(values * scale, dual[rows].to(values))
+            gradient = torch.autograd.grad(score.sum(), point)
+            for parameter, g in zip(point, gradient, strict=True):
+                parameter.grad = -g
+            if self.layer.affine.bias is None:
+                point[1].grad = None
+            optimizer.step()
+        self.layer.neuron.eval()
+        return (point[0] * size).detach(), (point[1] * size[:, 0]).detach()
+
+    def _some_inputs(self, count: int) -> tuple[Tensor, Tensor]:
+        """Inputs of random fitted samples (all if there are fewer), and their rows in the dual point."""
+        samples = torch.randperm(self._inputs.shape[1], generator=self._generator)[:count]
+        rows = samples[:, None] * self._sample_rows + torch.arange(self._sample_rows)
+        return self._inputs.index_select(1, samples.to(self._inputs.device)), rows.flatten()
+
+    def _units(self, weight: Tensor, bias: Tensor) -> Units:
+        self.work += len(weight) * self.layer.inputs.shape[1]
+        return Units(weight, bias, self.layer.columns(self.layer.inputs, weight, bias))
+
+    def _score(self, columns: SpikeDictionary, dual: Tensor) -> tuple[Tensor, Tensor]:
+        """Score and ``max_c |d^T U_c|`` of each column."""
+        parts = torch.arange(columns.shape[1]).split(max(_BLOCK // columns.shape[0], 1))
+        dense = (columns.columns(part).to_dense(torch.float32) for part in parts)
+        scores, violations = zip(*(self._correlate(block, dual.float()) for block in dense), strict=True)
+        return torch.cat(scores), torch.cat(violations)
+
+    def _correlate(self, columns: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+        """``||d^T U||`` over the size of ``d``, so that a high rate alone wins nothing, and ``max_c |d^T U_c|``."""
+        if self.problem.fit_intercept:
+            columns = columns - columns.mean(0)
+        products = dual.T @ columns
+        size = (columns.square().sum(0) + 1.0).sqrt()
+        return products.norm(dim=0) / size, products.abs().amax(0)
+
+    def _distinct(self, candidates: Units, order: Tensor, units: Units | None, count: int, *, fill: bool) -> Tensor:
+        """The first ``count`` of ``order`` that differ from ``units`` and each other; ``fill``: then any others."""
+        order = order[: 4 * count]
+        new = self._directions(candidates.columns.columns(order))
+        alike = new.T @ new > _ALIKE
+        alike |= new.T @ -new > _ALIKE
+        free = torch.ones(len(order), dtype=torch.bool)
+        if units is not None and len(units):
+            free &= (self._directions(units.columns).T @ new).abs().amax(0) <= _ALIKE
+        chosen: list[int] = []
+        for position in range(len(order)):
+            if len(chosen) < count and free[position] and not alike[position, chosen].any():
+                chosen.append(position)
+        if fill:
+            chosen += [p for p in range(len(order)) if p not in set(chosen)][: count - len(chosen)]
+        return order[chosen]
+
+    def _directions(self, columns: SpikeDictionary) -> Tensor:
+        dense = columns.to_dense(torch.float32)
+        if self.problem.fit_intercept:
+            dense = dense - dense.mean(0)
+        return dense / dense.norm(dim=0).clamp_min(1e-6)

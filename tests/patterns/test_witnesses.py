@@ -1,0 +1,222 @@
+import pytest
+import torch
+from networks import FEATURES, STEPS, Net, reduce_over_time, rows
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+from lightning_cvxsnn.models import LitSNN
+from lightning_cvxsnn.patterns import Reduction, capture, undisturbed
+from lightning_cvxsnn.patterns.witnesses import find_witness_layer, gaussian, pairs, write_gaussian
+from lightning_cvxsnn.readout import find_readout
+
+X = rows(40)[0]
+BATCHES = [X[:30], X[30:]]
+
+
+class Shaped(nn.Module):
+    """``Linear - LIF - Linear`` whose parts are called in the ways that users call them."""
+
+    def __init__(self, how, reduction="mean"):
+        super().__init__()
+        self.how, self.reduction = how, reduction
+        self.fc, self.lif = nn.Linear(FEATURES, 24), neuron.LIFNode(step_mode="m" if how != "encoded once" else "s")
+        self.readout = nn.Linear(24, 3)
+
+    def forward(self, x):
+        functional.reset_net(self.lif)
+        if self.how == "encoded once":
+            current = self.fc(3 * x)
+            return reduce_over_time(torch.stack([self.readout(self.lif(current)) for _ in range(STEPS)]), "mean")
+        steps = torch.stack([3 * x * (1 + 0.5 * t) for t in range(STEPS)])
+        if self.how == "samples first":
+            spikes = self.lif(self.fc(steps.transpose(0, 1)).transpose(0, 1))
+        else:
+            spikes = self.lif(self.fc(steps.flatten(0, 1)).unflatten(0, (STEPS, len(x))))
+        return self.readout(reduce_over_time(spikes, self.reduction))
+
+
+def found(net, batches=BATCHES, **options):
+    with undisturbed(net):
+        net.eval()
+        readout = find_readout(net, batches[0])
+        layer_found = find_witness_layer(net, readout.module, readout.reduction, net, batches, **options)
+        return layer_found, capture(net, readout.module, readout.reduction, net, batches).dictionary
+
+
+NETS = {
+    **{f"{r} {s}": lambda r=r, s=s: Net(r, s) for r in ("last", "mean", "sum", "all") for s in "sm"},
+    "no bias": lambda: without_bias(Net()),
+    "IF": lambda: with_neuron(neuron.IFNode(step_mode="m")),
+    "parametric": lambda: with_neuron(neuron.ParametricLIFNode(step_mode="m")),
+    "encoded once": lambda: Shaped("encoded once"),
+    "samples first": lambda: Shaped("samples first"),
+    "flat": lambda: Shaped("flat", "sum"),
+    "flat last": lambda: Shaped("flat", "last"),
+}
+
+
+def without_bias(net):
+    net.hidden[0] = layer.Linear(FEATURES, 24, bias=False, step_mode="m")
+    return net
+
+
+def with_neuron(node):
+    net = Net()
+    net.hidden[1] = node
+    return net
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_columns_of_the_networks_own_weights_are_its_dictionary(name):
+    net = NETS[name]()
+    layer_found, dictionary = found(net)
+    affine = layer_found.affine
+    bias = torch.zeros(24) if affine.bias is None else affine.bias
+    columns = layer_found.columns(layer_found.inputs, affine.weight, bias)
+    assert layer_found.inputs.shape == (STEPS, 40, FEATURES)
+    assert dictionary.to_dense().std() > 0.05
+    assert torch.allclose(columns.to_dense(), dictionary.to_dense())
+    assert columns.counts.dtype == torch.uint8
+
+
+def test_a_stack_is_entered_at_its_last_layer():
+    net = LitSNN(in_features=6, hidden=[12, 8], num_classes=3)
+    with torch.no_grad():
+        for affine in (net.layers[0], net.layers[2]):
+            affine.weight.mul_(6)
+    x = torch.rand(20, 5, 6, generator=torch.Generator().manual_seed(0))
+    samples = torch.arange(20) % 3 == 0
+    layer_found, _ = found(net, [x[:7], x[7:]], samples=samples)
+    assert (layer_found.affine_name, layer_found.neuron_name) == ("layers.2", "layers.3")
+    assert layer_found.reduction == Reduction("mean", "steps", 5)
+    functional.reset_net(net.layers)
+    assert torch.equal(layer_found.inputs, net.layers[:2](x.transpose(0, 1))[:, samples])
+
+
+class Odd(nn.Module):
+    """Networks whose last hidden weights cannot be replaced one unit at a time."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+        self.fc, self.norm = layer.Linear(6, 24, step_mode="m"), layer.BatchNorm1d(24, step_mode="m")
+        self.second = layer.Linear(6, 24, step_mode="m")
+        self.lif, self.other = neuron.LIFNode(step_mode="m"), neuron.LIFNode(step_mode="m")
+        self.conv = layer.Conv1d(1, 4, 1, step_mode="m")
+        self.recurrent = layer.LinearRecurrentContainer(neuron.LIFNode(), 6, 6, step_mode="m")
+        self.readout = nn.Linear({"branches": 48, "recurrence": 6}.get(what, 24), 3)
+        if what == "frozen":
+            self.fc.requires_grad_(False)
+        if what == "weight norm":
+            nn.utils.parametrizations.weight_norm(self.fc)
+        if what == "shared":
+            self.twin = layer.Linear(6, 24, step_mode="m")
+            self.twin.weight = self.fc.weight
+        if what == "constants":
+            self.lif.gain = nn.Parameter(torch.ones(24))
+
+    def forward(self, x):
+        functional.reset_net(self)
+        x = (3 * x).expand(STEPS, *x.shape)
+        if self.what == "convolution":
+            spikes = self.lif(self.conv(x.unsqueeze(2))).flatten(2)
+        elif self.what == "recurrence":
+            spikes = self.recurrent(x)
+        elif self.what == "branches":
+            spikes = torch.cat([self.other(self.second(x)), self.lif(self.fc(x))], 2)
+        elif self.what == "pooling":
+            spikes = self.lif(self.fc(x)).unflatten(2, (12, 2)).max(3).values.repeat(1, 1, 2)
+        elif self.what == "batch norm":
+            spikes = self.lif(self.norm(self.fc(x)))
+        elif self.what == "gain":
+            spikes = self.lif(2 * self.fc(x))
+        elif self.what == "no affine":
+            spikes = self.lif(x.repeat(1, 1, 4))
+        else:
+            spikes = self.lif(self.fc(x))
+        return self.readout(spikes.mean(0))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("convolution", r"'lif' is fed by 'conv' \(Conv1d\); expected a plain nn.Linear"),
+        ("batch norm", r"'lif' is fed by 'norm' \(BatchNorm1d\)"),
+        ("no affine", "'lif' is fed by no affine layer"),
+        ("recurrence", "depends on the spikes of 'recurrent.sub_module'|receives something else"),
+        ("branches", "not the spikes of 'lif' reduced over time"),
+        ("pooling", "not the spikes of 'lif' reduced over time"),
+        ("gain", "'lif' receives something else than the output of 'fc'"),
+        ("frozen", r"'fc.weight' is frozen"),
+        ("shared", r"'fc.weight' is shared, as \['fc.weight', 'twin.weight'\]"),
+        ("weight norm", "'fc' is computed from other parameters"),
+        ("constants", r"'lif' have constants of their own \(gain\)"),
+    ],
+)
+def test_layers_whose_weights_cannot_be_replaced_are_refused_by_name(what, message):
+    with pytest.raises(ValueError, match=message) as error:
+        found(Odd(what))
+    assert "witnesses='calibrated'" in str(error.value)
+
+
+def test_no_rows():
+    net = Net()
+    readout = find_readout(net, X)
+    with pytest.raises(ValueError, match="no rows"):
+        find_witness_layer(net, readout.module, readout.reduction, net, [])
+
+
+def test_candidates_are_brought_to_the_rate_and_keep_their_direction():
+    layer_found, _ = found(Net())
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(50, FEATURES, generator=generator), torch.randn(50, generator=generator)
+    scaled, shift = layer_found.calibrated(layer_found.inputs, weight, bias, 0.2)
+    rates = layer_found.spikes(layer_found.inputs, scaled, shift).mean((0, 1))
+    assert (rates - 0.2).abs().quantile(0.8) < 0.03
+    assert torch.allclose(torch.cosine_similarity(weight, scaled).abs(), torch.ones(50), atol=1e-5)
+    assert torch.allclose(shift / scaled[:, 0], bias / weight[:, 0], rtol=1e-3)
+
+
+def test_write_is_in_place():
+    layer_found, _ = found(net := Net())
+    parameter = net.hidden[0].weight
+    layer_found.write(torch.ones(24, FEATURES), torch.zeros(24))
+    assert net.hidden[0].weight is parameter
+    assert bool((parameter == 1).all())
+
+
+def test_gaussian_kinds():
+    generator = torch.Generator().manual_seed(0)
+    standard = gaussian("gaussian_standard", (400, 30), generator)
+    assert standard.mean().abs() < 0.03
+    assert standard.std() == pytest.approx(1, abs=0.03)
+    for kind in ("gaussian_normalized", "gaussian_orthogonal"):
+        w = gaussian(kind, (40, 5, 3, 2), generator)
+        assert torch.allclose(w.flatten(1).norm(dim=1), torch.ones(40), atol=1e-5)
+    assert torch.allclose(w.flatten(1)[:30] @ w.flatten(1)[:30].T, torch.eye(30), atol=1e-5)
+
+
+def test_gaussian_weights_are_written_with_no_bias_and_repeat():
+    nets = [Net() for _ in range(2)]
+    state = torch.get_rng_state()
+    for net in nets:
+        write_gaussian(net, ["hidden.0"], "gaussian_normalized", 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(nets[0].hidden[0].weight, nets[1].hidden[0].weight)
+    assert not nets[0].hidden[0].bias.any()
+
+
+def test_a_pair_is_told_apart():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(3, 30, 4, generator=generator)
+    targets = torch.arange(30) % 3
+    weight, bias = pairs(inputs, targets, 20, generator)
+    for w, b in zip(weight, bias, strict=True):
+        currents = inputs @ w + b
+        up, down = (currents - 1).abs() < 1e-4, (currents + 1).abs() < 1e-4
+        assert any(
+            (targets[i] != targets[j])
+            for up_t, down_t in zip(up, down, strict=True)
+            for i in up_t.nonzero()[:, 0]
+            for j in down_t.nonzero()[:, 0]
+        )
