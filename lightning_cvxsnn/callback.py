@@ -17,10 +17,11 @@ from lightning_cvxsnn.agreement import batch_loss, warn_unless_same_loss
 from lightning_cvxsnn.batches import TrainingRows
 from lightning_cvxsnn.convex import Loss
 from lightning_cvxsnn.convex.ranks import Ranks
+from lightning_cvxsnn.patterns import Backend
 from lightning_cvxsnn.progress import trainer_progress
 from lightning_cvxsnn.reconstruct import Occasion, Reconstructor
 from lightning_cvxsnn.report import SolveReport
-from lightning_cvxsnn.settings import Apply, Backend, Settings, Witnesses
+from lightning_cvxsnn.settings import Apply, Settings, Witnesses
 from lightning_cvxsnn.surroundings import Surroundings
 
 
@@ -63,7 +64,8 @@ class ConvexReconstruction(Callback):
         max_overhead: Refused in this version unless None.
         gap_tolerance: Certified duality gap to reach, relative to the objective of the best constant predictor.
         max_samples: Rows to use, a random subset fixed by ``seed``. None: all.
-        backend: Engine of the pattern kernels: ``"torch"``; ``"auto"`` is that. ``"cupy"`` is refused in this version.
+        backend: Engine of candidates' patterns (``pool``, ``priced``): ``"cupy"``, the kernels on a CUDA device;
+            ``"torch"``; ``"auto"``: CuPy where it is installed and the network is on such a device, else torch.
         dry_run: Diagnose and certify, write nothing.
         seed: Seed of the held-out rows, of the subset and of augmentations in the pattern pass.
 

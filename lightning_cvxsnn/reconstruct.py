@@ -24,6 +24,7 @@ from lightning_cvxsnn.patterns import (
     capture,
     estimate_batch_norm,
     measure_activity,
+    resolve_backend,
     undisturbed,
 )
 from lightning_cvxsnn.patterns.witnesses import GaussianKind, affine_names, find_witness_layer, write_gaussian
@@ -129,6 +130,10 @@ class Reconstructor:
                 raise MisconfigurationException("The training dataloader is empty. Expected at least one batch.")
             self.readout = find_readout(module, first.x, self.settings.readout, tolerance)
         readout = self.readout
+        try:
+            resolve_backend(self.settings.backend, readout.module.weight.device)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
         captured = partial(
             capture_problem,
             module,
@@ -217,8 +222,9 @@ class Reconstructor:
         samples = torch.zeros(count, dtype=torch.bool)
         samples[torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:_PRICED_SAMPLES]] = True
         layer = find_witness_layer(
-            module, readout.module, readout.reduction, forward, (batch.x for batch in rows), samples
-        )
+            module, readout.module, readout.reduction, forward, (batch.x for batch in rows), samples,
+            self.settings.backend,
+        )  # fmt: skip
         pricer = Pricer(layer, problem.at(samples.repeat_interleave(rows_per_sample)), TARGET_RATE, seed)
         width = layer.affine.out_features
         if kind == "pairs":

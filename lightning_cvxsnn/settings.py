@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_cvxsnn.convex import Loss
+from lightning_cvxsnn.patterns import Backend
 
 Witnesses = Literal[
     "auto",
@@ -19,11 +20,9 @@ Witnesses = Literal[
     "priced",
 ]
 Apply = Literal["auto", "replace", "shadow"]
-Backend = Literal["auto", "cupy", "torch"]
 
 _AVAILABLE = {
     "apply": ("auto", "replace"),
-    "backend": ("auto", "torch"),
 }
 
 

@@ -14,7 +14,7 @@ WRONG = [
     ({"readout": 3}, "readout=3. Expected a dotted name"),
     ({"witnesses": "random"}, "witnesses='random'. Expected one of"),
     ({"apply": "shadow"}, "apply='shadow' is not available in this version"),
-    ({"backend": "cupy"}, "backend='cupy' is not available in this version"),
+    ({"backend": "numpy"}, "Invalid value backend='numpy'"),
     ({"max_overhead": 0.1}, "max_overhead=0.1 is not available in this version"),
     ({"every_n_epochs": -1}, "every_n_epochs=-1. Expected an integer >= 0"),
     ({"every_n_epochs": 1.5}, "every_n_epochs=1.5"),

@@ -7,7 +7,7 @@ al., "Sampling weights of deep neural networks" (NeurIPS 2023).
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_cvxsnn.patterns.calibrate import Forward, LayerActivity, factors_for, measure_activity
 from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
+from lightning_cvxsnn.patterns.dynamics import Neuron, PatternKind, spike_patterns
 from lightning_cvxsnn.patterns.isolation import fresh_state
+from lightning_cvxsnn.patterns.kernels import Backend
 from lightning_cvxsnn.patterns.reduction import Reduction, ReductionKind
 
 GaussianKind = Literal["gaussian_standard", "gaussian_normalized", "gaussian_orthogonal"]
@@ -40,6 +42,8 @@ class WitnessLayer:
         neuron: The neuron module; candidates are run through it as it is.
         reduction: How its spikes over time become rows of the dictionary.
         inputs: ``[T, N, F]``, what the linear layer receives.
+        constants: The neuron's constants, where its dynamics are known: candidates then need no pass through the module.
+        backend: Engine of their patterns, see `resolve_backend`.
     """
 
     affine_name: str
@@ -48,6 +52,8 @@ class WitnessLayer:
     neuron: nn.Module
     reduction: Reduction
     inputs: Tensor
+    constants: Neuron | None = None
+    backend: Backend = "auto"
 
     def spikes(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Spikes ``[T, N, M]`` of units with ``weight [M, F]`` and ``bias [M]``, with the neuron's own gradient."""
@@ -65,8 +71,14 @@ class WitnessLayer:
         """The columns that units with ``weight [M, F]`` and ``bias [M]`` make of ``inputs [T, N, F]``, on the CPU."""
         blocks = []
         for part in torch.arange(len(weight)).split(max(_BLOCK // (inputs.shape[0] * inputs.shape[1]), 1)):
-            values, scale = self.reduction.sum_steps(self.spikes(inputs, weight[part], bias[part]))
-            blocks.append(SpikeDictionary.from_values(values, scale))
+            currents = F.linear(inputs, weight[part], bias[part])
+            kind = self.reduction.kind
+            if self.constants is None or currents.dtype != torch.float32 or kind not in get_args(PatternKind):
+                values, scale = self.reduction.sum_steps(_run(self.neuron, currents))
+                blocks.append(SpikeDictionary.from_values(values, scale))
+            else:
+                found = spike_patterns(self.constants, currents, cast(PatternKind, kind), self.backend)
+                blocks.append(SpikeDictionary(found.block(slice(0, inputs.shape[1])), found.scale))
         return side_by_side(blocks)
 
     @torch.no_grad()
@@ -104,6 +116,7 @@ def find_witness_layer(
     forward: Forward,
     inputs: Iterable[Any],
     samples: Tensor | None = None,
+    backend: Backend = "auto",
 ) -> WitnessLayer:
     """Find the last spiking layer, prove that its spikes are the dictionary, and record what reaches it.
 
@@ -117,6 +130,7 @@ def find_witness_layer(
         forward: One forward pass.
         inputs: Batches of inputs, on the network's device.
         samples: Bool ``[N]``: the samples to record; None: all.
+        backend: Engine of candidates' patterns, see `resolve_backend`; neurons of unknown dynamics are run themselves.
 
     Raises:
         ValueError: If there is no row; or the last spiking layer is not a linear layer with weights of its own that
@@ -153,7 +167,18 @@ def find_witness_layer(
             stop = start + steps.shape[1]
             taken.append(steps if samples is None else steps[:, samples[start:stop].to(steps.device)])
             start = stop
-    return WitnessLayer(affine_name, name, affine, neuron, own, torch.cat(taken, 1).contiguous())
+    recorded = torch.cat(taken, 1).contiguous()
+    return WitnessLayer(affine_name, name, affine, neuron, own, recorded, _constants(neuron, backend), backend)
+
+
+def _constants(neuron: nn.Module, backend: Backend) -> Neuron | None:
+    """The constants of a neuron whose dynamics are known; the kernels know no others."""
+    try:
+        return Neuron.from_module(neuron)
+    except ValueError as error:
+        if backend == "cupy":
+            raise ValueError(f"backend='cupy' cannot run the network's neurons: {error} Or use backend='auto'.") from error
+        return None
 
 
 def _check_layer(module: nn.Module, activity: LayerActivity) -> tuple[nn.Linear, nn.Module]:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from networks import FEATURES, STEPS, Net, reduce_over_time, rows
@@ -77,6 +79,19 @@ def test_the_columns_of_the_networks_own_weights_are_its_dictionary(name):
     assert dictionary.to_dense().std() > 0.05
     assert torch.allclose(columns.to_dense(), dictionary.to_dense())
     assert columns.counts.dtype == torch.uint8
+    assert layer_found.constants is not None
+    through_the_module = replace(layer_found, constants=None)
+    again = through_the_module.columns(layer_found.inputs, affine.weight, bias)
+    assert torch.equal(again.counts, columns.counts)
+
+
+def test_neurons_of_unknown_dynamics_are_run_themselves():
+    class Own(neuron.LIFNode):
+        pass
+
+    assert found(with_neuron(Own(step_mode="m")))[0].constants is None
+    with pytest.raises(ValueError, match="backend='cupy' cannot run the network's neurons: Found a neuron of class Own"):
+        found(with_neuron(Own(step_mode="m")), backend="cupy")
 
 
 def test_a_stack_is_entered_at_its_last_layer():
