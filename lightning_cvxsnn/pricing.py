@@ -68,7 +68,8 @@ class Priced:
     """What column generation found.
 
     Attributes:
-        units: As many as asked for: the support of the last solution, then the best of those that would join it.
+        units: As many as asked for: the support of the last solution, the best of those that would join it and, where
+            too few of these differ, random ones.
         solution: The last solution, with zeros for the latter: a point to start from.
         rho: Its penalty.
         objectives: Objective of each round, at falling rho.
@@ -160,7 +161,9 @@ class Pricer:
                 order = scores.argsort(descending=True)
                 if not final:
                     order = order[violations[order] > value]
-                units = units.join(candidates.pick(self._distinct(candidates, order, units, wanted, fill=final)))
+                units = units.join(candidates.pick(self._distinct(candidates, order, units, wanted, fill=False)))
+                if final and len(units) < width:
+                    units = units.join(self._units(*self.draw(width - len(units))))
             if falling and not final:
                 value *= factor
         coef = torch.cat([solution.coef, solution.coef.new_zeros(width - len(solution.coef), solution.coef.shape[1])])
