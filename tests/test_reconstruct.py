@@ -420,3 +420,8 @@ def test_calibrate_alone_changes_hidden_weights_only():
     assert torch.equal(net.readout.weight, before["readout.weight"])
     with pytest.raises(MisconfigurationException, match="rate=2"):
         calibrate(net, loader(), rate=2)
+
+
+def test_cupy_without_a_gpu_is_refused():
+    with pytest.raises(MisconfigurationException, match="backend='cupy' needs"):
+        reconstruct(Net(), loader(), backend="cupy")

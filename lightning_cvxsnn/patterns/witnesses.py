@@ -42,7 +42,7 @@ class WitnessLayer:
         neuron: The neuron module; candidates are run through it as it is.
         reduction: How its spikes over time become rows of the dictionary.
         inputs: ``[T, N, F]``, what the linear layer receives.
-        constants: The neuron's constants, where its dynamics are known: candidates then need no pass through the module.
+        constants: The neuron's constants, where its dynamics are known: candidates then need no pass through it.
         backend: Engine of their patterns, see `resolve_backend`.
     """
 
@@ -177,7 +177,9 @@ def _constants(neuron: nn.Module, backend: Backend) -> Neuron | None:
         return Neuron.from_module(neuron)
     except ValueError as error:
         if backend == "cupy":
-            raise ValueError(f"backend='cupy' cannot run the network's neurons: {error} Or use backend='auto'.") from error
+            raise ValueError(
+                f"backend='cupy' cannot run the network's neurons: {error} Or use backend='auto'."
+            ) from error
         return None
 
 

@@ -90,7 +90,9 @@ def test_neurons_of_unknown_dynamics_are_run_themselves():
         pass
 
     assert found(with_neuron(Own(step_mode="m")))[0].constants is None
-    with pytest.raises(ValueError, match="backend='cupy' cannot run the network's neurons: Found a neuron of class Own"):
+    with pytest.raises(
+        ValueError, match="backend='cupy' cannot run the network's neurons: Found a neuron of class Own"
+    ):
         found(with_neuron(Own(step_mode="m")), backend="cupy")
 
 
