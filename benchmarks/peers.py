@@ -21,7 +21,10 @@ Point = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class Peer:
-    """`settings` in increasing accuracy; `run(problem, matrix, setting)`; `order` of the matrix it likes best."""
+    """`settings` in increasing accuracy; `run(problem, matrix, setting)`; `order` of the matrix it likes best.
+
+    `most` is the largest rows x columns x outputs it is tried on.
+    """
 
     name: str
     losses: tuple[str, ...]
@@ -29,6 +32,7 @@ class Peer:
     run: Callable[[Problem, Array, float], Point]
     order: str = "F"
     note: str = ""
+    most: float = float("inf")
 
 
 def _point(model: Any) -> Point:
@@ -145,7 +149,7 @@ PEERS = (
     Peer("celer LogisticRegression", ("logistic",), TOLERANCES, _celer_logistic, "F", WITHOUT),
     Peer("skglm ProxNewton", ("logistic",), TOLERANCES, _skglm_logistic, "F", WITHOUT),
     Peer("sklearn saga", ("cross_entropy",), (30, 100, 300, 1000, 3000, 10000), _saga, "C", "setting: passes"),
-    Peer("CVXPY+Clarabel", ("hinge", "cross_entropy"), (1e-6, 1e-8, 1e-10), _clarabel, "C", "with compilation"),
+    Peer("CVXPY+Clarabel", ("hinge", "cross_entropy"), (1e-6, 1e-8, 1e-10), _clarabel, "C", "with compilation", 5e6),
     Peer("CVXPY+HiGHS", ("hinge",), (1e-7, 1e-9), _highs, "C", "with compilation"),
 )
 

@@ -153,7 +153,8 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
             )
         )
         for peer in PEERS:
-            if problem.loss in peer.losses and matches(peer.name, options.solvers):
+            size = problem.matrix.numel() * (problem.outputs or int(problem.targets.max()) + 1)
+            if problem.loss in peer.losses and matches(peer.name, options.solvers) and size <= peer.most:
                 rows.append(compare_peer(options, problem, peer, scale, bound, mine))
     return rows
 
