@@ -31,7 +31,6 @@ from lightning_cvxsnn.problem import capture_problem
 from lightning_cvxsnn.readout import Readout, find_readout
 from lightning_cvxsnn.surroundings import no_progress
 
-FOLDER = Path(sys.argv[1])
 ROWS, BATCH = 149, 16  # ten batches, the last one short; DDP pads an epoch to 150 rows
 
 
@@ -113,10 +112,10 @@ def wrong_write(readout, coef, intercept, write=Readout.write):
     write(readout, coef * (1 + 1e-6), intercept)
 
 
-def main():
+def main(folder):
     results = {}
-    logger = CSVLogger(FOLDER, name="", version="log")
-    saves = ModelCheckpoint(dirpath=FOLDER / "saves")
+    logger = CSVLogger(folder, name="", version="log")
+    saves = ModelCheckpoint(dirpath=folder / "saves")
     results["fit"] = fit(
         ConvexReconstruction(), network(), data(), saves, logger=logger, log_every_n_steps=1, checkpoint=True
     )
@@ -146,7 +145,7 @@ def main():
     subset = DataLoader(TensorDataset(*rows(ROWS)), batch_size=BATCH, sampler=sampler)
     results["subset"] = fit(ConvexReconstruction(beta=0.02), network(), subset, max_epochs=1)
     late = ConvexReconstruction(beta=0.02, warm_start=False, every_n_epochs=0)
-    saves = ModelCheckpoint(dirpath=FOLDER / "late")
+    saves = ModelCheckpoint(dirpath=folder / "late")
     results["late"] = fit(late, network(), data(), saves, max_epochs=1, checkpoint=True)
 
     class Own(BatchSampler):
@@ -157,7 +156,7 @@ def main():
         dictionary(network(), own)
     except MisconfigurationException as error:
         results["batch sampler"] = str(error)
-    torch.save(results, FOLDER / f"{rank}.pt")
+    torch.save(results, folder / f"{rank}.pt")
     dist.barrier()
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -165,4 +164,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))
