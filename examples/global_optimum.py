@@ -20,7 +20,7 @@ from lightning_cvxsnn.optimum import network_optimum
 from lightning_cvxsnn.patterns import Neuron, fresh_state
 
 STEPS, ROWS, RHO = 2, 10, 0.01
-RATES, SIZES = (0.03, 0.1, 0.3, 1.0), (1.0, 3.0, 10.0, 30.0)
+RATES, SIZES = (0.03, 0.1, 0.3, 1.0), (1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 def task() -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lightning_cvxsnn.patterns import Reduction, fresh_state
 from lightning_cvxsnn.patterns.calibrate import is_spiking
+from lightning_cvxsnn.patterns.isolation import reached
 from lightning_cvxsnn.patterns.reduction import Layout
 
 _PROBE_SEED = 0
@@ -119,19 +120,7 @@ def _call_order(module: nn.Module, forward: Callable[[Any], Tensor], x: Any) -> 
             f"{type(module).__name__} has no `forward`: expected `forward(self, x)` or `convex_forward(self, x)` that "
             "returns what the loss is applied to."
         )
-    order: list[str] = []
-    handles = [
-        m.register_forward_hook(lambda *_, name=n: order.append(name))
-        for n, m in module.named_modules()
-        if isinstance(m, nn.Linear) or is_spiking(m)
-    ]
-    try:
-        fresh_state(module)
-        forward(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return order
+    return reached(module, forward, x, lambda m: isinstance(m, nn.Linear) or is_spiking(m))
 
 
 def _candidate(module: nn.Module, order: list[str], name: str | None) -> str:

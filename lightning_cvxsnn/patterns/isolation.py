@@ -1,7 +1,8 @@
 """Run a user's network and leave no trace of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from spikingjelly.activation_based import base
@@ -47,3 +48,20 @@ def fresh_state(module: nn.Module) -> None:
     for submodule in module.modules():
         if isinstance(submodule, base.MemoryModule):
             submodule.reset()
+
+
+def reached(
+    module: nn.Module, forward: Callable[[Any], torch.Tensor], x: Any, wanted: Callable[[nn.Module], bool]
+) -> list[str]:
+    """Names of the ``wanted`` modules in the order in which ``x`` reaches them; repeated for repeated calls."""
+    order: list[str] = []
+    handles = [
+        m.register_forward_hook(lambda *_, name=n: order.append(name)) for n, m in module.named_modules() if wanted(m)
+    ]
+    try:
+        fresh_state(module)
+        forward(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return order

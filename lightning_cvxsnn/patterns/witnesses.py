@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from lightning_cvxsnn.patterns.calibrate import Forward, LayerActivity, factors_for, measure_activity
 from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
 from lightning_cvxsnn.patterns.dynamics import Neuron, PatternKind, spike_patterns
-from lightning_cvxsnn.patterns.isolation import fresh_state
+from lightning_cvxsnn.patterns.isolation import fresh_state, reached
 from lightning_cvxsnn.patterns.kernels import Backend
 from lightning_cvxsnn.patterns.reduction import Reduction, ReductionKind
 
@@ -310,18 +310,7 @@ def _close(actual: Tensor, expected: Tensor) -> bool:
 
 def affine_names(module: nn.Module, forward: Forward, x: Any, readout: nn.Linear) -> list[str]:
     """Names of the Linear and Conv layers that a pass over ``x`` reaches before ``readout``, in order."""
-    order: list[str] = []
-    handles = [
-        m.register_forward_hook(lambda *_, name=n: order.append(name))
-        for n, m in module.named_modules()
-        if isinstance(m, (nn.Linear, _ConvNd))
-    ]
-    try:
-        fresh_state(module)
-        forward(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    order = reached(module, forward, x, lambda m: isinstance(m, (nn.Linear, _ConvNd)))
     return [name for name in dict.fromkeys(order) if module.get_submodule(name) is not readout]
 
 
