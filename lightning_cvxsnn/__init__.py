@@ -2,8 +2,9 @@
 
 from lightning_cvxsnn.callback import ConvexReconstruction
 from lightning_cvxsnn.data import DigitsDataModule
+from lightning_cvxsnn.hidden import calibrate
 from lightning_cvxsnn.models import LitSNN
-from lightning_cvxsnn.reconstruct import calibrate, reconstruct
+from lightning_cvxsnn.reconstruct import reconstruct
 from lightning_cvxsnn.report import SolveReport
 
 __all__ = ["ConvexReconstruction", "DigitsDataModule", "LitSNN", "SolveReport", "calibrate", "reconstruct"]

@@ -3,11 +3,13 @@
 import copy
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -122,6 +124,14 @@ class TrainingRows:
             loader.generator.manual_seed(self._seed)  # workers are seeded from it
         for index, batch in enumerate(loader, self._first):
             yield unpack(self._module, self._transfer(batch), index)
+
+
+def rows_of(model: nn.Module, dataloader: Any, *, max_samples: int | None = None, seed: int = 0) -> TrainingRows:
+    """Training rows without a Trainer, on the device where the model's parameters are."""
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    transfer = partial(move_data_to_device, device=device)
+    return TrainingRows(model, dataloader, transfer=transfer, max_samples=max_samples, seed=seed)
 
 
 def unpack(module: nn.Module, batch: Any, index: int = 0) -> Batch:

@@ -18,8 +18,8 @@ from typing_extensions import override
 
 from lightning_cvxsnn.callback import ConvexReconstruction
 from lightning_cvxsnn.data import DigitsDataModule
+from lightning_cvxsnn.hidden import calibrate
 from lightning_cvxsnn.models import LitSNN
-from lightning_cvxsnn.reconstruct import calibrate
 
 
 @dataclass

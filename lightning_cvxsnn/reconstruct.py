@@ -1,34 +1,29 @@
 """One convex reconstruction of a network: patterns, solve, guard, write. The callback only decides when."""
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lightning_cvxsnn.batches import TrainingRows
+from lightning_cvxsnn.batches import TrainingRows, rows_of
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.convex.ranks import Ranks, checksum
+from lightning_cvxsnn.hidden import CALIBRATION_ROWS, bring_to_life, estimate_norms, replace_witnesses
 from lightning_cvxsnn.patterns import (
     CalibratedLayer,
     adapting_batch_norms,
-    calibrate_layers,
     capture,
-    estimate_batch_norm,
     measure_activity,
     resolve_backend,
     undisturbed,
 )
-from lightning_cvxsnn.patterns.witnesses import GaussianKind, affine_names, find_witness_layer, write_gaussian
-from lightning_cvxsnn.pricing import POOL, Pricer
 from lightning_cvxsnn.problem import Problem, capture_problem
 from lightning_cvxsnn.readout import Readout, find_readout, forward_of
 from lightning_cvxsnn.report import SolveReport
@@ -38,13 +33,9 @@ from lightning_cvxsnn.transaction import all_or_nothing
 
 Occasion = Literal["warm start", "periodic solve", "final solve", "single solve"]
 
-#: Firing rate, spikes per unit and step, that repaired and calibrated layers are brought to.
-TARGET_RATE = 0.1
 #: Factor on a readout that training goes on from: decisions stay, and the hidden layers keep a gradient.
 CONTINUE_SCALE = 0.3
 
-_CALIBRATION_ROWS = 1024
-_PRICED_SAMPLES = 10_240  # that witnesses are chosen on, held-out ones included
 _TOLERANCE = 1e-3  # of a forward pass, relative
 _LOW_PRECISION_TOLERANCE = 3e-2
 
@@ -147,15 +138,19 @@ class Reconstructor:
         fresh = occasion in ("warm start", "single solve")
         replacing = fresh and self.settings.witnesses not in ("auto", "keep", "calibrated")
         as_found = captured(stage="patterns as found") if norms or replacing else None
-        estimate = partial(_estimate, module, norms, rows)
+        estimate = partial(estimate_norms, module, norms, rows)
         estimate()
         layers: list[CalibratedLayer] = []
         before = [(p, p.detach().clone()) for p in module.parameters()] if replacing else []
-        if not replacing:
-            layers = self._bring_to_life(module, rows, fresh, estimate)
-        elif as_found is not None:  # on rank 0, whose parameters the others then take over
+        if as_found is not None and replacing:  # on rank 0, whose parameters the others then take over
             with surroundings.progress("witnesses", None):
-                self._replace_witnesses(module, rows, readout, as_found, estimate)
+                priced = replace_witnesses(module, rows, readout, as_found, self.settings, self.beta, estimate)
+            if priced is not None:
+                self.beta = priced.rho * readout.module.in_features**0.5
+                self.last = _starting_point(priced.solution.coef, priced.solution.intercept)
+        elif not replacing and self.settings.witnesses != "keep":
+            everything = fresh and self.settings.witnesses == "calibrated"
+            layers = bring_to_life(module, rows, estimate, only_dead=not everything)
         _synchronise(module, norms, rows.ranks)
         problem = captured(stage="patterns")
         if problem is not None and bool(problem.dictionary.constant.all()):
@@ -171,76 +166,11 @@ class Reconstructor:
                 for parameter, value in before:
                     parameter.copy_(value)
             estimate()
-            layers = self._bring_to_life(module, rows, fresh, estimate)
+            layers = bring_to_life(module, rows, estimate, only_dead=True)
             _synchronise(module, norms, rows.ranks)
             self.last, self.beta = None, None if self.settings.beta == "auto" else self.beta
         seconds_patterns, seconds_solve = patterns_done - started, time.perf_counter() - patterns_done
         return replace(report, seconds_patterns=seconds_patterns, seconds_solve=seconds_solve), layers
-
-    def _bring_to_life(
-        self, module: nn.Module, rows: TrainingRows, fresh: bool, estimate: Callable[[], None]
-    ) -> list[CalibratedLayer]:
-        """Calibrate dead layers (``auto``), or all of them before training (``calibrated``)."""
-        if self.settings.witnesses == "keep":
-            return []
-        everything = self.settings.witnesses == "calibrated" and fresh
-        inputs = [batch.x for batch in rows.sample(_CALIBRATION_ROWS)]
-        layers = calibrate_layers(
-            module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=not everything, after_change=estimate
-        )
-        repaired = [layer for layer in layers if not layer.before.alive]
-        if repaired:
-            rank_zero_warn(
-                "ConvexReconstruction brought dead spiking layers to life by scaling the weights that feed them: "
-                + "; ".join(
-                    f"'{r.name}' ({r.before.silent} of {r.before.units} units silent, {r.before.saturated} saturated; "
-                    f"'{r.affine_name}' times {r.scale:.2g}, {r.negated} units negated, firing rate "
-                    f"{r.before.rate:.3f} -> {r.after.rate:.3f})"
-                    for r in repaired
-                )
-                + ". Use witnesses='keep' to refuse such a network instead."
-            )
-        return layers
-
-    @torch.no_grad()
-    def _replace_witnesses(
-        self, module: nn.Module, rows: TrainingRows, readout: Readout, problem: Problem, estimate: Callable[[], None]
-    ) -> None:
-        """Write the hidden weights that ``witnesses`` names; ``problem`` has the rows' targets and who judges."""
-        kind, seed, forward = self.settings.witnesses, self.settings.seed, forward_of(module)
-        inputs = [batch.x for batch in rows.sample(_CALIBRATION_ROWS)]
-        calibrated = partial(calibrate_layers, module, forward, inputs, rate=TARGET_RATE, after_change=estimate)
-        if kind in get_args(GaussianKind):
-            names = affine_names(module, forward, inputs[0], readout.module)
-            write_gaussian(module, names, cast(GaussianKind, kind), seed)
-            estimate()
-            calibrated(only_dead=False, only_dead_units=True)
-            return
-        calibrated(only_dead=False, skip_last=True)
-        rows_per_sample = readout.reduction.rows_per_sample
-        count = len(problem.held_out) // rows_per_sample
-        samples = torch.zeros(count, dtype=torch.bool)
-        samples[torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:_PRICED_SAMPLES]] = True
-        layer = find_witness_layer(
-            module, readout.module, readout.reduction, forward, (batch.x for batch in rows), samples,
-            self.settings.backend,
-        )  # fmt: skip
-        pricer = Pricer(layer, problem.at(samples.repeat_interleave(rows_per_sample)), TARGET_RATE, seed)
-        width = layer.affine.out_features
-        if kind == "pairs":
-            layer.write(*pricer.draw_pairs(width))
-            return
-        rho = None if self.beta is None else self.beta / width**0.5
-        priced = pricer.run(width, rho, pool=POOL * width if kind == "pool" else None)
-        layer.write(priced.units.weight, priced.units.bias)
-        self.beta = priced.rho * width**0.5
-        self.last = _starting_point(priced.solution.coef, priced.solution.intercept)
-        rank_zero_info(
-            f"ConvexReconstruction chose {width} witnesses for '{layer.affine_name}' among {priced.candidates} "
-            f"candidates on {int(samples.sum())} samples: objective {priced.objectives[0]:.4g} -> "
-            f"{priced.objectives[-1]:.4g} in {len(priced.objectives)} rounds; the last candidates violate optimality "
-            f"by a factor of up to {priced.violation:.2f}."
-        )
 
     def _solve(
         self,
@@ -366,48 +296,10 @@ def reconstruct(model: nn.Module, dataloader: Any, **arguments: Any) -> SolveRep
     if unknown := sorted(set(arguments) - set(known)):
         raise MisconfigurationException(f"reconstruct() got unexpected arguments {unknown}. Expected some of {known}.")
     settings = Settings(**arguments)
-    rows = _rows(model, dataloader, settings.max_samples, settings.seed)
+    rows = rows_of(model, dataloader, max_samples=settings.max_samples, seed=settings.seed)
     report = Reconstructor(settings).run(model, rows, "single solve")
     rank_zero_info(f"ConvexReconstruction {report}")
     return report
-
-
-def calibrate(model: nn.Module, dataloader: Any, *, rate: float = TARGET_RATE, seed: int = 0) -> list[CalibratedLayer]:
-    """Rescale the hidden weights of ``model``, layer by layer and in place, so that its units fire at ``rate``.
-
-    What ``witnesses="calibrated"`` does before its solve, alone: the fair starting point for surrogate gradients.
-
-    Args:
-        model: A spiking network.
-        dataloader: A ``DataLoader`` (or list) of training batches ``(x, y)``.
-        rate: Target firing rate, spikes per unit and step, in (0, 1).
-        seed: Seed of the 1024 rows that are used.
-
-    Returns:
-        What was done to each layer, in the order reached.
-
-    Raises:
-        MisconfigurationException: If ``rate`` is out of range or the data is not as expected.
-        ValueError: If a dead layer has no affine layer before it, or a frozen one; nothing is changed.
-    """
-    if not 0 < rate < 1:
-        raise MisconfigurationException(f"Invalid value rate={rate!r}. Expected spikes per unit and step, in (0, 1).")
-    rows = _rows(model, dataloader, None, seed)
-    norms = adapting_batch_norms(model)
-    with isolate_rng(), all_or_nothing(model), undisturbed(model):
-        model.eval()
-        estimate = partial(_estimate, model, norms, rows)
-        estimate()
-        inputs = [batch.x for batch in rows.sample(_CALIBRATION_ROWS)]
-        return calibrate_layers(model, forward_of(model), inputs, rate=rate, only_dead=False, after_change=estimate)
-
-
-def _rows(model: nn.Module, dataloader: Any, max_samples: int | None, seed: int) -> TrainingRows:
-    """Training rows on the device where the model's parameters are."""
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    transfer = partial(move_data_to_device, device=device)
-    return TrainingRows(model, dataloader, transfer=transfer, max_samples=max_samples, seed=seed)
 
 
 def _starting_point(coef: Tensor, intercept: Tensor) -> Solution:
@@ -435,13 +327,8 @@ def _synchronise(module: nn.Module, norms: list[Any], ranks: Ranks) -> None:
                 tensor.copy_(ranks.broadcast(tensor))
 
 
-def _estimate(module: nn.Module, norms: list[Any], rows: TrainingRows) -> None:
-    if norms:
-        estimate_batch_norm(module, norms, forward_of(module), (batch.x for batch in rows))
-
-
 def _dead_network(module: nn.Module, readout: Readout, rows: TrainingRows) -> str:
-    inputs = [batch.x for batch in rows.sample(_CALIBRATION_ROWS)]
+    inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
     dead = [
         f"'{a.name}' ({a.silent} of {a.units} units silent, {a.saturated} saturated)"
         for a in measure_activity(module, forward_of(module), inputs)

@@ -1,0 +1,161 @@
+"""Hidden weights before a solve: dead layers brought to life, all of them calibrated, or better witnesses."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast, get_args
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+from lightning_cvxsnn.batches import TrainingRows, rows_of
+from lightning_cvxsnn.patterns import (
+    CalibratedLayer,
+    adapting_batch_norms,
+    calibrate_layers,
+    estimate_batch_norm,
+    undisturbed,
+)
+from lightning_cvxsnn.patterns.witnesses import GaussianKind, affine_names, find_witness_layer, write_gaussian
+from lightning_cvxsnn.pricing import POOL, Priced, Pricer
+from lightning_cvxsnn.problem import Problem
+from lightning_cvxsnn.readout import Readout, forward_of
+from lightning_cvxsnn.settings import Settings
+from lightning_cvxsnn.transaction import all_or_nothing
+
+#: Firing rate, spikes per unit and step, that repaired and calibrated layers are brought to.
+TARGET_RATE = 0.1
+#: Training rows that firing rates are measured on.
+CALIBRATION_ROWS = 1024
+
+_PRICED_SAMPLES = 10_240  # that witnesses are chosen on, held-out ones included
+
+
+def bring_to_life(
+    module: nn.Module, rows: TrainingRows, estimate: Callable[[], None], *, only_dead: bool
+) -> list[CalibratedLayer]:
+    """Scale the weights of dead layers, or of all, until their units fire at `TARGET_RATE`; warn of what was dead.
+
+    Args:
+        module: The network, changed in place.
+        rows: Its training rows, of which `CALIBRATION_ROWS` are looked at.
+        estimate: Estimates the batch norms anew; called after each change.
+        only_dead: Leave layers that carry information as they are.
+
+    Returns:
+        What was done to each layer, in the order reached.
+    """
+    inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
+    layers = calibrate_layers(
+        module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=only_dead, after_change=estimate
+    )
+    repaired = [layer for layer in layers if not layer.before.alive]
+    if repaired:
+        rank_zero_warn(
+            "ConvexReconstruction brought dead spiking layers to life by scaling the weights that feed them: "
+            + "; ".join(
+                f"'{r.name}' ({r.before.silent} of {r.before.units} units silent, {r.before.saturated} saturated; "
+                f"'{r.affine_name}' times {r.scale:.2g}, {r.negated} units negated, firing rate "
+                f"{r.before.rate:.3f} -> {r.after.rate:.3f})"
+                for r in repaired
+            )
+            + ". Use witnesses='keep' to refuse such a network instead."
+        )
+    return layers
+
+
+@torch.no_grad()
+def replace_witnesses(
+    module: nn.Module,
+    rows: TrainingRows,
+    readout: Readout,
+    problem: Problem,
+    settings: Settings,
+    beta: float | None,
+    estimate: Callable[[], None],
+) -> Priced | None:
+    """Write the hidden weights that ``settings.witnesses`` names.
+
+    Args:
+        module: The network, changed in place.
+        rows: Its training rows.
+        readout: Its proved readout.
+        problem: The programme as found: the rows' targets, and which of them judge.
+        settings: The callback's arguments.
+        beta: Regularisation in use; None: pricing chooses.
+        estimate: Estimates the batch norms anew; called after each change.
+
+    Returns:
+        What a search by the programme found; None for the kinds that do not search.
+    """
+    kind, seed, forward = settings.witnesses, settings.seed, forward_of(module)
+    inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
+    calibrated = partial(calibrate_layers, module, forward, inputs, rate=TARGET_RATE, after_change=estimate)
+    if kind in get_args(GaussianKind):
+        names = affine_names(module, forward, inputs[0], readout.module)
+        write_gaussian(module, names, cast(GaussianKind, kind), seed)
+        estimate()
+        calibrated(only_dead=False, only_dead_units=True)
+        return None
+    calibrated(only_dead=False, skip_last=True)
+    rows_per_sample = readout.reduction.rows_per_sample
+    count = len(problem.held_out) // rows_per_sample
+    samples = torch.zeros(count, dtype=torch.bool)
+    samples[torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:_PRICED_SAMPLES]] = True
+    layer = find_witness_layer(
+        module, readout.module, readout.reduction, forward, (batch.x for batch in rows), samples,
+        settings.backend,
+    )  # fmt: skip
+    pricer = Pricer(layer, problem.at(samples.repeat_interleave(rows_per_sample)), TARGET_RATE, seed)
+    width = layer.affine.out_features
+    if kind == "pairs":
+        layer.write(*pricer.draw_pairs(width))
+        return None
+    rho = None if beta is None else beta / width**0.5
+    priced = pricer.run(width, rho, pool=POOL * width if kind == "pool" else None)
+    layer.write(priced.units.weight, priced.units.bias)
+    rank_zero_info(
+        f"ConvexReconstruction chose {width} witnesses for '{layer.affine_name}' among {priced.candidates} "
+        f"candidates on {int(samples.sum())} samples: objective {priced.objectives[0]:.4g} -> "
+        f"{priced.objectives[-1]:.4g} in {len(priced.objectives)} rounds; the last candidates violate optimality "
+        f"by a factor of up to {priced.violation:.2f}."
+    )
+    return priced
+
+
+def calibrate(model: nn.Module, dataloader: Any, *, rate: float = TARGET_RATE, seed: int = 0) -> list[CalibratedLayer]:
+    """Rescale the hidden weights of ``model``, layer by layer and in place, so that its units fire at ``rate``.
+
+    What ``witnesses="calibrated"`` does before its solve, alone: the fair starting point for surrogate gradients.
+
+    Args:
+        model: A spiking network.
+        dataloader: A ``DataLoader`` (or list) of training batches ``(x, y)``.
+        rate: Target firing rate, spikes per unit and step, in (0, 1).
+        seed: Seed of the 1024 rows that are used.
+
+    Returns:
+        What was done to each layer, in the order reached.
+
+    Raises:
+        MisconfigurationException: If ``rate`` is out of range or the data is not as expected.
+        ValueError: If a dead layer has no affine layer before it, or a frozen one; nothing is changed.
+    """
+    if not 0 < rate < 1:
+        raise MisconfigurationException(f"Invalid value rate={rate!r}. Expected spikes per unit and step, in (0, 1).")
+    rows = rows_of(model, dataloader, seed=seed)
+    norms = adapting_batch_norms(model)
+    with isolate_rng(), all_or_nothing(model), undisturbed(model):
+        model.eval()
+        estimate = partial(estimate_norms, model, norms, rows)
+        estimate()
+        inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
+        return calibrate_layers(model, forward_of(model), inputs, rate=rate, only_dead=False, after_change=estimate)
+
+
+def estimate_norms(module: nn.Module, norms: list[Any], rows: TrainingRows) -> None:
+    """Estimate the statistics of ``norms`` over the training rows."""
+    if norms:
+        estimate_batch_norm(module, norms, forward_of(module), (batch.x for batch in rows))
