@@ -3,9 +3,30 @@
 from lightning_cvxsnn.callback import ConvexReconstruction
 from lightning_cvxsnn.data import DigitsDataModule
 from lightning_cvxsnn.hidden import calibrate
+from lightning_cvxsnn.metrics import (
+    DeadUnits,
+    DistinctPatterns,
+    DualityGap,
+    FiringRate,
+    SequenceAccuracy,
+    TokenAccuracy,
+)
 from lightning_cvxsnn.models import LitSNN
 from lightning_cvxsnn.reconstruct import reconstruct
 from lightning_cvxsnn.report import SolveReport
 
-__all__ = ["ConvexReconstruction", "DigitsDataModule", "LitSNN", "SolveReport", "calibrate", "reconstruct"]
+__all__ = [
+    "ConvexReconstruction",
+    "DeadUnits",
+    "DigitsDataModule",
+    "DistinctPatterns",
+    "DualityGap",
+    "FiringRate",
+    "LitSNN",
+    "SequenceAccuracy",
+    "SolveReport",
+    "TokenAccuracy",
+    "calibrate",
+    "reconstruct",
+]
 __version__ = "0.1.0"
