@@ -12,6 +12,7 @@ from lightning_cvxsnn.metrics import (
     TokenAccuracy,
 )
 from lightning_cvxsnn.models import LitSNN
+from lightning_cvxsnn.problem import spike_dictionary
 from lightning_cvxsnn.reconstruct import reconstruct
 from lightning_cvxsnn.report import SolveReport
 
@@ -28,5 +29,6 @@ __all__ = [
     "TokenAccuracy",
     "calibrate",
     "reconstruct",
+    "spike_dictionary",
 ]
 __version__ = "0.1.0"
