@@ -89,5 +89,5 @@ def _rejected(reports: Sequence[SolveReport]) -> str | None:
         "rejected the last three solves: on held-out training rows the network as it is scores at least as well "
         f"({last[-1].loss} {last[-1].objective_before:.4f} against {last[-1].objective_after:.4f} at "
         f"scale={last[-1].scale:g}). Nothing was written and nothing is lost but time ({seconds:.1f} s); late in "
-        "training this is usual. Space the solves with every_n_epochs, or use 0 for a warm start and a final solve only."
+        "training this is usual. Space the solves with every_n_epochs; 0 leaves a warm start and a final solve."
     )

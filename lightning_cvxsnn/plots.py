@@ -89,12 +89,8 @@ def solves(reports: Sequence[SolveReport]) -> Figure:
     units.set_ylim(bottom=0)
     units.set_ylabel("units")
 
-    for axes, name, fields in zip(
-        panels[2:],
-        ("loss", "accuracy"),
-        (("objective_before", "objective_after"), ("accuracy_before", "accuracy_after")),
-    ):
-        before, after = ([getattr(report, field) for report in reports] for field in fields)
+    for axes, (name, field) in zip(panels[2:], (("loss", "objective"), ("accuracy", "accuracy")), strict=False):
+        before, after = ([getattr(r, f"{field}_{when}") for r in reports] for when in ("before", "after"))
         axes.plot(steps, before, color=_GREY, marker=".", label="before")
         axes.plot(steps, after, color=_BLUE, linewidth=1, label="after")
         _mark(axes, reports, after)

@@ -43,7 +43,7 @@ class Path:
 
     @property
     def edge(self) -> Literal["largest", "smallest"] | None:
-        """The end of the sequence that :attr:`rho` is, if it is one: a better rho may lie beyond."""
+        """Whether :attr:`rho` is the first or the last value that was solved, so that a better one may lie beyond."""
         if self.best == 0:
             return "largest"
         return "smallest" if self.best == len(self.rhos) - 1 else None
