@@ -13,8 +13,10 @@ from lightning_cvxsnn.metrics import (
 )
 from lightning_cvxsnn.models import LitSNN
 from lightning_cvxsnn.problem import spike_dictionary
+from lightning_cvxsnn.prune import prune
 from lightning_cvxsnn.reconstruct import reconstruct
 from lightning_cvxsnn.report import SolveReport
+from lightning_cvxsnn.widen import MarginReport, widen_margins
 
 __all__ = [
     "ConvexReconstruction",
@@ -24,11 +26,14 @@ __all__ = [
     "DualityGap",
     "FiringRate",
     "LitSNN",
+    "MarginReport",
     "SequenceAccuracy",
     "SolveReport",
     "TokenAccuracy",
     "calibrate",
+    "prune",
     "reconstruct",
     "spike_dictionary",
+    "widen_margins",
 ]
 __version__ = "0.1.0"

@@ -54,9 +54,8 @@ def solves(reports: Sequence[SolveReport]) -> Figure:
         >>> data = DigitsDataModule()
         >>> data.setup("fit")
         >>> report = reconstruct(LitSNN(hidden=[32]), data.train_dataloader(), beta=0.01)
-        >>> figure = plots.solves([report])
-        >>> [axes.get_ylabel() for axes in figure.axes]
-        ['objective', 'units', 'held-out loss', 'held-out accuracy']
+        >>> ", ".join(axes.get_ylabel() for axes in plots.solves([report]).axes)
+        'objective, units, held-out loss, held-out accuracy'
     """
     if not reports:
         raise MisconfigurationException(
