@@ -181,6 +181,7 @@ class ConvexReconstruction(Callback):
             self._batch_loss = batch_loss(
                 pl_module, readout, batch, batch_idx, loss=self.settings.loss, precision=precision
             )
+            self._compared = self._batch_loss is None
 
     @override
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_cvxsnn.batches import TrainingRows
 from lightning_cvxsnn.convex import Loss, Solution, certificate, mean_loss, path, rho_max, solve
 from lightning_cvxsnn.patterns import SpikeDictionary, join, observe
-from lightning_cvxsnn.readout import Readout, forward_of
+from lightning_cvxsnn.readout import Readout
 from lightning_cvxsnn.surroundings import Progress
 from lightning_cvxsnn.targets import row_targets, row_weights
 
@@ -85,6 +85,10 @@ class Problem:
             outputs, self.targets[self.held_out], loss=self.loss, sample_weight=self.weights[self.held_out]
         )
 
+    def found_loss(self) -> float:
+        """The held-out loss of what the network itself answered."""
+        return self.held_out_loss(self.outputs[self.held_out])
+
     def largest_rho(self, rows: Tensor) -> float:
         """The penalty on ``rows`` (bool mask) above which no unit is used."""
         dictionary, targets, weights = self._restricted(rows)
@@ -148,12 +152,13 @@ def capture_problem(
 
         def inputs() -> Iterator[Any]:
             for batch in share:
-                targets.append(row_targets(batch.y, reduction, loss=loss, num_outputs=num_outputs))
-                weights.append(row_weights(batch.weight, len(targets[-1]), reduction))
+                y, weight = readout.pick(batch.y), readout.pick(batch.weight)
+                targets.append(row_targets(y, reduction, loss=loss, num_outputs=num_outputs))
+                weights.append(row_weights(weight, len(targets[-1]), reduction))
                 yield batch.x
                 advance()
 
-        observed = observe(module, readout.module, reduction, forward_of(module), inputs())
+        observed = observe(module, readout.module, reduction, readout.forward_of(module), inputs())
     part = observed and (observed, torch.cat(targets), torch.cat(weights))
     parts = rows.ranks.collect(part, torch.device("cpu"))
     if parts is None:
