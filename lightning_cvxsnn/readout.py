@@ -157,9 +157,10 @@ def find_readout(module: nn.Module, x: Any, name: str | None = None, tolerance: 
         if error <= tolerance:
             fitting.setdefault(key, candidate)
     if len(fitting) > 1:
+        found = [key for key in outputs if key in fitting]
         raise MisconfigurationException(
-            f"The entries {[key for key in outputs if key in fitting]} of what the forward of {type(module).__name__} returned are all read out by "
-            f"'{name}'. Expected one; define `convex_forward(self, x)` that returns what the loss is applied to."
+            f"The entries {found} of what {type(module).__name__}'s forward returned are all read out by '{name}'. "
+            "Expected one; define `convex_forward(self, x)` that returns what the loss is applied to."
         )
     for key, candidate in fitting.items():
         return Readout(name, layer, candidate, neuron_name, neuron, key)

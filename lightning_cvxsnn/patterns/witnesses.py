@@ -5,7 +5,7 @@ al., "Sampling weights of deep neural networks" (NeurIPS 2023).
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, cast, get_args
 
@@ -160,7 +160,7 @@ def find_witness_layer(
                 f"cannot be tried on recorded inputs. {_INSTEAD}"
             )
         values, scale = reduction.sum_steps(reduction.to_steps(probed.read))
-        own = _own_reduction(probed.sent, values * scale)
+        own = _own_reduction(probed.sent, values * scale, reduction)
         if own is None:
             raise ValueError(
                 f"What the readout receives is not the spikes of '{name}' reduced over time (other layers, pooling), "
@@ -296,11 +296,13 @@ def _stack(calls: list[Tensor]) -> Tensor:
     return torch.stack(calls) if alike and (len(calls) > 1 or calls[0].dim() == 2) else calls[0]
 
 
-def _own_reduction(sent: list[Tensor], rows: Tensor) -> Reduction | None:
-    """The reduction that makes ``rows`` of the neurons' spikes; None if there is none."""
+def _own_reduction(sent: list[Tensor], rows: Tensor, reduction: Reduction) -> Reduction | None:
+    """The reduction that makes ``rows``, which are the readout's, of the neurons' spikes; None if there is none."""
     spikes = _stack(sent)
-    for kind in _KINDS:
-        candidate = Reduction(kind, "steps", len(spikes))
+    candidates = [Reduction(kind, "steps", len(spikes)) for kind in _KINDS]
+    if reduction.kind == "weighted":
+        candidates = [replace(reduction, layout="steps")]
+    for candidate in candidates:
         values, scale = candidate.sum_steps(spikes)
         if values.shape == rows.shape and _close(values * scale, rows):
             return candidate
