@@ -62,6 +62,7 @@ def warn_unless_same_loss(ours: float, theirs: float, *, loss: Loss, num_outputs
         rank_zero_warn(
             f"ConvexReconstruction solves loss={loss!r}, which is {ours:.4f} on the first training batch, but "
             f"`training_step` returned {theirs:.4f}. Choose the `loss` that you train with; if training reduces the "
-            "outputs itself or weighs samples, define `convex_forward(self, x)` or `convex_batch(self, batch)`. Terms "
-            "such as label smoothing or penalties are not part of the programme."
+            "outputs itself, define `convex_forward(self, x)`; class weights, label smoothing, soft targets and mixed "
+            "samples are solved as trained where `convex_batch(self, batch)` returns the weights or probabilities. "
+            "Other terms, such as penalties, are not part of the programme."
         )

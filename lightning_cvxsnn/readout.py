@@ -324,6 +324,8 @@ def _random_readout(layer: nn.Linear) -> Iterator[_RandomReadout]:
 def _reductions(probe: _RandomReadout, output: Tensor) -> list[Reduction]:
     """The reductions that give the output's shape."""
     inputs, shape, rank = probe.inputs, probe.inputs[0].shape, output.dim()
+    if len(shape) not in (2, 3) or rank > 3:
+        return []
     samples = output.shape[0]
     layouts: list[tuple[Layout, int]] = []
     if len(inputs) > 1:

@@ -234,6 +234,12 @@ def test_weights_that_cancel_the_bias():
     assert find(Integrated(**difference, bias=False)).reduction.weights == pytest.approx([-1, 0, 0, 1], abs=1e-5)
 
 
+def test_a_readout_of_every_position_is_refused():
+    net = Net()
+    net.steps = lambda x: torch.stack([x, x]).expand(4, 2, *x.shape)  # [T, positions, N, F]
+    refused(net, r"input\(s\) of shape \[4, 2, 16, 24\]\); tried: no reduction gives its shape")
+
+
 def test_no_linear_layer():
     net = Net()
     net.readout = nn.Identity()
