@@ -306,6 +306,10 @@ class Wrapped(nn.Module):
         return self.base(x) + self.up(self.down(x))
 
 
+def test_a_voting_layer_is_refused():
+    refused(Net(classes=6, tail=layer.VotingLayer(2)), r"no linear function.*After it ran 'tail' \(VotingLayer\)")
+
+
 def test_a_low_rank_adapter_is_refused():
     net = Net()
     net.readout = Wrapped(net.readout)

@@ -99,15 +99,22 @@ def test_a_fall_of_the_loss_that_costs_decisions_is_refused():
     with undisturbed(net), torch.no_grad():
         readout, taken, problem = programme(net)
         solution = problem.solve(1e-3, 1e-6, None, ~problem.held_out)
-        coef, intercept = solution.coef, solution.intercept
-        readout.write(64 * coef, 64 * intercept)
-        saturated = judge(net, taken, readout, problem, solution, scales=[64.0])
-        readout.write(2 * coef, 2 * intercept)
-        good = judge(net, taken, readout, problem, solution, scales=[1 / 64])  # silent: all are taken for class 0
-    assert not saturated.accepted  # the same readout is not better
-    assert saturated.before == saturated.after
-    assert good.right_after < good.right_before
-    assert not good.accepted
+        readout.write(solution.coef, solution.intercept + 2)  # all outputs fire too much, the right one most
+        silent = judge(net, taken, readout, problem, solution, scales=[1 / 64])
+    assert silent.after < silent.before
+    assert silent.right_after < silent.right_before
+    assert not silent.accepted
+
+
+def test_the_same_readout_is_not_better():
+    net = SpikingNet()
+    with undisturbed(net), torch.no_grad():
+        readout, taken, problem = programme(net)
+        solution = problem.solve(1e-3, 1e-6, None, ~problem.held_out)
+        readout.write(4 * solution.coef, 4 * solution.intercept)
+        found = judge(net, taken, readout, problem, solution, scales=[4.0])
+    assert (found.before, found.right_before) == (found.after, found.right_after)
+    assert not found.accepted
 
 
 @pytest.mark.parametrize("step_mode", ["s", "m"])
