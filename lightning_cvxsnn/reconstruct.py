@@ -13,10 +13,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from lightning_cvxsnn.advice import advise
 from lightning_cvxsnn.batches import TrainingRows, rows_of
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.convex.ranks import Ranks, checksum
-from lightning_cvxsnn.hidden import CALIBRATION_ROWS, bring_to_life, estimate_norms, replace_witnesses
+from lightning_cvxsnn.hidden import CALIBRATION_ROWS, bring_to_life, describe_repairs, estimate_norms, replace_witnesses
 from lightning_cvxsnn.patterns import (
     CalibratedLayer,
     adapting_batch_norms,
@@ -175,7 +176,10 @@ class Reconstructor:
             _synchronise(module, norms, rows.ranks)
             self.last, self.beta = None, None if self.settings.beta == "auto" else self.beta
         seconds_patterns, seconds_solve = patterns_done - started, time.perf_counter() - patterns_done
-        return replace(report, seconds_patterns=seconds_patterns, seconds_solve=seconds_solve), layers
+        report = replace(
+            report, seconds_patterns=seconds_patterns, seconds_solve=seconds_solve, repaired=describe_repairs(layers)
+        )
+        return report, layers
 
     def _solve(
         self,
@@ -189,26 +193,30 @@ class Reconstructor:
         """Solve on four fifths, judge on the rest; only a pass is solved on all rows and written."""
         settings, dictionary = self.settings, problem.dictionary
         tolerance, columns = settings.gap_tolerance, dictionary.shape[1]
-        init = self.last
+        init, beta_edge = self.last, None
         if self.beta is None:
-            rho, init = problem.choose_rho()
-            self.beta = rho * columns**0.5
+            walk = problem.choose_rho()
+            init, beta_edge = walk.solution, walk.edge
+            self.beta = walk.rho * columns**0.5
         rho = self.beta / columns**0.5
         fitted: Tensor | None = ~problem.held_out
         solution = problem.solve(rho, tolerance, init, fitted)
 
+        found = as_found or problem
         if readout.neuron is None:
             scale, right, told = self._scale(occasion), True, ""
             candidate = scale * (dictionary.rows(problem.held_out) @ solution.coef + solution.intercept)
             objective_before, objective_after = problem.found_loss(), problem.held_out_loss(candidate)
+            accuracy_before = found.held_out_accuracy(found.outputs[found.held_out])
+            accuracy_after = problem.held_out_accuracy(candidate)
         else:
             judgement = judge_spiking(solution, SCALES if settings.scale == "auto" else [float(settings.scale)])
             scale, right = judgement.scale, judgement.accepted
-            objective_before, objective_after = judgement.before, judgement.after
             told = (
-                f" by the firing rates of '{readout.neuron_name}' (right decisions {judgement.right_before:.1%} -> "
-                f"{judgement.right_after:.1%}); the certificate is about the linear programme before it"
+                f" by the firing rates of '{readout.neuron_name}'; the certificate is about the linear programme only"
             )
+            objective_before, objective_after = judgement.before, judgement.after
+            accuracy_before, accuracy_after = judgement.right_before, judgement.right_after
         if as_found is not None:  # another network than that of `problem`: its batch norms and dead layers as they were
             objective_before = min(objective_before, as_found.found_loss())
         accepted = right and not objective_after >= objective_before  # answers of NaN are worse than anything
@@ -254,6 +262,9 @@ class Reconstructor:
             objective_after=objective_after,
             seconds_patterns=0.0,
             seconds_solve=0.0,
+            accuracy_before=accuracy_before,
+            accuracy_after=accuracy_after,
+            beta_edge=beta_edge,
         )
 
     def _share(self, report: SolveReport | None, readout: Readout, ranks: Ranks) -> SolveReport:
@@ -313,6 +324,7 @@ def reconstruct(model: nn.Module, dataloader: Any, **arguments: Any) -> SolveRep
     settings = Settings(**arguments)
     rows = rows_of(model, dataloader, max_samples=settings.max_samples, seed=settings.seed)
     report = Reconstructor(settings).run(model, rows, "single solve")
+    advise([report])
     rank_zero_info(f"ConvexReconstruction {report}")
     return report
 

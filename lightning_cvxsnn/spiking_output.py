@@ -32,7 +32,7 @@ class Judgement:
         scale: The best factor on the solution.
         before: Loss with the readout as stored.
         after: Loss with the solution, scaled.
-        right_before: Share of the rows that are decided rightly with the readout as stored.
+        right_before: Share of the rows that are decided rightly with the readout as stored; None for one output.
         right_after: The same with the solution, scaled.
         accepted: Whether the loss falls and no fewer decisions are right.
     """
@@ -40,8 +40,8 @@ class Judgement:
     scale: float
     before: float
     after: float
-    right_before: float
-    right_after: float
+    right_before: float | None
+    right_after: float | None
     accepted: bool
 
 
@@ -73,7 +73,8 @@ def judge(
     right = [_right_decisions(rates, problem) for rates in outputs]
     better = [k for k in range(1, len(outputs)) if losses[k] < losses[0] and right[k] >= right[0]]
     best = min(better or range(1, len(outputs)), key=lambda k: (-right[k], losses[k]) if better else (losses[k],))
-    return Judgement(scales[best - 1], losses[0], losses[best], right[0], right[best], bool(better))
+    before, after = (right[0], right[best]) if problem.num_outputs > 1 else (None, None)
+    return Judgement(scales[best - 1], losses[0], losses[best], before, after, bool(better))
 
 
 @torch.no_grad()
