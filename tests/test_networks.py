@@ -399,7 +399,7 @@ def test_the_examples_of_spikingjelly(example):
     warm = callback.reports[0]
     assert warm.accepted
     assert warm.objective_after < 0.95 * warm.objective_before
-    assert "the certificate is about the linear part only" in warm.reason
+    assert "the certificate is about the linear programme only" in warm.reason
 
 
 def zoo(net):

@@ -136,7 +136,7 @@ def test_a_warm_start_and_a_final_solve_decide_better(step_mode, out):
     assert report.accepted
     assert report.scope == "dictionary"
     assert report.accuracy_after > report.accuracy_before
-    assert "the certificate is about the linear part only" in report.reason
+    assert "the certificate is about the linear programme only" in report.reason
     assert report.gap < 1e-6
     assert right[1] > right[0] + 0.2
 
