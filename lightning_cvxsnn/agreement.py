@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_cvxsnn.batches import unpack
 from lightning_cvxsnn.convex import Loss, mean_loss
 from lightning_cvxsnn.patterns import fresh_state, undisturbed
-from lightning_cvxsnn.readout import Readout, forward_of
+from lightning_cvxsnn.readout import Readout
 from lightning_cvxsnn.targets import row_targets, row_weights
 
 _TOLERANCE = 1e-2  # relative
@@ -26,8 +26,10 @@ def batch_loss(
     *,
     loss: Loss,
     precision: Callable[[], AbstractContextManager],
-) -> float:
+) -> float | None:
     """The programme's loss of the network on one training batch, in training mode.
+
+    None where targets are given for several outputs: what is trained is then no single output's loss.
 
     Nothing is disturbed: not the state of neurons, not batch-norm statistics, not random number generators.
 
@@ -41,12 +43,14 @@ def batch_loss(
     """
     reduction, num_outputs = readout.reduction, readout.module.out_features
     x, y, weight = unpack(module, batch, index)
+    if not isinstance(y, Tensor):
+        return None
     with isolate_rng(), precision(), undisturbed(module), torch.no_grad():
         fresh_state(module)
-        output = forward_of(module)(x)
+        output = readout.forward_of(module)(x)
     targets = row_targets(y, reduction, loss=loss, num_outputs=num_outputs)
     rows = reduction.flatten_rows(output) if reduction.kind == "all" else output
-    weights = row_weights(weight, len(targets), reduction)
+    weights = row_weights(readout.pick(weight), len(targets), reduction)
     outputs = rows.reshape(len(targets), -1).double().cpu()
     return mean_loss(outputs, targets, loss=loss, sample_weight=weights)
 
@@ -58,6 +62,7 @@ def warn_unless_same_loss(ours: float, theirs: float, *, loss: Loss, num_outputs
         rank_zero_warn(
             f"ConvexReconstruction solves loss={loss!r}, which is {ours:.4f} on the first training batch, but "
             f"`training_step` returned {theirs:.4f}. Choose the `loss` that you train with; if training reduces the "
-            "outputs itself or weighs samples, define `convex_forward(self, x)` or `convex_batch(self, batch)`. Terms "
-            "such as label smoothing or penalties are not part of the programme."
+            "outputs itself, define `convex_forward(self, x)`; class weights, label smoothing, soft targets and mixed "
+            "samples are solved as trained where `convex_batch(self, batch)` returns the weights or probabilities. "
+            "Other terms, such as penalties, are not part of the programme."
         )

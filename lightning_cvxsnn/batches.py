@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -28,13 +28,15 @@ from torch.utils.data import (
 
 from lightning_cvxsnn.convex.ranks import Ranks
 
+PerOutput = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
+
 
 class Batch(NamedTuple):
-    """Inputs, targets and, where the user gives them, sample weights."""
+    """Inputs, targets and, where the user gives them, sample weights: a tensor, or one for each output."""
 
     x: Any
-    y: Tensor
-    weight: Tensor | None
+    y: PerOutput
+    weight: PerOutput | None
 
 
 class TrainingRows:
@@ -129,7 +131,7 @@ class TrainingRows:
         batches, rows = [], 0
         for batch in self:
             batches.append(batch)
-            rows += len(batch.y)
+            rows += len(_tensors(batch.y)[0])
             if rows >= count:
                 break
         return batches
@@ -197,18 +199,26 @@ def unpack(module: nn.Module, batch: Any, index: int = 0) -> Batch:
     parts = batch if convex_batch is None else convex_batch(batch)
     source = "The training batch" if convex_batch is None else f"{type(module).__name__}.convex_batch"
     sizes = (2,) if convex_batch is None else (2, 3)
-    if not isinstance(parts, (tuple, list)) or len(parts) not in sizes or not isinstance(parts[1], Tensor):
+    if not isinstance(parts, (tuple, list)) or len(parts) not in sizes or not _tensors(parts[1]):
         raise MisconfigurationException(
-            f"{source} is {_describe_batch(parts)}. Expected (x, y) with y a tensor of targets; define "
-            "`convex_batch(self, batch)` on the LightningModule that returns (x, y) or (x, y, weight)."
+            f"{source} is {_describe_batch(parts)}. Expected (x, y) with y a tensor of targets (or, for several "
+            "outputs, a dict or tuple of them); define `convex_batch(self, batch)` on the LightningModule that returns "
+            "(x, y) or (x, y, weight)."
         )
-    for name, value in zip(("inputs", "targets", "weights"), parts, strict=False):
-        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(
-                f"The {name} of training batch {index} hold {int((~value.isfinite()).sum())} NaN or infinite values. "
-                "Expected finite numbers; clean the dataset, nothing was written."
-            )
+    for name, part in zip(("inputs", "targets", "weights"), parts, strict=False):
+        for value in [part] if name == "inputs" else _tensors(part):
+            if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+                raise ValueError(
+                    f"The {name} of training batch {index} hold {int((~value.isfinite()).sum())} NaN or infinite "
+                    "values. Expected finite numbers; clean the dataset, nothing was written."
+                )
     return Batch(parts[0], parts[1], parts[2] if len(parts) == 3 else None)
+
+
+def _tensors(part: Any) -> list[Tensor]:
+    """The tensors of one part of a batch; none where it is of another kind."""
+    values = list(part.values()) if isinstance(part, Mapping) else part if isinstance(part, (tuple, list)) else [part]
+    return list(values) if all(isinstance(value, Tensor) for value in values) else []
 
 
 def _describe_batch(parts: Any) -> str:

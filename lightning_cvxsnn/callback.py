@@ -38,10 +38,11 @@ class ConvexReconstruction(Callback):
     the weights found there. It does so again at the end of epochs, before their validation, and once at the end.
     Layers that carry no information (silent or saturated) are brought to life first.
 
-    Works with any LightningModule whose output is the last, mean or sum over time of a last ``nn.Linear``, fed by
-    spikingjelly neurons, single-step or multi-step. Two optional methods of the LightningModule help where the defaults
-    do not fit: ``convex_batch(self, batch)`` returns ``(x, y)`` or ``(x, y, weight)``; ``convex_forward(self, x)``
-    returns what the loss is applied to.
+    Works with any LightningModule whose output is the last, mean or (weighted) sum over time of a last ``nn.Linear``,
+    fed by spikingjelly neurons, single-step or multi-step, or followed by a layer of them. Two optional methods of the
+    LightningModule help where the defaults do not fit: ``convex_batch(self, batch)`` returns ``(x, y)`` or
+    ``(x, y, weight)``; ``convex_forward(self, x)`` returns what the loss is applied to. For several outputs both may
+    return dicts; a callback for each readout finds its own entry.
 
     Source: Udupi, Yang, Zhai, arXiv 2605.08022 (2026), sections on reconstruction; Ergen et al., ICLR 2023.
 
@@ -65,7 +66,8 @@ class ConvexReconstruction(Callback):
             ``on_train_end``; then the network is also saved as ``convex-last.ckpt`` beside the user's checkpoints.
         apply: ``"replace"``: write and train on; ``"auto"`` is that. ``"shadow"`` is refused in this version.
         scale: Factor on the readout as written. ``"auto"``: 0.3 where training goes on (decisions stay, hidden layers
-            keep a gradient), 1 for the final solve and for ``squared``.
+            keep a gradient), 1 for the final solve and for ``squared``; before a spiking output layer the factor at
+            which its firing rates decide best on the held-out rows.
         max_overhead: Refused in this version unless None.
         gap_tolerance: Certified duality gap to reach, relative to the objective of the best constant predictor.
         max_samples: Rows to use, a random subset fixed by ``seed``, stratified where the dataset tells class labels
@@ -193,6 +195,7 @@ class ConvexReconstruction(Callback):
             self._batch_loss = batch_loss(
                 pl_module, readout, batch, batch_idx, loss=self.settings.loss, precision=precision
             )
+            self._compared = self._batch_loss is None
 
     @override
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:

@@ -15,7 +15,7 @@ from lightning_cvxsnn.convex import Loss, Path, Solution, certificate, mean_loss
 from lightning_cvxsnn.memory import check_memory
 from lightning_cvxsnn.patterns import SpikeDictionary, capture, join, observe, undisturbed
 from lightning_cvxsnn.patterns.capture import Observed
-from lightning_cvxsnn.readout import Readout, find_readout, forward_of
+from lightning_cvxsnn.readout import Readout, find_readout
 from lightning_cvxsnn.surroundings import Progress
 from lightning_cvxsnn.targets import row_targets, row_weights
 
@@ -88,12 +88,17 @@ class Problem:
             outputs, self.targets[self.held_out], loss=self.loss, sample_weight=self.weights[self.held_out]
         )
 
+    def found_loss(self) -> float:
+        """The held-out loss of what the network itself answered."""
+        return self.held_out_loss(self.outputs[self.held_out])
+
     def held_out_accuracy(self, outputs: Tensor) -> float | None:
         """Weighted share of held-out rows that ``outputs`` ``[held-out rows, C]`` get right; None for squared."""
         if self.loss == "squared":
             return None
         decided = outputs.argmax(1) if self.num_outputs > 1 else (outputs[:, 0] > 0).long()
-        right, weights = (decided == self.targets[self.held_out]).double(), self.weights[self.held_out]
+        targets, weights = self.targets[self.held_out], self.weights[self.held_out]
+        right = (decided == (targets if targets.dim() == 1 else targets.argmax(1))).double()
         return float(weights @ right / weights.sum())
 
     def largest_rho(self, rows: Tensor) -> float:
@@ -159,8 +164,9 @@ def capture_problem(
 
         def inputs() -> Iterator[Any]:
             for batch in share:
-                targets.append(row_targets(batch.y, reduction, loss=loss, num_outputs=num_outputs))
-                weights.append(row_weights(batch.weight, len(targets[-1]), reduction))
+                y, weight = readout.pick(batch.y), readout.pick(batch.weight)
+                targets.append(row_targets(y, reduction, loss=loss, num_outputs=num_outputs))
+                weights.append(row_weights(weight, len(targets[-1]), reduction))
                 yield batch.x
                 advance()
 
@@ -172,7 +178,7 @@ def capture_problem(
             check_memory(solved, first.shape[1], num_outputs, first.element_size(), alike.element_size())
             return mine
 
-        observed = observe(module, readout.module, reduction, forward_of(module), inputs(), room)
+        observed = observe(module, readout.module, reduction, readout.forward_of(module), inputs(), room)
     part = observed and (observed, torch.cat(targets), torch.cat(weights))
     parts = rows.ranks.collect(part, torch.device("cpu"))
     if parts is None:
@@ -246,4 +252,4 @@ def spike_dictionary(
             raise MisconfigurationException("The dataloader is empty. Expected at least one batch.")
         found = find_readout(model, first.x, readout)
         inputs = (batch.x for batch in rows)
-        return capture(model, found.module, found.reduction, forward_of(model), inputs).dictionary
+        return capture(model, found.module, found.reduction, found.forward_of(model), inputs).dictionary

@@ -51,11 +51,10 @@ def prune(model: Network, x: Any = None, *, readout: str | None = None) -> Netwo
         raise MisconfigurationException(
             f"{type(model).__name__} has no example_input_array. Expected it, or one batch of inputs: prune(model, x)."
         )
-    forward = forward_of(model)
     with isolate_rng(), undisturbed(model):
         model.eval()
         found = find_readout(model, x, readout)
-        layer = find_witness_layer(model, found.module, found.reduction, forward, [x])
+        layer = find_witness_layer(model, found.module, found.reduction, forward_of(model), [x])
         used = found.module.weight.any(0)
         if not bool(used.any()):
             raise MisconfigurationException(
@@ -63,7 +62,7 @@ def prune(model: Network, x: Any = None, *, readout: str | None = None) -> Netwo
                 "that uses some; lower beta and solve again."
             )
         fresh_state(model)
-        expected = forward(x)
+        expected = found.forward_of(model)(x)
         fresh_state(model)  # a neuron's memory of a forward cannot be copied
         smaller = copy.deepcopy(model)
     affine: Any = smaller.get_submodule(layer.affine_name)
@@ -77,7 +76,7 @@ def prune(model: Network, x: Any = None, *, readout: str | None = None) -> Netwo
         ours.training = theirs.training
     with isolate_rng(), undisturbed(smaller):
         smaller.eval()
-        answer = forward_of(smaller)(x)
+        answer = found.forward_of(smaller)(x)
     error = float((answer - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not error <= _TOLERANCE:
         raise RuntimeError(

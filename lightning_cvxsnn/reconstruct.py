@@ -1,6 +1,7 @@
 """One convex reconstruction of a network: patterns, solve, guard, write. The callback only decides when."""
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,7 @@ from lightning_cvxsnn.problem import Problem, capture_problem
 from lightning_cvxsnn.readout import Readout, find_readout, forward_of
 from lightning_cvxsnn.report import SolveReport
 from lightning_cvxsnn.settings import Settings
+from lightning_cvxsnn.spiking_output import SCALES, Judgement, judge
 from lightning_cvxsnn.surroundings import Surroundings
 from lightning_cvxsnn.transaction import all_or_nothing
 
@@ -159,7 +161,10 @@ class Reconstructor:
             raise MisconfigurationException(_dead_network(module, readout, rows))
         patterns_done = time.perf_counter()
         with surroundings.progress("convex solve", None):
-            solved = None if problem is None else self._solve(problem, readout, occasion, surroundings, as_found)
+            solved = None
+            if problem is not None:
+                judge_spiking = partial(judge, module, rows, readout, problem)
+                solved = self._solve(problem, readout, occasion, surroundings, as_found, judge_spiking)
             report = self._share(solved, readout, rows.ranks)
         if report.accepted and not self.settings.dry_run:
             _verify(module, readout, next(iter(rows)).x, tolerance)
@@ -184,6 +189,7 @@ class Reconstructor:
         occasion: Occasion,
         surroundings: Surroundings,
         as_found: Problem | None,
+        judge_spiking: Callable[..., Judgement],
     ) -> SolveReport:
         """Solve on four fifths, judge on the rest; only a pass is solved on all rows and written."""
         settings, dictionary = self.settings, problem.dictionary
@@ -197,13 +203,24 @@ class Reconstructor:
         fitted: Tensor | None = ~problem.held_out
         solution = problem.solve(rho, tolerance, init, fitted)
 
-        scale = self._scale(occasion)
-        candidate = scale * (dictionary.rows(problem.held_out) @ solution.coef + solution.intercept)
-        objective_after = problem.held_out_loss(candidate)
-        # The network as found is another one than that of `problem` where batch norms or dead layers were set right.
-        objective_before = min(p.held_out_loss(p.outputs[p.held_out]) for p in (problem, as_found) if p is not None)
         found = as_found or problem
-        accepted = not objective_after >= objective_before  # a network that answers NaN is worse than anything
+        if readout.neuron is None:
+            scale, right, told = self._scale(occasion), True, ""
+            candidate = scale * (dictionary.rows(problem.held_out) @ solution.coef + solution.intercept)
+            objective_before, objective_after = problem.found_loss(), problem.held_out_loss(candidate)
+            accuracy_before = found.held_out_accuracy(found.outputs[found.held_out])
+            accuracy_after = problem.held_out_accuracy(candidate)
+        else:
+            judgement = judge_spiking(solution, SCALES if settings.scale == "auto" else [float(settings.scale)])
+            scale, right = judgement.scale, judgement.accepted
+            told = (
+                f" by the firing rates of '{readout.neuron_name}'; the certificate is about the linear programme only"
+            )
+            objective_before, objective_after = judgement.before, judgement.after
+            accuracy_before, accuracy_after = judgement.right_before, judgement.right_after
+        if as_found is not None:  # another network than that of `problem`: its batch norms and dead layers as they were
+            objective_before = min(objective_before, as_found.found_loss())
+        accepted = right and not objective_after >= objective_before  # answers of NaN are worse than anything
         if accepted:
             fitted = None
             solution = problem.solve(rho, tolerance, solution)
@@ -241,13 +258,13 @@ class Reconstructor:
             active=int((solution.coef != 0).any(1).sum()),
             scale=scale,
             accepted=accepted,
-            reason=f"{occasion}: {verdict}",
+            reason=f"{occasion}: {verdict}{told}",
             objective_before=objective_before,
             objective_after=objective_after,
             seconds_patterns=0.0,
             seconds_solve=0.0,
-            accuracy_before=found.held_out_accuracy(found.outputs[found.held_out]),
-            accuracy_after=problem.held_out_accuracy(candidate),
+            accuracy_before=accuracy_before,
+            accuracy_after=accuracy_after,
             beta_edge=beta_edge,
         )
 
@@ -364,7 +381,8 @@ def _dead_network(module: nn.Module, readout: Readout, rows: TrainingRows) -> st
 
 def _verify(module: nn.Module, readout: Readout, x: Any, tolerance: float) -> None:
     """The network's own forward must now answer what its dictionary and its stored readout say."""
-    captured = capture(module, readout.module, readout.reduction, forward_of(module), [x])
+    with readout.linearised():
+        captured = capture(module, readout.module, readout.reduction, readout.forward_of(module), [x])
     coef, intercept = readout.read()
     expected = captured.dictionary.to_dense() @ coef + (0.0 if intercept is None else intercept)
     error = float((captured.outputs.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-12))

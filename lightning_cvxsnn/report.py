@@ -33,7 +33,8 @@ class SolveReport:
         objective_after: Unpenalised loss on the held-out rows with the candidate, fitted on the other rows and scaled.
         seconds_patterns: Wall-clock seconds of the pattern passes.
         seconds_solve: Wall-clock seconds of the convex solves.
-        accuracy_before: Share of held-out rows that the network as found classifies rightly; None for ``squared``.
+        accuracy_before: Share of held-out rows that the network as found classifies rightly; None for
+            ``squared``, unless firing rates decide (a spiking output layer).
         accuracy_after: The same with the candidate.
         beta_edge: ``"largest"`` or ``"smallest"`` where this solve chose beta at that end of its grid.
         repaired: Dead layers that were brought to life first, and how.

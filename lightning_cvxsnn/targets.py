@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_cvxsnn.convex import Loss
+from lightning_cvxsnn.convex.losses import encode_targets
 from lightning_cvxsnn.patterns import Reduction
 
 
@@ -13,15 +14,16 @@ def row_targets(y: Tensor, reduction: Reduction, *, loss: Loss, num_outputs: int
     """Targets of one batch, one per dictionary row.
 
     Args:
-        y: Class indices ``[N]`` (or ``[N, 1]``), for ``squared`` also values ``[N, C]``; for per-step outputs with the
-            two leading axes of the network's output, such as ``[T, N]``.
+        y: Class indices ``[N]`` (or ``[N, 1]``), for ``cross_entropy`` also probabilities ``[N, C]``, for ``squared``
+            also values ``[N, C]``; for per-step outputs with the two leading axes of the network's output, such as
+            ``[T, N]``.
         reduction: How the network's outputs are laid out.
         loss: Loss of the programme.
         num_outputs: C, the readout's ``out_features``.
 
     Returns:
-        int64 ``[rows]``, or float64 ``[rows, C]`` for ``squared``; class indices become one-hot rows for ``squared``,
-        as spikingjelly's examples train them.
+        int64 ``[rows]``, or float64 ``[rows, C]`` for ``squared`` and for probabilities; class indices become one-hot
+        rows for ``squared``, as spikingjelly's examples train them.
 
     Raises:
         MisconfigurationException: If the targets' shape or type does not fit the outputs or the loss.
@@ -35,11 +37,17 @@ def row_targets(y: Tensor, reduction: Reduction, *, loss: Loss, num_outputs: int
                 "time, define `convex_forward(self, x)` that returns the reduced logits."
             )
         y = reduction.flatten_rows(y)
+    if loss == "cross_entropy" and num_outputs > 1 and y.is_floating_point() and y.shape[1:] == (num_outputs,):
+        try:
+            return encode_targets(y, loss=loss, num_outputs=num_outputs)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
     if y.dim() == 2 and (y.shape[1] == 1 or loss != "squared"):
         if y.shape[1] != 1:
             raise MisconfigurationException(
-                f"loss={loss!r} needs class indices and the targets have shape {list(y.shape)}. Expected one class "
-                "index per row; define `convex_batch(self, batch)` that returns them."
+                f"loss={loss!r} needs class indices and the targets have shape {list(y.shape)} and type {y.dtype}. "
+                "Expected one class index per row, or for cross_entropy probabilities as floats; define "
+                "`convex_batch(self, batch)` that returns them."
             )
         y = y.squeeze(1)
     if loss == "squared":

@@ -127,4 +127,4 @@ def widen_margins(
 def _dictionary(model: nn.Module, found: Readout, rows: TrainingRows) -> Tensor:
     """The counts that the network's own forward gives the readout."""
     inputs = (batch.x for batch in rows)
-    return capture(model, found.module, found.reduction, forward_of(model), inputs).dictionary.counts
+    return capture(model, found.module, found.reduction, found.forward_of(model), inputs).dictionary.counts

@@ -32,6 +32,13 @@ def test_squared_takes_values_or_class_indices():
     assert torch.equal(targets(LABELS, loss="squared"), torch.eye(3).double()[LABELS])
 
 
+def test_cross_entropy_takes_probabilities():
+    soft = torch.tensor([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]])
+    assert torch.equal(targets(soft), soft.double())
+    steps = torch.stack([soft, soft.flip(0)])  # [T, N, C]
+    assert torch.equal(targets(steps, Reduction("all", "steps", 2)), steps.transpose(0, 1).flatten(0, 1).double())
+
+
 def test_per_step_targets_follow_the_rows_of_the_dictionary():
     y = torch.arange(12).reshape(4, 3) % 3  # [T, N]
     assert torch.equal(targets(y, ALL), y.T.reshape(-1))
@@ -45,7 +52,9 @@ def test_per_step_targets_follow_the_rows_of_the_dictionary():
         (torch.tensor([-1, 0]), {}, "range from -1 to 0"),
         (torch.tensor([0, 2]), {"num_outputs": 1}, "class indices from 0 to 1"),
         (torch.tensor([0.5, 1.0]), {}, "hold fractions such as 0.5"),
-        (torch.eye(3), {}, "one class index per row"),
+        (torch.eye(3).long(), {}, "one class index per row"),
+        (torch.eye(2), {}, "one class index per row"),
+        (torch.ones(2, 3), {}, "a row of sum 3 .* sum to 1. Several labels per row are no such thing"),
         (LABELS, {"reduction": ALL}, "one output per time step"),
         (torch.randn(3, 2), {"loss": "squared"}, r"2 value\(s\) per row and the readout 3"),
         (torch.tensor([0, 5]), {"loss": "squared"}, "range from 0 to 5"),

@@ -9,7 +9,7 @@ loss             ``U`` of the form                                  ``D(U)``
 ===============  =================================================  ==========================================
 squared          anything (0 where ``s_i = 0``)                     ``sum u_i.y_i - n |u_i|^2 / (2 s_i)``
 hinge            ``t alpha``, ``0 <= alpha_i <= s_i / n``           ``sum alpha``
-cross-entropy    ``s_i (onehot_i - q_i) / n``, ``q_i`` a simplex    ``(1/n) sum s_i entropy(q_i)``
+cross-entropy    ``s_i (y_i - q_i) / n``, ``q_i`` in the simplex    ``(1/n) sum s_i entropy(q_i)``
 ===============  =================================================  ==========================================
 """
 
@@ -71,7 +71,7 @@ def certificate(
 
     Args:
         dictionary: ``[n, P]`` tensor, or an object with ``to_dense(dtype)``.
-        targets: Integer labels ``[n]``, or floats ``[n, C]`` for squared.
+        targets: As for ``solve``.
         coef: ``[P, C]``, any float dtype.
         intercept: ``[C]``; ``None`` means zeros.
         loss: ``"cross_entropy"``, ``"hinge"`` or ``"squared"``.

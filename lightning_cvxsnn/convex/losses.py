@@ -1,7 +1,7 @@
 r"""The three losses of the programmes, as functions of the outputs ``z`` and of encoded targets.
 
-Encoded targets are float64 ``[n, C]``: one-hot rows for cross-entropy (the class itself, 0 or 1, for one output),
-signs :math:`\pm 1` one against the rest for hinge, the targets themselves for squared.
+Encoded targets are float64 ``[n, C]``: one-hot rows or other probabilities for cross-entropy (the class itself, 0 or 1,
+for one output), signs :math:`\pm 1` one against the rest for hinge, the targets themselves for squared.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ __all__ = [
     "row_losses",
 ]
 
+_SIMPLEX = 1e-3  # probabilities in half precision sum to 1 but for this
+
 Loss = Literal["cross_entropy", "hinge", "squared"]
 
 
@@ -36,7 +38,8 @@ def encode_targets(targets: Tensor, *, loss: Loss, num_outputs: int | None = Non
     """Check targets and encode them for ``loss``.
 
     Args:
-        targets: Integer class labels ``[n]`` for cross-entropy and hinge, floats ``[n, C]`` for squared.
+        targets: Integer class labels ``[n]`` for cross-entropy and hinge; for cross-entropy also probabilities, floats
+            ``[n, C]`` with C > 1; floats ``[n, C]`` for squared.
         loss: Name of the loss.
         num_outputs: Number of outputs ``C``. ``None``: the number of classes (largest label + 1), and 1 for hinge with
             labels 0 and 1; the number of target columns for squared. With one output, labels 0 and 1 are two classes.
@@ -58,12 +61,14 @@ def encode_targets(targets: Tensor, *, loss: Loss, num_outputs: int | None = Non
     if num_outputs is not None and num_outputs < 1:
         raise ValueError(f"num_outputs is {num_outputs}; expected a positive integer or None.")
     targets = targets.detach()
-    if loss == "squared":
-        return _check_real_targets(targets, num_outputs)
+    if loss == "squared" or (loss == "cross_entropy" and targets.is_floating_point() and targets.ndim == 2):
+        values = _check_real_targets(targets, num_outputs)
+        return values if loss == "squared" else _normalised(values)
     if targets.is_floating_point() or targets.is_complex():
         raise ValueError(
-            f"targets has dtype {targets.dtype}; loss {loss!r} expects integer class labels [n]. Use targets.long(), "
-            "or loss='squared' for real-valued targets."
+            f"targets has dtype {targets.dtype} and shape {tuple(targets.shape)}; loss {loss!r} expects integer class "
+            "labels [n] (cross_entropy also probabilities [n, C]). Use targets.long(), or loss='squared' for "
+            "real-valued targets."
         )
     if targets.ndim != 1:
         raise ValueError(f"targets has shape {tuple(targets.shape)}; loss {loss!r} expects class labels of shape [n].")
@@ -104,6 +109,19 @@ def _check_real_targets(targets: Tensor, num_outputs: int | None) -> Tensor:
     if not bool(torch.isfinite(targets).all()):
         raise ValueError("targets holds NaN or infinite entries; expected finite numbers.")
     return targets.double()
+
+
+def _normalised(probabilities: Tensor) -> Tensor:
+    """Rows of probabilities, exactly on the simplex."""
+    total = probabilities.sum(1)
+    if probabilities.shape[1] < 2 or bool((probabilities < 0).any()) or bool(((total - 1).abs() > _SIMPLEX).any()):
+        worst = int((total - 1).abs().argmax())
+        raise ValueError(
+            f"targets of shape {tuple(probabilities.shape)} hold {float(probabilities.min()):g} and a row of sum "
+            f"{float(total[worst]):g} (row {worst}); loss 'cross_entropy' expects labels [n], or probabilities [n, C] "
+            "with C > 1 that are not negative and sum to 1. Several labels per row are no such thing."
+        )
+    return probabilities / total[:, None]
 
 
 def check_weights(sample_weight: Tensor | None, rows: int, device: torch.device) -> Tensor:
@@ -171,7 +189,7 @@ def mean_loss(outputs: Tensor, targets: Tensor, *, loss: Loss, sample_weight: Te
 
     Args:
         outputs: ``[n, C]``, any float dtype.
-        targets: Integer labels ``[n]``, or floats ``[n, C]`` for squared. With one output, labels are 0 and 1.
+        targets: As for `encode_targets`. With one output, labels are 0 and 1.
         loss: ``"cross_entropy"``, ``"hinge"`` or ``"squared"``.
         sample_weight: ``[n]``, ones by default.
 

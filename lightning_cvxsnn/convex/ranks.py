@@ -235,7 +235,7 @@ def _agree(
     largest = None
     if rows:
         facts["dictionary's scale"] = shard.source.scale
-        if loss == "squared":
+        if shard.targets.ndim == 2:
             facts["targets' number of columns"] = shard.targets.shape[1]
         else:
             largest = int(shard.targets.max())
@@ -254,7 +254,7 @@ def _agree(
         raise ValueError(
             "dictionary has no rows on any rank (n = 0); expected at least one training row. Check the data loader."
         )
-    if num_outputs is None and loss == "squared":
+    if num_outputs is None and "targets' number of columns" in agreed:
         num_outputs = agreed["targets' number of columns"][1]
     elif num_outputs is None:
         labels = torch.tensor([max(label for _, _, label in told if label is not None)])

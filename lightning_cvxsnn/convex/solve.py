@@ -63,7 +63,8 @@ def solve(
 
     Args:
         dictionary: ``[n, P]`` tensor (bool, integer or float), or an object with ``to_dense(dtype)``.
-        targets: Integer labels ``[n]`` for cross-entropy and hinge, floats ``[n, C]`` for squared.
+        targets: Integer labels ``[n]`` for cross-entropy and hinge; for cross-entropy also probabilities ``[n, C]``,
+            C > 1 (soft or smoothed labels); floats ``[n, C]`` for squared.
         loss: ``"cross_entropy"``, ``"hinge"`` or ``"squared"``.
         rho: Penalty on each ``|W_jc|``, positive.
         fit_intercept: Whether to fit an unpenalised intercept ``b``.

@@ -15,7 +15,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
     On exit each submodule's mode, plain attributes (hence the ``v`` of
     non-spiking nodes and ``v_seq``), neuron memories and buffers are those of the entry, also after an exception.
-    Parameters are not touched in either direction, and random number generators are the caller's business.
+    Parameters are not touched in either direction, and random number generators are the caller's business. Compiled
+    modules run eagerly meanwhile: what they were compiled to would not call hooks that are registered now.
 
     ``functional.reset_net`` is never used: it resets every submodule that has a ``reset``, torchmetrics included.
 
@@ -30,7 +31,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
             for name, value in values.items():
                 if isinstance(value, torch.Tensor):  # reset() works in place; the user's tensor must not see it
                     setattr(memory_module, name, value.detach().clone())
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         for submodule, saved in attributes:
             vars(submodule).clear()

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-ReductionKind = Literal["last", "mean", "sum", "all", "none"]
+ReductionKind = Literal["last", "mean", "sum", "weighted", "all", "none"]
 Layout = Literal["calls", "steps", "flat", "static"]
 
 
@@ -15,17 +15,20 @@ class Reduction:
     """The map from what a linear readout receives in one forward pass to rows of the dictionary.
 
     Attributes:
-        kind: ``last`` step, ``mean`` or ``sum`` over time, ``all`` steps as rows, or ``none`` (no time axis).
+        kind: ``last`` step, ``mean`` or ``sum`` over time, a sum with fixed weights (``weighted``, such as a leaky
+            integrator's), ``all`` steps as rows, or ``none`` (no time axis).
         layout: How the readout is fed: ``calls`` (T calls of ``[N, P]``), ``steps`` (one ``[T, N, P]``), ``flat`` (one
             ``[T * N, P]``, time first) or ``static`` (one ``[N, P]``).
         steps: T, the number of time steps; 1 for ``static``.
         batch_first: For ``all``: whether the network's output is ``[N, T, C]`` rather than ``[T, N, C]``.
+        weights: For ``weighted``: the T weights.
     """
 
     kind: ReductionKind
     layout: Layout
     steps: int
     batch_first: bool = False
+    weights: tuple[float, ...] = ()
 
     def to_steps(self, inputs: list[Tensor]) -> Tensor:
         """Arrange the readout's recorded inputs as ``[T, N, P]``.
@@ -59,6 +62,8 @@ class Reduction:
             return steps.sum(0), 1.0 / self.steps
         if self.kind == "sum":
             return steps.sum(0), 1.0
+        if self.kind == "weighted":
+            return torch.tensordot(steps.new_tensor(self.weights), steps, 1), 1.0
         if self.kind == "all":
             return steps.transpose(0, 1).flatten(0, 1), 1.0
         return steps[0], 1.0
@@ -73,6 +78,8 @@ class Reduction:
         return self.steps if self.kind == "all" else 1
 
     @property
-    def bias_count(self) -> int:
+    def bias_count(self) -> float:
         """How many times the readout's bias enters one output: T where outputs are summed over time, else 1."""
+        if self.kind == "weighted":
+            return sum(self.weights)
         return self.steps if self.kind == "sum" else 1

@@ -5,7 +5,7 @@ al., "Sampling weights of deep neural networks" (NeurIPS 2023).
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, cast, get_args
 
@@ -57,7 +57,7 @@ class WitnessLayer:
 
     def spikes(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Spikes ``[T, N, M]`` of units with ``weight [M, F]`` and ``bias [M]``, with the neuron's own gradient."""
-        return _run(self.neuron, F.linear(inputs, weight, bias))
+        return run_neuron(self.neuron, F.linear(inputs, weight, bias))
 
     @torch.no_grad()
     def write(self, weight: Tensor, bias: Tensor) -> None:
@@ -74,7 +74,7 @@ class WitnessLayer:
             currents = F.linear(inputs, weight[part], bias[part])
             kind = self.reduction.kind
             if self.constants is None or currents.dtype != torch.float32 or kind not in get_args(PatternKind):
-                values, scale = self.reduction.sum_steps(_run(self.neuron, currents))
+                values, scale = self.reduction.sum_steps(run_neuron(self.neuron, currents))
                 blocks.append(SpikeDictionary.from_values(values, scale))
             else:
                 found = spike_patterns(self.constants, currents, cast(PatternKind, kind), self.backend)
@@ -87,7 +87,7 @@ class WitnessLayer:
         currents = F.linear(inputs, weight, bias)
 
         def rates(factors: Tensor) -> Tensor:
-            return _run(self.neuron, currents * factors).float().mean((0, 1))
+            return run_neuron(self.neuron, currents * factors).float().mean((0, 1))
 
         factors = factors_for(rates, len(weight), rate, weight.device)
         return weight * factors[:, None], bias * factors
@@ -100,7 +100,7 @@ def side_by_side(dictionaries: Sequence[SpikeDictionary]) -> SpikeDictionary:
     return SpikeDictionary(torch.cat([c.to(dtype) for c in counts], 1), dictionaries[0].scale)
 
 
-def _run(neuron: Any, currents: Tensor) -> Tensor:
+def run_neuron(neuron: Any, currents: Tensor) -> Tensor:
     """Spikes of ``currents [T, N, M]`` from a fresh state."""
     fresh_state(neuron)
     if getattr(neuron, "step_mode", "s") == "m":
@@ -140,7 +140,12 @@ def find_witness_layer(
     first = next(batches, None)
     if first is None:
         raise ValueError("The dataloader gave no rows; expected at least one batch to take witnesses from.")
-    activity = measure_activity(module, forward, [first])[-1]
+    activities = measure_activity(module, forward, [first])
+    if activities and activities[-1].affine_name and module.get_submodule(activities[-1].affine_name) is readout:
+        activities.pop()  # a spiking output layer
+    if not activities:
+        raise ValueError(f"No spiking layer feeds the readout, so there are no witnesses to choose. {_INSTEAD}")
+    activity = activities[-1]
     name, affine_name = activity.name, activity.affine_name
     affine, neuron = _check_layer(module, activity)
     with _Recorder(affine, neuron, readout) as recorder:
@@ -155,7 +160,7 @@ def find_witness_layer(
                 f"cannot be tried on recorded inputs. {_INSTEAD}"
             )
         values, scale = reduction.sum_steps(reduction.to_steps(probed.read))
-        own = _own_reduction(probed.sent, values * scale)
+        own = _own_reduction(probed.sent, values * scale, reduction)
         if own is None:
             raise ValueError(
                 f"What the readout receives is not the spikes of '{name}' reduced over time (other layers, pooling), "
@@ -291,11 +296,13 @@ def _stack(calls: list[Tensor]) -> Tensor:
     return torch.stack(calls) if alike and (len(calls) > 1 or calls[0].dim() == 2) else calls[0]
 
 
-def _own_reduction(sent: list[Tensor], rows: Tensor) -> Reduction | None:
-    """The reduction that makes ``rows`` of the neurons' spikes; None if there is none."""
+def _own_reduction(sent: list[Tensor], rows: Tensor, reduction: Reduction) -> Reduction | None:
+    """The reduction that makes ``rows``, which are the readout's, of the neurons' spikes; None if there is none."""
     spikes = _stack(sent)
-    for kind in _KINDS:
-        candidate = Reduction(kind, "steps", len(spikes))
+    candidates = [Reduction(kind, "steps", len(spikes)) for kind in _KINDS]
+    if reduction.kind == "weighted":
+        candidates = [replace(reduction, layout="steps")]
+    for candidate in candidates:
         values, scale = candidate.sum_steps(spikes)
         if values.shape == rows.shape and _close(values * scale, rows):
             return candidate

@@ -75,6 +75,7 @@ def reference_optimum(problem: dict[str, Any], rho: float, fit_intercept: bool) 
         data = cp.sum(cp.multiply(weight[:, None], cp.square(z - y))) / 2
     else:
         hot = (y[:, None] == np.arange(outputs)).astype(float) if outputs > 1 else y[:, None].astype(float)
+        hot = y if y.ndim == 2 else hot
         if problem["loss"] == "hinge":
             data = cp.sum(cp.multiply(weight[:, None], cp.pos(1 - cp.multiply(2 * hot - 1, z))))
         elif outputs == 1:
@@ -101,7 +102,7 @@ def dual_is_feasible(problem: dict[str, Any], point: Tensor, rho: float, fit_int
         return feasible and bool((point[weight[:, 0] == 0] == 0).all())
     y = problem["targets"]
     outputs = problem["num_outputs"]
-    hot = torch.nn.functional.one_hot(y, outputs).double() if outputs > 1 else y[:, None].double()
+    hot = torch.nn.functional.one_hot(y, outputs).double() if outputs > 1 and y.ndim == 1 else y.reshape(n, -1).double()
     if problem["loss"] == "hinge":
         alpha = (2 * hot - 1) * point
         return feasible and bool(((alpha >= 0) & (alpha <= weight * (1 + 1e-12))).all())

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programmes import LOSSES, dual_is_feasible, make, reference_optimum, residual_certificate_inputs, scale_of
+from torch import Tensor
 
 from lightning_cvxsnn.convex import certificate, mean_loss, rho_max, solve
 
@@ -49,6 +50,46 @@ def test_agrees_with_cvxpy(
         assert solution.dual == pytest.approx(optimum, abs=1e-7 * scale)
         assert -1e-9 * scale <= solution.gap <= 1e-7 * scale
         assert dual_is_feasible(problem, solution.dual_point, rho, fit_intercept)
+
+
+@pytest.mark.parametrize("kind", ["smoothed", "soft", "one class impossible", "the same everywhere"])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_probabilities_as_targets_agree_with_cvxpy(kind: str, fit_intercept: bool, weighted: bool) -> None:
+    problem = make(2, "cross_entropy", rows=30, columns=12, outputs=4, weighted=weighted)
+    soft = torch.rand(30, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    if kind == "smoothed":
+        soft = 0.9 * torch.nn.functional.one_hot(problem["targets"], 4).double() + 0.1 / 4
+    elif kind == "one class impossible":
+        soft[:, 2] = 0
+    elif kind == "the same everywhere":
+        soft[:] = soft[0]
+    problem["targets"] = soft / soft.sum(1, keepdim=True)
+    for rho in (0.03, 0.003):
+        solution = solve(**problem, rho=rho, fit_intercept=fit_intercept, gap_tolerance=1e-8)
+        optimum = reference_optimum(problem, rho, fit_intercept)
+        assert solution.converged
+        assert solution.primal == pytest.approx(optimum, abs=1e-7)
+        assert solution.dual == pytest.approx(optimum, abs=1e-7)
+        assert dual_is_feasible(problem, solution.dual_point, rho, fit_intercept)
+
+
+def test_probabilities_of_one_class_each_are_labels() -> None:
+    problem = make(3, "cross_entropy", rows=30, columns=12, outputs=3)
+    hard = solve(**problem, rho=0.01, fit_intercept=True)
+    problem["targets"] = torch.nn.functional.one_hot(problem["targets"], 3).float()
+    soft = solve(**problem, rho=0.01, fit_intercept=True)
+    assert torch.equal(soft.coef, hard.coef)
+    assert (soft.primal, soft.dual) == (hard.primal, hard.dual)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [torch.tensor([[0.5, 0.6]]), torch.tensor([[1.5, -0.5]]), torch.tensor([[1.0]]), torch.tensor([[1.0, 1.0]])],
+)
+def test_targets_that_are_no_probabilities(targets: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"expects labels \[n\], or probabilities \[n, C\]"):
+        solve(torch.eye(1), targets, loss="cross_entropy", rho=0.1, fit_intercept=True)
 
 
 @settings(max_examples=60, deadline=None)
