@@ -55,13 +55,19 @@ class ConvexReconstruction(Callback):
             that tell pairs of training points apart, by the best of many candidates, by column generation. New weights
             are rolled back where the held-out rows reject what comes of them.
         warm_start: Solve before the first epoch; once per run, not on resume, not under ``fast_dev_run``.
-        every_n_epochs: Solve after the last batch of every n-th epoch, before its validation. 0: never.
+        every_n_epochs: Solve after the last batch of every n-th epoch at the earliest, before its validation. 0: never.
         final_solve: Solve at the end of training, before the last validation where the last epoch is known, else in
             ``on_train_end``; then the network is also saved as ``convex-last.ckpt`` beside the user's checkpoints.
-        apply: ``"replace"``: write and train on; ``"auto"`` is that. ``"shadow"`` is refused in this version.
-        scale: Factor on the readout as written. ``"auto"``: 0.3 where training goes on (decisions stay, hidden layers
-            keep a gradient), 1 for the final solve and for ``squared``.
-        max_overhead: Refused in this version unless None.
+        apply: What to do with an accepted solution. ``"replace"``: write it and train on from it. ``"shadow"``: the
+            network holds it from the solve to the next training step, for validation and checkpoints, and after the
+            last step for good; then training goes on from its own weights and optimiser state, bit for bit. Hidden
+            weights that were repaired or replaced stay in any case. ``"auto"``: the warm start is trained on, all
+            later solutions are shadows.
+        scale: Factor on the readout as written. ``"auto"``: 0.3 where training goes on from it (decisions stay, hidden
+            layers keep a gradient), 1 elsewhere and for ``squared``.
+        max_overhead: Share of training work that periodic solves may take, counted in multiply-adds, so that runs
+            repeat exactly; they wait until it has accrued. The first, if there was no warm start, is tried at once.
+            None: no limit. Warm start and final solve are not charged.
         gap_tolerance: Certified duality gap to reach, relative to the objective of the best constant predictor.
         max_samples: Rows to use, a random subset fixed by ``seed``. None: all.
         backend: Engine of candidates' patterns (``pool``, ``priced``): ``"cupy"``, the kernels on a CUDA device;
@@ -93,7 +99,7 @@ class ConvexReconstruction(Callback):
         final_solve: bool = True,
         apply: Apply = "auto",
         scale: float | Literal["auto"] = "auto",
-        max_overhead: float | None = None,
+        max_overhead: float | None = 0.1,
         gap_tolerance: float = 1e-6,
         max_samples: int | None = None,
         backend: Backend = "auto",
@@ -165,16 +171,31 @@ class ConvexReconstruction(Callback):
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """The warm start: loaders, counters and optimisers are in place, nothing has trained yet."""
+        self._withdraw(pl_module)
         resumed = trainer.ckpt_path is not None
         if self.settings.warm_start and not self._warm_started and not resumed and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._solve(trainer, pl_module, "warm start", trainer.current_epoch)
         self._warm_started = True
 
     @override
+    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Training goes on from the weights that it left."""
+        self._withdraw(pl_module)
+
+    @override
+    def on_exception(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException
+    ) -> None:
+        """Whatever is raised, KeyboardInterrupt included, the network is left as it was trained."""
+        self._withdraw(pl_module)
+
+    @override
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
         """Our loss on the first batch after a solve, to be compared with what the module trains."""
+        self._withdraw(pl_module)
+        self._reconstructor.shadow = None  # of weights that are about to change
         readout = self._reconstructor.readout
         if not self._compared and readout is not None:
             precision = trainer.precision_plugin.forward_context
@@ -208,7 +229,7 @@ class ConvexReconstruction(Callback):
         last_epoch = trainer.max_epochs not in (None, -1) and finished >= trainer.max_epochs
         if settings.final_solve and (last_epoch or out_of_steps):
             self._solve(trainer, pl_module, "final solve", finished)
-        elif finished - self._solved_epoch >= settings.every_n_epochs:
+        elif finished - self._solved_epoch >= settings.every_n_epochs and self._reconstructor.budget.allows(finished):
             self._solve(trainer, pl_module, "periodic solve", finished)
 
     @override
@@ -216,6 +237,8 @@ class ConvexReconstruction(Callback):
         """The last solve where the last epoch was not known, saved beside the user's checkpoints."""
         if not self.settings.final_solve or trainer.fast_dev_run or self._finished_step == trainer.global_step:  # type: ignore[attr-defined]
             return
+        if self._reconstructor.shadow is not None:
+            return  # a periodic solve at this very step: the network holds what a last one would find
         report = self._solve(trainer, pl_module, "final solve", trainer.current_epoch)
         if report.accepted and not self.settings.dry_run:
             _save_beside_checkpoints(trainer)
@@ -231,6 +254,7 @@ class ConvexReconstruction(Callback):
             progress=partial(trainer_progress, trainer),
             epoch=epoch,
             step=trainer.global_step,
+            batches=int(trainer.num_training_batches),
         )
         with Ranks(alone=trainer.world_size == 1) as ranks:
             rows = TrainingRows(
@@ -242,6 +266,8 @@ class ConvexReconstruction(Callback):
                 ranks=ranks,
             )
             report = self._reconstructor.run(pl_module, rows, occasion, surroundings)
+        if self._reconstructor.shadow is not None:
+            self._reconstructor.shadow.enter(pl_module)
         self.reports.append(report)
         self._solved_epoch = epoch
         if occasion == "final solve":
@@ -250,6 +276,10 @@ class ConvexReconstruction(Callback):
             logger.log_metrics(report.metrics(), step=trainer.global_step)
         rank_zero_info(f"ConvexReconstruction {report}")
         return report
+
+    def _withdraw(self, pl_module: "pl.LightningModule") -> None:
+        if self._reconstructor.shadow is not None:
+            self._reconstructor.shadow.leave(pl_module)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 

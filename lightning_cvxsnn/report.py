@@ -32,6 +32,8 @@ class SolveReport:
         objective_after: Unpenalised loss on the held-out rows with the candidate, fitted on the other rows and scaled.
         seconds_patterns: Wall-clock seconds of the pattern passes.
         seconds_solve: Wall-clock seconds of the convex solves.
+        work: Multiply-adds of the pattern passes and convex solves, those in float64 counted twice.
+        overhead: Work of all periodic solves so far over that of training so far.
     """
 
     epoch: int
@@ -57,6 +59,8 @@ class SolveReport:
     objective_after: float
     seconds_patterns: float
     seconds_solve: float
+    work: float = 0.0
+    overhead: float = 0.0
 
     def metrics(self) -> dict[str, float]:
         """The numeric fields as ``convex/<field>``, for loggers."""
