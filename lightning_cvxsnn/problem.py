@@ -18,7 +18,8 @@ from lightning_cvxsnn.targets import row_targets, row_weights
 
 _HELD_OUT = 5  # one sample in five judges
 _PATH_ROWS = 2048  # of the others are fitted to choose a penalty,
-_PATH_TOLERANCE = 0.1  # to this relative gap: the loss that is compared hardly depends on either
+_PATH_TOLERANCE = 0.1  # to this relative gap: the loss that is compared hardly depends on either,
+_PATH_VALUES = 10  # at so many penalties
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ class Problem:
             held_out=few.held_out,
             num_outputs=self.num_outputs,
             sample_weight=few.weights,
+            num_values=_PATH_VALUES,
             gap_tolerance=_PATH_TOLERANCE,
         )
         return walk.rho, walk.solution
