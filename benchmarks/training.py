@@ -1,11 +1,11 @@
 """What to do with solutions: policies of the callback against surrogate gradients (SG), epoch- and time-matched.
 
-Every run is one process with one thread; time is CPU time since before calibration or the fit, less that of evaluation.
-Accuracies are those of the weights a checkpoint would hold after an epoch, over validation and test rows together: no
-run looks at them. Runs are kept in results/training.json and not repeated: delete the file to begin anew. Prints, as
-means over seeds: accuracy after some epochs; accuracy at the CPU time at which SG from calibrated weights finished those
-epochs; the area under accuracy over that time; CPU time to 95 % of that SG's final accuracy; CPU time of the warm start,
-and work and CPU time of the periodic solves over those of training.
+Every run has one process and one thread; time is CPU time since before calibration or the fit, less that of
+evaluation. Accuracies are those of the weights a checkpoint would hold after an epoch, over validation and test rows
+together: no run looks at them. Runs are kept in results/training.json and not repeated: delete the file to begin anew.
+Prints, as means over seeds: accuracy before training, after some epochs (ep), and at the CPU time at which SG from
+calibrated weights finished those epochs (t); the mean accuracy over that time (area); CPU seconds to 95 % of that SG's
+final accuracy, in all, and of the warm start; periodic solves over training, in work as counted and in CPU time.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """What solves may cost: their work against that of training, counted so that runs repeat exactly on any machine.
 
-The unit is a multiply-add of float32 numbers in a matrix product or convolution; one of float64 numbers, as in the convex
-solver, counts two. A training step counts as three forward passes: one forward, two for its gradients.
+The unit is a multiply-add of float32 numbers in a matrix product or convolution; one of float64 numbers, as in the
+convex solver, counts two. A training step counts as three forward passes: one forward, two for its gradients.
 """
 
 from collections.abc import Callable, Iterator

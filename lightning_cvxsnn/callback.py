@@ -183,9 +183,7 @@ class ConvexReconstruction(Callback):
         self._withdraw(pl_module)
 
     @override
-    def on_exception(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         """Whatever is raised, KeyboardInterrupt included, the network is left as it was trained."""
         self._withdraw(pl_module)
 

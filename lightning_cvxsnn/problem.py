@@ -94,7 +94,7 @@ class Problem:
         return rho_max(dictionary, targets, **self.options, num_outputs=self.num_outputs, sample_weight=weights)
 
     def choose_rho(self) -> tuple[float, Solution]:
-        """The penalty that the held-out rows prefer after a look at some of the others, and the path's solution there."""
+        """The penalty that the held-out rows prefer where some of the rest are fitted, and the solution there."""
         fitted = (~self.held_out).nonzero()[:, 0]
         order = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(0))
         rows = self.held_out.clone()

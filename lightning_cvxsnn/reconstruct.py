@@ -278,7 +278,7 @@ class Reconstructor:
 
     @staticmethod
     def _take_out(module: nn.Module, readout: Readout, transaction: Transaction, statistics: list[Tensor]) -> Shadow:
-        """Take what the solve wrote out of the network again: the readout, and statistics of hidden weights as found."""
+        """Take out again what the solve wrote: the readout and, of hidden weights as found, the statistics."""
         written: list[Tensor] = list(readout.parameters)
         if all(any(p is own for own in readout.parameters) for p in transaction.changed()):
             written += statistics

@@ -72,8 +72,8 @@ class Settings:
             )
         if self.max_overhead is not None and not (_is_number(self.max_overhead) and self.max_overhead > 0):
             raise MisconfigurationException(
-                f"Invalid value max_overhead={self.max_overhead!r}. Expected a positive share of training work, such as "
-                "0.1, or None for no limit; every_n_epochs=0 switches periodic solves off."
+                f"Invalid value max_overhead={self.max_overhead!r}. Expected a positive share of training work, such "
+                "as 0.1, or None for no limit; every_n_epochs=0 switches periodic solves off."
             )
         if self.readout is not None and not isinstance(self.readout, str):
             raise MisconfigurationException(

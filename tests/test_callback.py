@@ -244,9 +244,7 @@ def test_optimizer_history_of_the_written_readout_is_dropped():
             seen.append(accepted)
 
     seen = []
-    callback = ConvexReconstruction(
-        beta=0.02, scale=1.0, warm_start=False, apply="replace", max_overhead=None
-    )
+    callback = ConvexReconstruction(beta=0.02, scale=1.0, warm_start=False, apply="replace", max_overhead=None)
     fitted([callback, Check()], Net(lr=1e-4), max_epochs=2)
     assert any(seen)
 

@@ -97,13 +97,11 @@ def test_training_is_bit_for_bit_that_without_the_callback(kind):
     plain, ours = Eyes(), Eyes()
     _, reference = fit(plain, kind=kind)
     callback = ConvexReconstruction(**ARGUMENTS)
-    net, run = fit(callback, ours, kind=kind)
+    _, run = fit(callback, ours, kind=kind)
     assert sum(report.accepted for report in callback.reports) >= 3
     for theirs, own in zip(plain.of("step"), ours.of("step"), strict=True):
         assert not differ(theirs, own)
-    torch.testing.assert_close(
-        run.optimizers[0].state_dict(), reference.optimizers[0].state_dict(), rtol=0, atol=0
-    )
+    torch.testing.assert_close(run.optimizers[0].state_dict(), reference.optimizers[0].state_dict(), rtol=0, atol=0)
     for report, theirs, own in zip(callback.reports[1:], plain.of("validation"), ours.of("validation"), strict=True):
         assert differ(theirs, own) <= READOUT | STATISTICS
         assert bool(differ(theirs, own) & READOUT) == report.accepted
@@ -146,8 +144,8 @@ def test_a_better_score_is_validated_than_that_of_the_weights_trained():
 
 def test_a_rejected_solution_is_not_swapped_in():
     callback, eyes, plain = ConvexReconstruction(apply="shadow", beta=10.0, max_overhead=None), Eyes(), Eyes()
-    net, _ = fit(callback, eyes, lr=0.05)
-    reference, _ = fit(plain, lr=0.05)
+    fit(callback, eyes, lr=0.05)
+    fit(plain, lr=0.05)
     rejected = [not report.accepted for report in callback.reports[1:]]
     assert any(rejected)
     for no, theirs, own in zip(rejected, plain.of("validation"), eyes.of("validation"), strict=True):
