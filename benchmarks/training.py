@@ -180,29 +180,26 @@ def at_time(points: list[list[float]], epoch: int) -> float:
     return next(seconds for e, seconds, _ in points if e == epoch)
 
 
-def table_of(task: str, runs: list[dict[str, Any]]) -> Table | None:
-    """Means over the seeds that both a policy and SG from calibrated weights have."""
+def table_rows(task: str, runs: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Names of the figures, and for each policy its name, the number of seeds and their means.
+
+    Only seeds that SG from calibrated weights has too are counted.
+    """
     reference = {run["seed"]: run for run in runs if run["task"] == task and run["policy"] == CALIBRATED}
+    names: list[str] = []
     rows = []
     for policy in POLICIES:
         own = [r for r in runs if r["task"] == task and r["policy"] == policy and r["seed"] in reference]
-        if own:
-            rows.append((policy, len(own), [figures(run, reference[run["seed"]]) for run in own]))
-    if not rows:
-        return None
-    table = Table(title=f"{task}: means over seeds")
-    names = list(rows[0][2][0])
-    for column in ("policy", "seeds", *names):
-        table.add_column(column, no_wrap=True)
-    for policy, seeds, found in rows:
-        cells = []
-        for name in names:
-            values = [f.get(name) for f in found]
-            known = [v for v in values if v is not None]
-            digits = 2 if name in ("work", "time") else 1
-            cells.append(f"{mean(known):.{digits}f}" if len(known) == len(values) else "-")
-        table.add_row(policy, str(seeds), *cells)
-    return table
+        found = [figures(run, reference[run["seed"]]) for run in own]
+        if found:
+            names = list(found[0])
+            rows.append([policy, str(len(own)), *(_mean([f[name] for f in found], name) for name in names)])
+    return names, rows
+
+
+def _mean(values: list[float | None], name: str) -> str:
+    known = [value for value in values if value is not None]
+    return f"{mean(known):.{2 if name in ('work', 'time') else 1}f}" if len(known) == len(values) else "-"
 
 
 def main() -> None:
@@ -227,7 +224,11 @@ def main() -> None:
                     runs.append(train(task, policy, seed, options))
                     write("training", runs, folder=options.output)
     for task in TASKS:
-        if (table := table_of(task, runs)) is not None:
+        names, rows = table_rows(task, runs)
+        table = Table("policy", "seeds", *names, title=f"{task}: means over seeds")
+        for cells in rows:
+            table.add_row(*cells)
+        if rows:
             Console(width=220).print(table)
 
 
