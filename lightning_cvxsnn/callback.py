@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -131,7 +132,7 @@ class ConvexReconstruction(Callback):
         self._reconstructor = Reconstructor(self.settings)
         self._warm_started = False
         self._solved_epoch = 0  # epochs that were finished at the last solve on schedule
-        self._finished_step = -1  # global step of the final solve
+        self._finished_step = -1  # global step of the last solve that a final one could not better
         self._compared = False
         self._batch_loss: float | None = None
 
@@ -184,8 +185,9 @@ class ConvexReconstruction(Callback):
 
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
-        """Whatever is raised, KeyboardInterrupt included, the network is left as it was trained."""
-        self._withdraw(pl_module)
+        """Whatever interrupts training, KeyboardInterrupt included, the network is left as it was trained."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._withdraw(pl_module)
 
     @override
     def on_train_batch_start(
@@ -235,8 +237,6 @@ class ConvexReconstruction(Callback):
         """The last solve where the last epoch was not known, saved beside the user's checkpoints."""
         if not self.settings.final_solve or trainer.fast_dev_run or self._finished_step == trainer.global_step:  # type: ignore[attr-defined]
             return
-        if self._reconstructor.shadow is not None:
-            return  # a periodic solve at this very step: the network holds what a last one would find
         report = self._solve(trainer, pl_module, "final solve", trainer.current_epoch)
         if report.accepted and not self.settings.dry_run:
             _save_beside_checkpoints(trainer)
@@ -246,14 +246,6 @@ class ConvexReconstruction(Callback):
     def _solve(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
     ) -> SolveReport:
-        surroundings = Surroundings(
-            optimizers=trainer.optimizers,
-            precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
-            progress=partial(trainer_progress, trainer),
-            epoch=epoch,
-            step=trainer.global_step,
-            batches=int(trainer.num_training_batches),
-        )
         with Ranks(alone=trainer.world_size == 1) as ranks:
             rows = TrainingRows(
                 pl_module,
@@ -263,12 +255,20 @@ class ConvexReconstruction(Callback):
                 seed=self.settings.seed,
                 ranks=ranks,
             )
+            surroundings = Surroundings(
+                optimizers=trainer.optimizers,
+                precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
+                progress=partial(trainer_progress, trainer),
+                epoch=epoch,
+                step=trainer.global_step,
+                batches=int(trainer.num_training_batches),
+            )
             report = self._reconstructor.run(pl_module, rows, occasion, surroundings)
         if self._reconstructor.shadow is not None:
             self._reconstructor.shadow.enter(pl_module)
         self.reports.append(report)
         self._solved_epoch = epoch
-        if occasion == "final solve":
+        if occasion == "final solve" or self.settings.apply != "replace":  # a shadow is what a last solve would find
             self._finished_step = trainer.global_step
         for logger in trainer.loggers:
             logger.log_metrics(report.metrics(), step=trainer.global_step)

@@ -116,15 +116,8 @@ def main(folder):
     results = {}
     logger = CSVLogger(folder, name="", version="log")
     saves = ModelCheckpoint(dirpath=folder / "saves")
-    results["fit"] = fit(
-        ConvexReconstruction(max_overhead=None),
-        network(),
-        data(),
-        saves,
-        logger=logger,
-        log_every_n_steps=1,
-        checkpoint=True,
-    )
+    every = ConvexReconstruction(max_overhead=None)
+    results["fit"] = fit(every, network(), data(), saves, logger=logger, log_every_n_steps=1, checkpoint=True)
     rank = dist.get_rank()
     results["fit alone"] = alone(network())
     shadow = ConvexReconstruction(beta=0.02, apply="shadow", max_overhead=2.0)

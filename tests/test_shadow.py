@@ -233,13 +233,15 @@ def test_a_checkpoint_written_on_an_exception_resumes_from_trained_weights(tmp_p
     assert not differ(saved, plain.of("validation")[0])
 
 
-class Crash(pl.Callback):
-    def __init__(self, epoch, batch):
-        self.at = epoch, batch
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if (trainer.current_epoch, batch_idx) == self.at:
-            raise RuntimeError("power cut")
+def test_an_exception_after_training_leaves_the_solution():
+    callback = ConvexReconstruction(**ARGUMENTS)
+    net, run = fit(callback, max_epochs=1)
+    assert callback.reports[-1].accepted
+    solved = state(net)
+    net.__class__ = Fails
+    with pytest.raises(RuntimeError, match="in validation"):
+        run.validate(net, loader(seed=1), verbose=False)
+    assert_same_state(net, solved)
 
 
 class SavesByHand(pl.Callback):
