@@ -60,7 +60,8 @@ def test_the_warm_start_is_that_of_one_process(outcomes, case):
         together, one = outcomes[rank][case], outcomes[rank][f"{case} alone"]
         assert same(together["warm start"], one["after"])
         ours, theirs = (timeless(report) for report in (together["reports"][0], one["report"]))
-        assert ours | {"reason": ""} == theirs | {"reason": ""}
+        own = {"reason": "", "work": 0}  # passes over the rows are shared out
+        assert ours | own == theirs | own
 
 
 @pytest.mark.parametrize("case", ["dictionary", "fewer batches than processes", "a list of batches"])
