@@ -5,7 +5,8 @@ evaluation. Accuracies are those of the weights a checkpoint would hold after an
 together: no run looks at them. Runs are kept in results/training.json and not repeated: delete the file to begin anew.
 Prints, as means over seeds: accuracy before training, after some epochs (ep), and at the CPU time at which SG from
 calibrated weights finished those epochs (t); the mean accuracy over that time (area); CPU seconds to 95 % of that SG's
-final accuracy, in all, and of the warm start; periodic solves over training, in work as counted and in CPU time.
+final accuracy, in all, and of the warm start; solves; what the periodic ones took of training's work (overhead); and
+how much CPU time a unit of the solves' work takes compared with a unit of training's (pace): 1 if counting is fair.
 """
 
 import argparse
@@ -121,21 +122,21 @@ def train(task: str, policy: str, seed: int, options: argparse.Namespace) -> dic
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         ).fit(net, loader)  # fmt: skip
     reports = [report.state() for callback in ours for report in callback.reports]
-    for report, seconds in zip(reports, solving, strict=True):
-        report["cpu_seconds"] = seconds
+    for report, (seconds, epoch) in zip(reports, solving, strict=True):
+        report |= {"cpu_seconds": seconds, "epoch_work": epoch}
     return {"task": task, "policy": policy, "seed": seed, "points": curve.points, "reports": reports}
 
 
 @contextmanager
-def timed_solves() -> Iterator[list[float]]:
-    """CPU seconds of each solve in this context."""
-    seconds: list[float] = []
+def timed_solves() -> Iterator[list[tuple[float, float]]]:
+    """CPU seconds of each solve in this context, and the work of an epoch that it is held against."""
+    seconds: list[tuple[float, float]] = []
     run = Reconstructor.run
 
-    def timed(*arguments: Any) -> Any:
+    def timed(reconstructor: Reconstructor, *arguments: Any) -> Any:
         started = time.process_time()
-        report = run(*arguments)
-        seconds.append(time.process_time() - started)
+        report = run(reconstructor, *arguments)
+        seconds.append((time.process_time() - started, reconstructor.budget.epoch))
         return report
 
     with mock.patch.object(Reconstructor, "run", timed):
@@ -165,13 +166,16 @@ def figures(run: dict[str, Any], reference: dict[str, Any]) -> dict[str, float |
     grid = [end * (k + 0.5) / 200 for k in range(200)]
     shown["area"] = mean(at([*points, [0, 1e9, points[-1][2]]], when, 1) or 0.0 for when in grid)
     shown["to 95 %"] = next((when for when in grid if (at(points, when, 1) or 0.0) >= goal), None)
-    periodic = [r for r in run["reports"] if r["reason"].startswith("periodic")]
     warm = [r["cpu_seconds"] for r in run["reports"] if r["reason"].startswith("warm")]
     solving = sum(r["cpu_seconds"] for r in run["reports"])
     shown["CPU s"] = points[-1][1]
     shown["warm start"] = sum(warm)
-    shown["work"] = run["reports"][-1]["overhead"] if run["reports"] else 0.0
-    shown["time"] = sum(r["cpu_seconds"] for r in periodic) / (points[-1][1] - solving)
+    shown["solves"] = float(len(run["reports"]))
+    shown["overhead"] = run["reports"][-1]["overhead"] if run["reports"] else 0.0
+    shown["pace"] = None
+    if run["reports"]:
+        work = sum(r["work"] for r in run["reports"]) / run["reports"][0]["epoch_work"]
+        shown["pace"] = (solving / work) / ((points[-1][1] - solving) / points[-1][0])
     return shown
 
 
@@ -199,7 +203,7 @@ def table_rows(task: str, runs: list[dict[str, Any]]) -> tuple[list[str], list[l
 
 def _mean(values: list[float | None], name: str) -> str:
     known = [value for value in values if value is not None]
-    return f"{mean(known):.{2 if name in ('work', 'time') else 1}f}" if len(known) == len(values) else "-"
+    return f"{mean(known):.{2 if name in ('overhead', 'pace') else 1}f}" if len(known) == len(values) else "-"
 
 
 def main() -> None:
