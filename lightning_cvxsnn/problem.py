@@ -123,6 +123,8 @@ class Problem:
             num_values=_PATH_VALUES,
             gap_tolerance=_PATH_TOLERANCE,
         )
+        if walk.edge == "smallest":
+            return walk  # better ones lie beyond
         losses = walk.held_out_losses
         limit = losses[walk.best] + _PATH_LOSS * (losses[0] - losses[walk.best])
         return replace(walk, best=next(k for k, loss in enumerate(losses) if loss <= limit))
