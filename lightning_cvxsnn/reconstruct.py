@@ -137,6 +137,7 @@ class Reconstructor:
         self, module: nn.Module, rows: TrainingRows, surroundings: Surroundings, tolerance: float
     ) -> tuple[Readout, Meter]:
         """The readout, proved, and what a forward pass costs: the first time, then as remembered."""
+        _check_finite(module)
         if self.readout is None or self._meter is None:
             first = next(iter(rows), None)
             if first is None:
@@ -392,6 +393,16 @@ def _synchronise(module: nn.Module, norms: list[Any], ranks: Ranks) -> None:
         with torch.no_grad():
             for tensor in (*module.parameters(), *(b for norm in norms for b in norm.buffers())):
                 tensor.copy_(ranks.broadcast(tensor))
+
+
+def _check_finite(module: nn.Module) -> None:
+    broken = [name for name, parameter in module.named_parameters() if not bool(parameter.isfinite().all())]
+    if broken:
+        raise ValueError(
+            f"The parameters {broken} hold NaN or infinite values before the solve: training has diverged, nothing was "
+            "written. Lower the learning rate, clip gradients, or train in a wider precision (float16 needs "
+            "'16-mixed', not '16-true')."
+        )
 
 
 def _dead_network(module: nn.Module, readout: Readout, rows: TrainingRows) -> str:
