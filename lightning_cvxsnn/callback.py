@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, Checkpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -61,14 +62,20 @@ class ConvexReconstruction(Callback):
             that tell pairs of training points apart, by the best of many candidates, by column generation. New weights
             are rolled back where the held-out rows reject what comes of them.
         warm_start: Solve before the first epoch; once per run, not on resume, not under ``fast_dev_run``.
-        every_n_epochs: Solve after the last batch of every n-th epoch, before its validation. 0: never.
+        every_n_epochs: Solve after the last batch of every n-th epoch at the earliest, before its validation. 0: never.
         final_solve: Solve at the end of training, before the last validation where the last epoch is known, else in
             ``on_train_end``; then the network is also saved as ``convex-last.ckpt`` beside the user's checkpoints.
-        apply: ``"replace"``: write and train on; ``"auto"`` is that. ``"shadow"`` is refused in this version.
-        scale: Factor on the readout as written. ``"auto"``: 0.3 where training goes on (decisions stay, hidden layers
-            keep a gradient), 1 for the final solve and for ``squared``; before a spiking output layer the factor at
-            which its firing rates decide best on the held-out rows.
-        max_overhead: Refused in this version unless None.
+        apply: What to do with an accepted solution. ``"replace"``: write it and train on from it. ``"shadow"``: the
+            network holds it from the solve to the next training step, for validation and checkpoints, and after the
+            last step for good; then training goes on from its own weights and optimiser state, bit for bit. Hidden
+            weights that were repaired or replaced stay in any case. ``"auto"``: the warm start is trained on, all
+            later solutions are shadows.
+        scale: Factor on the readout as written. ``"auto"``: 0.3 where training goes on from it (decisions stay, hidden
+            layers keep a gradient), 1 elsewhere and for ``squared``; before a spiking output layer the factor at which
+            its firing rates decide best on the held-out rows.
+        max_overhead: Share of training work that periodic solves may take, counted in multiply-adds, so that runs
+            repeat exactly; they wait until it has accrued. The first, if there was no warm start, is tried at once.
+            None: no limit. Warm start and final solve are not charged.
         gap_tolerance: Certified duality gap to reach, relative to the objective of the best constant predictor.
         max_samples: Rows to use, a random subset fixed by ``seed``, stratified where the dataset tells class labels
             without loading its rows; of an ``IterableDataset``, which needs it, the first batches. None: all.
@@ -101,7 +108,7 @@ class ConvexReconstruction(Callback):
         final_solve: bool = True,
         apply: Apply = "auto",
         scale: float | Literal["auto"] = "auto",
-        max_overhead: float | None = None,
+        max_overhead: float | None = 0.1,
         gap_tolerance: float = 1e-6,
         max_samples: int | None = None,
         backend: Backend = "auto",
@@ -133,7 +140,7 @@ class ConvexReconstruction(Callback):
         self._reconstructor = Reconstructor(self.settings)
         self._warm_started = False
         self._solved_epoch = 0  # epochs that were finished at the last solve on schedule
-        self._finished_step = -1  # global step of the final solve
+        self._finished_step = -1  # global step of the last solve that a final one could not better
         self._compared = False
         self._batch_loss: float | None = None
 
@@ -178,6 +185,7 @@ class ConvexReconstruction(Callback):
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """The warm start: loaders, counters and optimisers are in place, nothing has trained yet."""
+        self._withdraw(pl_module)
         # The LR and batch-size finders set ``ckpt_path`` too, and go back to step 0.
         resumed = trainer.ckpt_path is not None and trainer.global_step > 0
         if self.settings.warm_start and not self._warm_started and not resumed and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -185,10 +193,17 @@ class ConvexReconstruction(Callback):
         self._warm_started = True
 
     @override
+    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Training goes on from the weights that it left."""
+        self._withdraw(pl_module)
+
+    @override
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
         """Our loss on the first batch after a solve, to be compared with what the module trains."""
+        self._withdraw(pl_module)
+        self._reconstructor.shadow = None  # of weights that are about to change
         readout = self._reconstructor.readout
         if not self._compared and readout is not None:
             precision = trainer.precision_plugin.forward_context
@@ -224,7 +239,7 @@ class ConvexReconstruction(Callback):
         if settings.final_solve and (last_epoch or out_of_steps):
             if not _averages(trainer):
                 self._solve(trainer, pl_module, "final solve", finished)
-        elif finished - self._solved_epoch >= settings.every_n_epochs:
+        elif finished - self._solved_epoch >= settings.every_n_epochs and self._reconstructor.budget.allows(finished):
             self._solve(trainer, pl_module, "periodic solve", finished)
 
     @override
@@ -249,8 +264,10 @@ class ConvexReconstruction(Callback):
 
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
-        """After an exception there is no ``teardown``."""
-        release_graphs(pl_module)
+        """Whatever interrupts training, KeyboardInterrupt included, the network is left as it was trained."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._withdraw(pl_module)
+        release_graphs(pl_module)  # there is no ``teardown`` after an exception
 
     def plot(self) -> "Figure":
         """Draw the solves: objective and bound, units, held-out loss and accuracy; see `plots.solves`.
@@ -266,13 +283,6 @@ class ConvexReconstruction(Callback):
     def _solve(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
     ) -> SolveReport:
-        surroundings = Surroundings(
-            optimizers=trainer.optimizers,
-            precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
-            progress=partial(trainer_progress, trainer),
-            epoch=epoch,
-            step=trainer.global_step,
-        )
         with Ranks(alone=trainer.world_size == 1) as ranks:
             rows = TrainingRows(
                 pl_module,
@@ -282,16 +292,30 @@ class ConvexReconstruction(Callback):
                 seed=self.settings.seed,
                 ranks=ranks,
             )
+            surroundings = Surroundings(
+                optimizers=trainer.optimizers,
+                precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
+                progress=partial(trainer_progress, trainer),
+                epoch=epoch,
+                step=trainer.global_step,
+                batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
+            )
             report = self._reconstructor.run(pl_module, rows, occasion, surroundings)
+        if self._reconstructor.shadow is not None:
+            self._reconstructor.shadow.enter(pl_module)
         self.reports.append(report)
         self._solved_epoch = epoch
-        if occasion == "final solve":
+        if occasion == "final solve" or self.settings.apply != "replace":  # a shadow is what a last solve would find
             self._finished_step = trainer.global_step
         for logger in trainer.loggers:
             logger.log_metrics(report.metrics(), step=trainer.global_step)
         rank_zero_info(f"ConvexReconstruction {report}")
         advise(self.reports)
         return report
+
+    def _withdraw(self, pl_module: "pl.LightningModule") -> None:
+        if self._reconstructor.shadow is not None:
+            self._reconstructor.shadow.leave(pl_module)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 

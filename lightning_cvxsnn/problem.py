@@ -20,6 +20,10 @@ from lightning_cvxsnn.surroundings import Progress
 from lightning_cvxsnn.targets import row_targets, row_weights
 
 _HELD_OUT = 5  # one sample in five judges
+_PATH_ROWS = 2048  # of the others are fitted to choose a penalty,
+_PATH_TOLERANCE = 0.1  # to this relative gap: the loss that is compared hardly depends on either,
+_PATH_VALUES = 10  # at so many penalties;
+_PATH_LOSS = 0.02  # of what the best of them gains may be lost to a larger one
 
 
 @dataclass(frozen=True)
@@ -107,15 +111,30 @@ class Problem:
         return rho_max(dictionary, targets, **self.options, num_outputs=self.num_outputs, sample_weight=weights)
 
     def choose_rho(self) -> Path:
-        """The path of penalties, of which the held-out rows prefer one."""
-        return path(
-            self.dictionary,
-            self.targets,
+        """The path of penalties over some of the rows; its best is the largest that is nearly as good as the best.
+
+        A larger penalty is cheaper, now and in every later solve.
+        """
+        fitted = (~self.held_out).nonzero()[:, 0]
+        order = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(0))
+        rows = self.held_out.clone()
+        rows[fitted[order[:_PATH_ROWS]]] = True
+        few = self.at(rows)
+        walk = path(
+            few.dictionary,
+            few.targets,
             **self.options,
-            held_out=self.held_out,
+            held_out=few.held_out,
             num_outputs=self.num_outputs,
-            sample_weight=self.weights,
+            sample_weight=few.weights,
+            num_values=_PATH_VALUES,
+            gap_tolerance=_PATH_TOLERANCE,
         )
+        if walk.edge == "smallest":
+            return walk  # better ones lie beyond
+        losses = walk.held_out_losses
+        limit = losses[walk.best] + _PATH_LOSS * (losses[0] - losses[walk.best])
+        return replace(walk, best=next(k for k, loss in enumerate(losses) if loss <= limit))
 
     def at(self, rows: Tensor) -> "Problem":
         """The programme over some of its rows, a bool mask ``[n]``; rows that judge still do."""

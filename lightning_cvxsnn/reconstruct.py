@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_cvxsnn.advice import advise
 from lightning_cvxsnn.batches import TrainingRows, rows_of
+from lightning_cvxsnn.budget import Budget, Meter, measure
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.convex.ranks import Ranks, checksum
 from lightning_cvxsnn.hidden import CALIBRATION_ROWS, bring_to_life, describe_repairs, estimate_norms, replace_witnesses
@@ -30,9 +32,10 @@ from lightning_cvxsnn.problem import Problem, capture_problem
 from lightning_cvxsnn.readout import Readout, find_readout, forward_of
 from lightning_cvxsnn.report import SolveReport
 from lightning_cvxsnn.settings import Settings
+from lightning_cvxsnn.shadow import Shadow
 from lightning_cvxsnn.spiking_output import SCALES, Judgement, judge
 from lightning_cvxsnn.surroundings import Surroundings
-from lightning_cvxsnn.transaction import all_or_nothing
+from lightning_cvxsnn.transaction import Transaction, all_or_nothing
 
 Occasion = Literal["warm start", "periodic solve", "final solve", "single solve"]
 
@@ -51,6 +54,8 @@ class Reconstructor:
         beta: Regularisation in use; None until ``beta="auto"`` has chosen.
         last: Coefficients and intercept of the last solution, the starting point of the next solve.
         readout: The proved readout; None before the first solve.
+        shadow: The accepted solution that is not to be trained on, with what it stands in for; None: there is none.
+        budget: What the periodic solves have cost and may cost.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -58,17 +63,23 @@ class Reconstructor:
         self.beta: float | None = None if settings.beta == "auto" else float(settings.beta)
         self.last: Solution | None = None
         self.readout: Readout | None = None
+        self.shadow: Shadow | None = None
+        self.budget = Budget(settings.max_overhead)
+        self._meter: Meter | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors that make the next solve the same after a resume."""
         last = {} if self.last is None else {"coef": self.last.coef, "intercept": self.last.intercept}
-        return {"beta": self.beta, **last}
+        shadow = {} if self.shadow is None else {"shadow": self.shadow.state_dict()}
+        return {"beta": self.beta, "budget": self.budget.state_dict(), **last, **shadow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave."""
         self.beta = state["beta"]
         if "coef" in state:
             self.last = _starting_point(state["coef"], state["intercept"])
+        self.budget = Budget(self.settings.max_overhead, **state["budget"])
+        self.shadow = Shadow(**state["shadow"]) if "shadow" in state else None
 
     def run(
         self, module: nn.Module, rows: TrainingRows, occasion: Occasion, surroundings: Surroundings | None = None
@@ -80,12 +91,13 @@ class Reconstructor:
         Args:
             module: The LightningModule, with the same parameters in all processes.
             rows: Its training rows.
-            occasion: Why now. Only a warm start and a single solve may replace or calibrate hidden weights; after a
-                final or single solve nothing trains on, so the readout is written at full scale.
+            occasion: Why now. Only a warm start and a single solve may replace or calibrate hidden weights. Where
+                nothing trains on from the readout it has full scale.
             surroundings: The Trainer's part.
 
         Returns:
-            The report. Whatever is raised, parameters, buffers and optimiser states are as before.
+            The report. The solution is in the network or, if it is not to be trained on, in `shadow`. Whatever is
+            raised, parameters, buffers and optimiser states are as before.
 
         Raises:
             MisconfigurationException: If the network, the data or a setting does not allow it.
@@ -93,11 +105,16 @@ class Reconstructor:
             RuntimeError: If another process fails, or the parameters are not the same in all of them afterwards.
         """
         surroundings = surroundings or Surroundings()
+        tolerance = _TOLERANCE if surroundings.precision is None else _LOW_PRECISION_TOLERANCE
         norms = adapting_batch_norms(module)
+        if self.shadow is not None:
+            self.shadow.leave(module)
         with isolate_rng(), all_or_nothing(module, surroundings.optimizers) as transaction:
             with (surroundings.precision or nullcontext)(), undisturbed(module):
                 module.eval()
-                report, layers = self._act(module, rows, occasion, surroundings, norms)
+                readout, meter = self._find(module, rows, surroundings, tolerance)
+                with meter.counting(readout.module) as work:
+                    report, layers = self._act(module, rows, readout, occasion, surroundings, norms, tolerance)
                 statistics = [(b, b.clone()) for norm in norms for b in norm.buffers()]
             if self.settings.dry_run:
                 transaction.roll_back()
@@ -105,30 +122,48 @@ class Reconstructor:
                 with torch.no_grad():
                     for buffer, value in statistics:
                         buffer.copy_(value)
-            transaction.forget_history(transaction.changed())
-            if len(set(rows.ranks.exchange(checksum(*module.parameters())))) > 1:
+            told = rows.ranks.exchange((checksum(*module.parameters()), work()))
+            if len({bits for bits, _ in told}) > 1:
                 raise RuntimeError(
                     "The processes hold different parameters after a reconstruction, so nothing was written. Expected "
                     "the same bits in all; do they write to the network on their own?"
                 )
-        return report
+            self.shadow = None
+            if report.accepted and not self.settings.dry_run and self._shadows(occasion):
+                self.shadow = self._take_out(module, readout, transaction, [b for b, _ in statistics])
+            transaction.forget_history(transaction.changed())
+        self.budget.charge(told[0][1], periodic=occasion == "periodic solve")
+        return replace(report, work=told[0][1], overhead=self.budget.overhead(surroundings.epoch))
 
-    def _act(
-        self, module: nn.Module, rows: TrainingRows, occasion: Occasion, surroundings: Surroundings, norms: list[Any]
-    ) -> tuple[SolveReport, list[CalibratedLayer]]:
-        started = time.perf_counter()
-        tolerance = _TOLERANCE if surroundings.precision is None else _LOW_PRECISION_TOLERANCE
+    def _find(
+        self, module: nn.Module, rows: TrainingRows, surroundings: Surroundings, tolerance: float
+    ) -> tuple[Readout, Meter]:
+        """The readout, proved, and what a forward pass costs: the first time, then as remembered."""
         _check_finite(module)
-        if self.readout is None:
+        if self.readout is None or self._meter is None:
             first = next(iter(rows), None)
             if first is None:
                 raise MisconfigurationException("The training dataloader is empty. Expected at least one batch.")
             self.readout = find_readout(module, first.x, self.settings.readout, tolerance)
-        readout = self.readout
+            self._meter = measure(module, self.readout.module, forward_of(module), first.x)
+            self.budget.epoch = self._meter.epoch(surroundings.batches)
         try:
-            resolve_backend(self.settings.backend, readout.module.weight.device)
+            resolve_backend(self.settings.backend, self.readout.module.weight.device)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
+        return self.readout, self._meter
+
+    def _act(
+        self,
+        module: nn.Module,
+        rows: TrainingRows,
+        readout: Readout,
+        occasion: Occasion,
+        surroundings: Surroundings,
+        norms: list[Any],
+        tolerance: float,
+    ) -> tuple[SolveReport, list[CalibratedLayer]]:
+        started = time.perf_counter()
         captured = partial(
             capture_problem,
             module,
@@ -268,6 +303,20 @@ class Reconstructor:
             beta_edge=beta_edge,
         )
 
+    @staticmethod
+    def _take_out(module: nn.Module, readout: Readout, transaction: Transaction, statistics: list[Tensor]) -> Shadow:
+        """Take out again what the solve wrote: the readout and, of hidden weights as found, the statistics."""
+        written: list[Tensor] = list(readout.parameters)
+        if all(any(p is own for own in readout.parameters) for p in transaction.changed()):
+            written += statistics
+        names = {id(t): name for name, t in chain(module.named_parameters(), module.named_buffers())}
+        shadow = Shadow(
+            trained={names[id(t)]: transaction.found(t).cpu() for t in written},
+            solved={names[id(t)]: t.detach().cpu().clone() for t in written},
+        )
+        shadow.leave(module)
+        return shadow
+
     def _share(self, report: SolveReport | None, readout: Readout, ranks: Ranks) -> SolveReport:
         """Take over what rank 0 has solved, decided and written; the others wait for it here."""
         told = ranks.exchange(report and (report, self.state_dict(), readout.read()))[0]
@@ -278,11 +327,19 @@ class Reconstructor:
                 readout.write(*stored)
         return report
 
+    def _shadows(self, occasion: Occasion) -> bool:
+        """Whether a solution stands in between two training steps and is not trained on."""
+        apply = self.settings.apply
+        if apply == "auto":  # a start is there to be trained on
+            apply = "shadow" if occasion in ("periodic solve", "final solve") else "replace"
+        return apply == "shadow" and occasion != "single solve"
+
     def _scale(self, occasion: Occasion) -> float:
         if self.settings.scale != "auto":
             return float(self.settings.scale)
+        trains_on = occasion in ("warm start", "periodic solve") and not self._shadows(occasion)
         # A squared loss fits values, which a factor would spoil; the others fit decisions.
-        return 1.0 if occasion in ("final solve", "single solve") or self.settings.loss == "squared" else CONTINUE_SCALE
+        return CONTINUE_SCALE if trains_on and self.settings.loss != "squared" else 1.0
 
 
 def reconstruct(model: nn.Module, dataloader: Any, **arguments: Any) -> SolveReport:

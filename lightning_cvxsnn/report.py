@@ -33,6 +33,8 @@ class SolveReport:
         objective_after: Unpenalised loss on the held-out rows with the candidate, fitted on the other rows and scaled.
         seconds_patterns: Wall-clock seconds of the pattern passes.
         seconds_solve: Wall-clock seconds of the convex solves.
+        work: Multiply-adds of the pattern passes and convex solves, those in float64 counted twice.
+        overhead: Work of all periodic solves so far over that of training so far.
         accuracy_before: Share of held-out rows that the network as found classifies rightly; None for
             ``squared``, unless firing rates decide (a spiking output layer).
         accuracy_after: The same with the candidate.
@@ -63,6 +65,8 @@ class SolveReport:
     objective_after: float
     seconds_patterns: float
     seconds_solve: float
+    work: float = 0.0
+    overhead: float = 0.0
     accuracy_before: float | None = None
     accuracy_after: float | None = None
     beta_edge: Literal["largest", "smallest"] | None = None

@@ -21,17 +21,13 @@ Witnesses = Literal[
 ]
 Apply = Literal["auto", "replace", "shadow"]
 
-_AVAILABLE = {
-    "apply": ("auto", "replace"),
-}
-
 
 @dataclass(frozen=True)
 class Settings:
     """Validated arguments; see `ConvexReconstruction` for what each one means.
 
     Raises:
-        MisconfigurationException: On construction, for a value that is wrong or not available yet.
+        MisconfigurationException: On construction, for a value that is wrong.
     """
 
     loss: Loss = "cross_entropy"
@@ -43,7 +39,7 @@ class Settings:
     final_solve: bool = True
     apply: Apply = "auto"
     scale: float | Literal["auto"] = "auto"
-    max_overhead: float | None = None
+    max_overhead: float | None = 0.1
     gap_tolerance: float = 1e-6
     max_samples: int | None = None
     backend: Backend = "auto"
@@ -55,11 +51,6 @@ class Settings:
             value, allowed = getattr(self, name), get_args(choices)
             if value not in allowed:
                 raise MisconfigurationException(f"Invalid value {name}={value!r}. Expected one of {list(allowed)}.")
-            available = _AVAILABLE.get(name, allowed)
-            if value not in available:
-                raise MisconfigurationException(
-                    f"{name}={value!r} is not available in this version. Expected one of {list(available)}."
-                )
         for name in ("beta", "scale"):
             value = getattr(self, name)
             if value != "auto" and not (_is_number(value) and 0 < value < float("inf")):
@@ -79,10 +70,10 @@ class Settings:
             raise MisconfigurationException(
                 f"Invalid value max_samples={self.max_samples!r}. Expected an integer >= 5, or None for all rows."
             )
-        if self.max_overhead is not None:
+        if self.max_overhead is not None and not (_is_number(self.max_overhead) and self.max_overhead > 0):
             raise MisconfigurationException(
-                f"max_overhead={self.max_overhead!r} is not available in this version. Expected None; space the solves "
-                "with every_n_epochs."
+                f"Invalid value max_overhead={self.max_overhead!r}. Expected a positive share of training work, such "
+                "as 0.1, or None for no limit; every_n_epochs=0 switches periodic solves off."
             )
         if self.readout is not None and not isinstance(self.readout, str):
             raise MisconfigurationException(

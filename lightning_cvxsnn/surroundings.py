@@ -32,6 +32,7 @@ class Surroundings:
         progress: Shows the pattern pass and the solve.
         epoch: Epochs finished.
         step: Global step.
+        batches: Training batches of an epoch, in each process.
     """
 
     optimizers: Sequence[Optimizer] = ()
@@ -39,3 +40,4 @@ class Surroundings:
     progress: Progress = no_progress
     epoch: int = 0
     step: int = 0
+    batches: int = 0

@@ -28,6 +28,10 @@ class Transaction:
             optimizer.state.clear()
             optimizer.state.update(state)
 
+    def found(self, tensor: Tensor) -> Tensor:
+        """The value that a parameter or buffer had."""
+        return next(value for known, value in self._tensors if known is tensor)
+
     def changed(self) -> list[nn.Parameter]:
         """The parameters whose values are no longer those of the snapshot."""
         return [t for t, value in self._tensors if isinstance(t, nn.Parameter) and not torch.equal(t, value)]

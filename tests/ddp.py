@@ -116,11 +116,13 @@ def main(folder):
     results = {}
     logger = CSVLogger(folder, name="", version="log")
     saves = ModelCheckpoint(dirpath=folder / "saves")
-    results["fit"] = fit(
-        ConvexReconstruction(), network(), data(), saves, logger=logger, log_every_n_steps=1, checkpoint=True
-    )
+    every = ConvexReconstruction(max_overhead=None)
+    results["fit"] = fit(every, network(), data(), saves, logger=logger, log_every_n_steps=1, checkpoint=True)
     rank = dist.get_rank()
     results["fit alone"] = alone(network())
+    shadow = ConvexReconstruction(beta=0.02, apply="shadow", max_overhead=20.0)
+    saves = ModelCheckpoint(dirpath=folder / "shadow")
+    results["shadow"] = fit(shadow, network(), data(), saves, max_epochs=6, checkpoint=True)
     dead = {"beta": 0.02, "loss": "hinge", "witnesses": "calibrated"}
     for name, make, arguments in (
         ("batch norm", partial(network, NormNet), {"beta": 0.02}),

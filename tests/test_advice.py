@@ -56,7 +56,7 @@ def test_a_healthy_network_is_told_nothing(seed):
 
 def test_a_healthy_run_is_told_nothing():
     torch.manual_seed(0)
-    callback = ConvexReconstruction(every_n_epochs=2)
+    callback = ConvexReconstruction(every_n_epochs=2, max_overhead=None)
     assert told(lambda: trainer(callback, max_epochs=5).fit(Net(width=48), loader(shuffle=True), loader(seed=1))) == []
     assert len(callback.reports) == 4
 
@@ -102,7 +102,7 @@ def test_what_is_found_is_told_with_a_remedy(network, data, arguments, found, re
 
 def strict(**arguments):
     """Asks for so much sparsity that training scores better at once."""
-    return ConvexReconstruction(beta=5.0, warm_start=False, final_solve=False, **arguments)
+    return ConvexReconstruction(beta=5.0, warm_start=False, final_solve=False, max_overhead=None, **arguments)
 
 
 def test_three_rejected_solves_are_told_once():
@@ -126,7 +126,7 @@ def test_a_layer_that_dies_again_is_told_once_and_reported_each_time():
                 self.hidden[0].weight.mul_(1e-3)
                 self.hidden[0].bias.mul_(1e-3)
 
-    callback = ConvexReconstruction(beta=0.02)
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
     messages = told(lambda: trainer(callback, max_epochs=3).fit(Dying(lr=0.0), loader()))
     assert sum("brought dead" in message for message in messages) == 1
     assert [bool(report.repaired) for report in callback.reports] == [False, False, True, True]

@@ -46,6 +46,27 @@ def test_the_pattern_benchmark_runs(tmp_path):
     assert sum("scores" in row["what"] for row in rows) == 2
 
 
+def test_the_training_benchmark_runs_and_adds_to_what_is_there(tmp_path):
+    task, sg = "digits, two layers", "SG, calibrated weights"
+    command = [sys.executable, ROOT / "benchmarks/training.py", "--tasks", task, "--epochs", "2", "--seeds", "0"]
+    for policies in ([sg], [sg, "warm start, shadow every epoch"]):
+        result = subprocess.run(
+            [*command, "--output", tmp_path, "--policies", *policies], cwd=ROOT, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+    trained, shadowed = json.loads((tmp_path / "training.json").read_text())["results"]
+    assert (trained["policy"], shadowed["policy"]) == (sg, "warm start, shadow every epoch")
+    assert [epoch for epoch, _, _ in trained["points"]] == [0, 1, 2]
+    assert shadowed["points"][0][2] > 50 > trained["points"][0][2]
+    assert [report["reason"].split(":")[0] for report in shadowed["reports"]] == [
+        "warm start",
+        "periodic solve",
+        "final solve",
+    ]
+    assert all(report["cpu_seconds"] > 0 for report in shadowed["reports"])
+    assert sg in result.stdout
+
+
 def test_the_witness_benchmark_runs(tmp_path):
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 10, 300).astype(np.uint8)

@@ -50,7 +50,7 @@ class Events(pl.Callback):
 
 
 def test_when_it_solves():
-    callback = ConvexReconstruction()
+    callback = ConvexReconstruction(max_overhead=None)
     fitted(callback, max_epochs=3)
     assert occasions(callback) == [("warm start", 0), ("periodic solve", 1), ("periodic solve", 2), ("final solve", 3)]
 
@@ -67,7 +67,7 @@ def test_when_it_solves():
     ],
 )
 def test_the_schedule(arguments, expected):
-    callback = ConvexReconstruction(beta=0.02, **arguments)
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None, **arguments)
     fitted(callback, max_epochs=5)
     assert occasions(callback) == expected
 
@@ -81,14 +81,14 @@ def test_max_steps_ends_with_a_final_solve():
 
 
 def test_a_shortened_epoch_ends_with_a_solve():
-    callback = ConvexReconstruction(beta=0.02)
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
     _, run = fitted(callback, max_epochs=2, limit_train_batches=2)
     assert run.global_step == 4
     assert [report.step for report in callback.reports] == [0, 2, 4]
 
 
 def test_the_solve_comes_after_the_last_batch_and_before_its_validation():
-    callback = ConvexReconstruction(beta=0.02)
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
     events = Events(callback)
     fitted([callback, events], validation=True, max_epochs=2)
     assert [(name, solves) for name, solves, _ in events.seen] == [
@@ -244,7 +244,7 @@ def test_optimizer_history_of_the_written_readout_is_dropped():
             seen.append(accepted)
 
     seen = []
-    callback = ConvexReconstruction(beta=0.02, scale=1.0, warm_start=False)
+    callback = ConvexReconstruction(beta=0.02, scale=1.0, warm_start=False, apply="replace", max_overhead=None)
     fitted([callback, Check()], Net(lr=1e-4), max_epochs=2)
     assert any(seen)
 
@@ -264,7 +264,7 @@ def test_manual_optimisation_and_two_optimisers():
         def configure_optimizers(self):
             return [torch.optim.SGD(self.hidden.parameters(), 0.1), torch.optim.Adam(self.readout.parameters())]
 
-    callback = ConvexReconstruction(beta=0.02)
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
     fitted(callback, Manual(), max_epochs=2)
     assert len(callback.reports) == 3
 
@@ -285,7 +285,7 @@ def test_low_precision_certifies_what_is_stored(precision):
 
 
 def test_loggers_get_every_numeric_field(tmp_path):
-    callback = ConvexReconstruction(beta=0.02)
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
     loggers = [CSVLogger(tmp_path / "csv", version="v"), TensorBoardLogger(tmp_path / "tb")]
     fitted(callback, max_epochs=2, logger=loggers)
     with open(tmp_path / "csv/lightning_logs/v/metrics.csv") as file:
@@ -327,7 +327,7 @@ def test_no_bar_no_output(capsys):
 
 
 def test_one_line_for_each_solve(caplog):
-    callback = ConvexReconstruction(beta=0.02)
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
     with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         fitted(callback, max_epochs=2)
     lines = [r.message for r in caplog.records if r.message.startswith("ConvexReconstruction ")]
@@ -501,7 +501,7 @@ def run_with_crash(tmp_path, make_callbacks, crash):
 @pytest.mark.parametrize("loss", [None, "cross_entropy", "hinge", "squared"], ids=lambda loss: loss or "control")
 def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, loss):
     def make():
-        return [ConvexReconstruction(loss=loss, scale=1.0)] if loss else []
+        return [ConvexReconstruction(loss=loss, scale=1.0, apply="replace", max_overhead=None)] if loss else []
 
     whole, ours = run_with_crash(tmp_path / "whole", make, crash=False)
     resumed, resumed_ours = run_with_crash(tmp_path / "crashed", make, crash=True)

@@ -167,6 +167,6 @@ def test_the_demo_certifies_and_starts_ahead():
     assert 0 <= hybrid.gap < 1e-5
     assert hybrid.start > calibrated.start + 0.2
     assert hybrid.start > default.start + 0.2
-    assert hybrid.solves[1] == 3
+    assert hybrid.solves[1] == 2  # the first and the last; the epochs are too short to pay for another
     assert len(default.validation) == len(calibrated.validation) == len(hybrid.validation) == 2
     assert hybrid.seconds > hybrid.seconds_solves > 0

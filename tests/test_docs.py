@@ -1,5 +1,6 @@
 """Every code block of the README and the docs runs, and every number in the README is in a committed result file."""
 
+import importlib
 import json
 import re
 import shlex
@@ -114,6 +115,19 @@ def test_the_readmes_witness_table_is_the_committed_result():
         assert cells[1:6] == [f"{row['validation'][epoch]:.1f}" for epoch in ("0", "5", "12", "20", "40")]
         assert cells[6] == f"{row['test']:.1f}"
         assert cells[7] == f"{median(run['cpu_seconds'] for run in row['runs']):.0f}"
+
+
+def test_the_tables_of_policies_are_the_committed_result(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    training = importlib.import_module("training")
+    runs = json.loads((ROOT / "benchmarks/results/training.json").read_text())["results"]
+    text = (ROOT / "docs/pages/training.md").read_text().split("## What wins")[1]
+    for task in {run["task"] for run in runs}:
+        part = text.split(f"**{task}**")[1].split("**")[0]
+        table = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if "|" in line]
+        names, rows = training.table_rows(task, runs)
+        assert table[0][2:] == names
+        assert table[2:] == rows
 
 
 def test_the_site_builds(tmp_path):

@@ -20,7 +20,7 @@ from lightning_cvxsnn.patterns import SpikeDictionary
 
 
 def fitted(max_epochs=3, **arguments):
-    callback = ConvexReconstruction(**({"beta": 0.02} | arguments))
+    callback = ConvexReconstruction(**({"beta": 0.02, "apply": "replace", "max_overhead": None} | arguments))
     torch.manual_seed(1)
     trainer(callback, max_epochs=max_epochs).fit(Net(), loader(shuffle=True))
     return callback
@@ -96,7 +96,7 @@ def test_drawing_changes_nothing_outside():
 
 
 def test_tensorboard_and_csv_get_them(tmp_path):
-    callback = ConvexReconstruction(beta=0.02)
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
     loggers = [CSVLogger(tmp_path / "csv", version="v"), TensorBoardLogger(tmp_path, name="board", version="v")]
     torch.manual_seed(1)
     trainer(callback, max_epochs=2, logger=loggers).fit(Net(), loader(), loader(seed=1))

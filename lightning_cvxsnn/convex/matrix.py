@@ -14,6 +14,8 @@ from typing import Protocol, overload, runtime_checkable
 import torch
 from torch import Tensor
 
+from lightning_cvxsnn.convex.work import spend
+
 __all__ = ["DictionaryLike", "Entries", "Matrix", "PackedDictionary", "Stacked"]
 
 _BLOCK = 2**18  # entries converted at a time in products: they stay in the processor's cache
@@ -189,6 +191,7 @@ class Matrix:
         """``G^T diag(curvature) G`` and ``G^T slope`` for ``G = matrix[:, index]``; non-negative curvatures ``[n]``."""
         root = curvature.sqrt()[:, None]
         gram, product = root.new_zeros(index.numel(), index.numel()), root.new_zeros(index.numel())
+        spend(self.shape[0] * index.numel() ** 2)
         for part, block in self.gathered(index):
             product += slope[part] @ block
             block *= root[part]
@@ -198,6 +201,7 @@ class Matrix:
     def squared_norms(self, weight: Tensor) -> Tensor:
         """``sum_i weight_i matrix_ij^2``, one for each column."""
         total = weight.new_zeros(self.source.shape[1])
+        spend(self.source.shape.numel())
         for part, block in self.blocks():
             total += weight[part] @ block.square()
         total *= self.source.scale**2
@@ -211,6 +215,7 @@ class Matrix:
             if used.numel() <= columns // 8:  # sparse coefficients: the other columns need no conversion
                 factor, index = factor[used], used
         product = right.new_empty(rows, *right.shape[1:])
+        spend(rows * factor.numel())
         wide = factor.T.contiguous() if factor.ndim == 2 else factor
         for part, block in self.blocks(index):
             product[part] = (wide @ block.T).T if factor.ndim == 2 else block @ factor
@@ -246,6 +251,7 @@ class _Transposed:
 
     def __matmul__(self, right: Tensor) -> Tensor:
         product = right.new_zeros(*right.shape[1:], self.matrix.source.shape[1])
+        spend(right.numel() * self.matrix.source.shape[1])
         wide = right.T.contiguous() if right.ndim == 2 else right  # faster than a tall product
         for part, block in self.matrix.blocks():
             product += wide[..., part] @ block

@@ -26,6 +26,7 @@ from lightning_cvxsnn.convex.losses import output_gradient, row_losses
 from lightning_cvxsnn.convex.matrix import Matrix
 from lightning_cvxsnn.convex.quadratic import minimise_quadratic
 from lightning_cvxsnn.convex.reduction import Problem
+from lightning_cvxsnn.convex.work import spend
 
 __all__ = ["minimise_smooth"]
 
@@ -234,6 +235,7 @@ def _softmax_hessian(
     own = (weight[:, None] * probability * complement).sqrt()
     scale = probability * weight.sqrt()[:, None]
     upper = weight.new_zeros(rows.numel(), rows.numel())
+    spend(len(weight) * rows.numel() ** 2 // 2)
     for part, block in matrix.gathered(rows):
         for span in spans:
             root = block[:, span] * own[part, columns[span.start], None]

@@ -108,7 +108,7 @@ def solve_sharded(
             )
             found = solve_prepared(prepared, rho, init, gap_tolerance, max_iterations, solver, started, deadline)
             coef, intercept, dual_points = found.coef, found.intercept, list(found.dual_point.split(rows))
-            told = {"iterations": found.iterations, "algorithm": found.algorithm, "device": found.device}
+            told = {name: getattr(found, name) for name in ("iterations", "algorithm", "device", "work")}
             told["enough"] = max(gap_tolerance, 1e-13) * prepared.scale
         told = ranks.exchange(told)[0]  # where the other ranks wait for the solve
         coef, intercept = ranks.broadcast(coef), ranks.broadcast(intercept)
@@ -135,6 +135,7 @@ def solve_sharded(
             seconds=time.perf_counter() - started,
             algorithm=told["algorithm"],
             device=told["device"],
+            work=told["work"],
         )
 
 

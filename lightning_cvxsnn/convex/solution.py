@@ -21,10 +21,13 @@ class Solution:
         dual: Lower bound on the optimum.
         gap: ``primal - dual``.
         converged: Whether ``gap`` is within the tolerance asked for.
-        iterations: Work done, counted in the units of ``algorithm`` (Newton systems factored, solver iterations).
+        iterations: Iterations of ``algorithm``, whose cost differs: Newton iterations, interior point iterations of all
+            outputs together, iterations of CVXPY's solver.
         seconds: Wall-clock time of the solve, checks and certificate included.
         algorithm: Name of the algorithm that ran.
         device: Device it ran on, such as ``"cpu"``.
+        work: Multiply-adds: products with the dictionary, Hessians and Cholesky factors. The same on every machine, and
+            comparable between algorithms; those inside CVXPY's solver are not seen.
     """
 
     coef: Tensor
@@ -38,3 +41,4 @@ class Solution:
     seconds: float
     algorithm: str
     device: str
+    work: int = 0

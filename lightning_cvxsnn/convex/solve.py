@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -19,6 +19,7 @@ from lightning_cvxsnn.convex.newton import minimise_smooth
 from lightning_cvxsnn.convex.reduction import Reduction, reduce
 from lightning_cvxsnn.convex.reference import minimise_with_cvxpy
 from lightning_cvxsnn.convex.solution import Solution
+from lightning_cvxsnn.convex.work import working
 
 __all__ = [
     "Prepared", "Solver", "check_options", "largest_rho", "prepare", "prepare_checked", "rho_max", "solve",
@@ -205,6 +206,21 @@ def solve_prepared(
     deadline: float,
 ) -> Solution:
     """:func:`solve` for a prepared programme, from ``started`` to ``deadline`` on ``time.perf_counter()``."""
+    with working() as work:
+        solution = _solve(prepared, rho, init, gap_tolerance, max_iterations, solver, started, deadline)
+    return replace(solution, work=work.multiply_adds)
+
+
+def _solve(
+    prepared: Prepared,
+    rho: float,
+    init: Solution | None,
+    gap_tolerance: float,
+    max_iterations: int | None,
+    solver: Solver,
+    started: float,
+    deadline: float,
+) -> Solution:
     reduction = prepared.reduction
     problem = reduction.problem
     rows, columns, outputs = *prepared.matrix.shape, prepared.encoded.shape[1]

@@ -1,0 +1,102 @@
+"""What solves may cost: their work against that of training, counted so that runs repeat exactly on any machine.
+
+The unit is a multiply-add of float32 numbers in a matrix product or convolution; one of float64 numbers, as in the
+convex solver, counts two. A training step counts as three forward passes: one forward, two for its gradients.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_cvxsnn.convex.work import working
+from lightning_cvxsnn.patterns import fresh_state
+
+_TRAINING_STEP = 3
+_FLOAT64 = 2
+
+
+@dataclass
+class Budget:
+    """The account of the periodic solves; other solves are not charged.
+
+    Attributes:
+        share: Of training work that they may take; None: any.
+        epoch: Work of one training epoch; 0 before the first solve.
+        spent: Work of the periodic solves so far.
+        expected: Work of the next one: that of the last solve, whatever its occasion.
+    """
+
+    share: float | None
+    epoch: float = 0.0
+    spent: float = 0.0
+    expected: float = 0.0
+
+    def allows(self, epochs: int) -> bool:
+        """Whether the share of ``epochs`` finished epochs pays for one more solve; the first of all is always tried."""
+        return self.share is None or self.spent + self.expected <= self.share * self.epoch * epochs
+
+    def charge(self, work: float, *, periodic: bool) -> None:
+        """Enter a solve."""
+        self.expected = work
+        self.spent += work * periodic
+
+    def overhead(self, epochs: int) -> float:
+        """What the periodic solves took of the work of ``epochs`` epochs."""
+        return self.spent / (self.epoch * epochs) if self.epoch and epochs else 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        """Plain numbers for a checkpoint."""
+        return {name: value for name, value in asdict(self).items() if name != "share"}
+
+
+@dataclass
+class Meter:
+    """Counts the work of forward passes, by what arrives at the readout, and of convex solves.
+
+    Attributes:
+        batch: Work of one forward pass over a batch.
+        row: The same, for each row that the readout receives.
+    """
+
+    batch: float
+    row: float
+
+    def epoch(self, batches: int) -> float:
+        """Work of a training epoch of so many batches."""
+        return _TRAINING_STEP * self.batch * batches
+
+    @contextmanager
+    def counting(self, readout: nn.Linear) -> Iterator[Callable[[], float]]:
+        """Yield a function that tells the work done in this context so far."""
+        rows = 0
+
+        def arrive(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            nonlocal rows
+            rows += args[0].shape[:-1].numel()
+
+        handle = readout.register_forward_pre_hook(arrive)
+        try:
+            with working() as solving:
+                yield lambda: self.row * rows + _FLOAT64 * solving.multiply_adds
+        finally:
+            handle.remove()
+
+
+@torch.no_grad()
+def measure(module: nn.Module, readout: nn.Linear, forward: Callable[[Any], Tensor], x: Any) -> Meter:
+    """Count one forward pass over the batch ``x``. Call it inside ``undisturbed``."""
+    rows: list[int] = []
+    handle = readout.register_forward_pre_hook(lambda _module, args: rows.append(args[0].shape[:-1].numel()))
+    try:
+        fresh_state(module)
+        with FlopCounterMode(display=False) as counter:
+            forward(x)
+    finally:
+        handle.remove()
+    batch = counter.get_total_flops() / 2
+    return Meter(batch, batch / sum(rows))

@@ -1,0 +1,36 @@
+"""What a solve costs, counted in multiply-adds of float64 numbers, so that it is the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+__all__ = ["Work", "spend", "working"]
+
+
+class Work:
+    """Multiply-adds so far: products with the dictionary, Hessians and Cholesky factors."""
+
+    def __init__(self) -> None:
+        self.multiply_adds = 0
+
+
+_open: ContextVar[tuple[Work, ...]] = ContextVar("_open", default=())
+
+
+@contextmanager
+def working() -> Iterator[Work]:
+    """Count what is spent in this context, inner contexts included."""
+    work = Work()
+    token = _open.set((*_open.get(), work))
+    try:
+        yield work
+    finally:
+        _open.reset(token)
+
+
+def spend(multiply_adds: int) -> None:
+    """Add to every count that is open."""
+    for work in _open.get():
+        work.multiply_adds += multiply_adds
