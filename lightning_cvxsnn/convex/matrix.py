@@ -74,9 +74,9 @@ class Entries:
         return self.values.to(dtype) * self.scale
 
     def block(self, rows: slice, columns: Tensor | None = None) -> Tensor:
-        """Some rows, and of them ``columns`` only, if given."""
+        """Some rows, and of them ``columns`` only, if given: one after the other in memory, as all that is gathered."""
         values = self.values[rows]
-        return values if columns is None else values.index_select(1, columns)
+        return values if columns is None else values.T.index_select(0, columns).T
 
     def rows(self, index: Tensor) -> Entries:
         """Some rows, copied."""
@@ -84,7 +84,7 @@ class Entries:
 
     def columns(self, index: Tensor) -> Entries:
         """Some columns, copied."""
-        return Entries(self.values.index_select(1, index), self.scale)
+        return Entries(self.block(slice(None), index), self.scale)
 
 
 class Stacked:
@@ -195,6 +195,13 @@ class Matrix:
             gram.addmm_(block.T, block)
         return gram, product
 
+    def gram(self, index: Tensor, first: int, weight: Tensor) -> Tensor:
+        """``G^T diag(weight) G[:, first:]`` for ``G = matrix[:, index]``."""
+        gram = weight.new_zeros(index.numel(), index.numel() - first)
+        for part, block in self.gathered(index):
+            gram.addmm_(block.T, weight[part, None] * block[:, first:])
+        return gram
+
     def squared_norms(self, weight: Tensor) -> Tensor:
         """``sum_i weight_i matrix_ij^2``, one for each column."""
         total = weight.new_zeros(self.source.shape[1])
@@ -206,10 +213,9 @@ class Matrix:
     def __matmul__(self, right: Tensor) -> Tensor:
         rows, columns = self.source.shape
         factor, index = right[:columns], None
-        if self.packed:
-            used = factor.reshape(columns, -1).any(1).nonzero()[:, 0]
-            if used.numel() <= columns // 8:  # sparse coefficients: the other columns need no conversion
-                factor, index = factor[used], used
+        used = factor.reshape(columns, -1).any(1).nonzero()[:, 0]
+        if used.numel() <= columns // 8:  # sparse coefficients: the other columns need not be looked at
+            factor, index = factor[used], used
         product = right.new_empty(rows, *right.shape[1:])
         wide = factor.T.contiguous() if factor.ndim == 2 else factor
         for part, block in self.blocks(index):
