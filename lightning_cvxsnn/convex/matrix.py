@@ -74,9 +74,13 @@ class Entries:
         return self.values.to(dtype) * self.scale
 
     def block(self, rows: slice, columns: Tensor | None = None) -> Tensor:
-        """Some rows, and of them ``columns`` only, if given: one after the other in memory, as all that is gathered."""
+        """Some rows, and of them ``columns`` only, if given; chosen float64 columns lie one after the other."""
         values = self.values[rows]
-        return values if columns is None else values.T.index_select(0, columns).T
+        if columns is None:
+            return values
+        if values.dtype == torch.float64:  # used as it is, and chosen from again
+            return values.T.index_select(0, columns).T
+        return values.index_select(1, columns)
 
     def rows(self, index: Tensor) -> Entries:
         """Some rows, copied."""
@@ -116,7 +120,11 @@ class Stacked:
             if first < last:
                 pieces.append(part.block(slice(first - begin, last - begin), columns).to(self.dtype))
         pieces = pieces or [self.parts[0].block(slice(0, 0), columns).to(self.dtype)]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        if len(pieces) == 1:
+            return pieces[0]
+        if pieces[0].stride(0) == 1:  # columns stay one after the other, so that products round as without parts
+            return torch.cat([piece.T for piece in pieces], 1).T
+        return torch.cat(pieces)
 
     def rows(self, index: Tensor) -> Stacked:
         """Some rows, copied; runs of them that lie in one part stay together."""

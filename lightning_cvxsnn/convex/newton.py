@@ -4,8 +4,8 @@ Each iteration prices every entry by its gradient, takes those that are non-zero
 bounded number of new ones, the worst first), minimises the second-order model with the L1 penalty over them
 (:mod:`~lightning_cvxsnn.convex.quadratic`) and searches along the line to that minimiser. Lee, Sun, Saunders, "Proximal
 Newton-type methods for minimizing composite functions", SIAM J. Optim. 24(3), 2014. From a cold start the penalty falls
-to rho by halves, one iteration each, which keeps working sets small. A model that promises too much (saturated rows
-have no curvature) is damped. At rho itself every iterate is judged by the certificate.
+to rho by 70 % with each iteration, which keeps working sets small. A model that promises too much (saturated rows have
+no curvature) is damped. At rho itself the certificate judges every iterate whose residuals are close to feasible.
 
 Outputs take turns: a model of one output is small, and the squared loss and a single logistic output lose nothing by
 it. Softmax couples its outputs. There taking turns (block coordinate descent) finds the support at a tenth of the cost
@@ -33,8 +33,8 @@ _ITERATION_LIMIT = 200
 _FIRST_WORKING_SET = 100  # new entries over all outputs, or as many of each output as there are already
 _SMALL_MODEL = 500  # entries of all outputs together; below it nothing is gained by taking turns
 _LARGEST_MODEL = 8192  # entries of all outputs together, so that the Hessian stays below half a GiB
-_SETTLED = 0.02  # share of the support that may still change when outputs stop taking turns
-_CONTINUATION = 0.5  # share of the penalty that remains from one iteration to the next, down to rho
+_SETTLED = 0.1  # share of the support that may still change when outputs stop taking turns
+_CONTINUATION = 0.3  # share of the penalty that remains from one iteration to the next, down to rho
 _HOPEFUL = 100.0  # certify only if the residuals violate by at most this many tolerances, relative to the objective
 _PROXIMAL = 1e-10  # relative; pins directions without curvature, such as a shift of all softmax outputs
 
@@ -96,9 +96,7 @@ def minimise_smooth(
         if size == 0:
             break  # nothing in use and nothing violates: only rounding error is left
         if not _coupled(problem) or (unsettled and size > _SMALL_MODEL) or size > _LARGEST_MODEL:
-            length, coef, outputs = _in_turn(
-                problem, matrix, grams, outputs, coef, gradient, working, penalty, raised
-            )
+            length, coef, outputs = _in_turn(problem, matrix, grams, outputs, coef, gradient, working, penalty, raised)
             changed = int((support != (coef != 0)).sum())
             unsettled = current > rho or changed > _SETTLED * int(support.sum())
         else:
