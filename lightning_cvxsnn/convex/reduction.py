@@ -192,7 +192,8 @@ def _fraction_keys(matrix: Matrix, base: Tensor) -> tuple[Tensor, Tensor]:
         canonical = matrix.source.block(slice(0, rows), index).to(torch.float64) - base[index]
         first = (canonical != 0).to(torch.uint8).argmax(0, keepdim=True)
         sign = torch.where(canonical.gather(0, first)[0] < 0, -1.0, 1.0).to(canonical)
-        parts = (canonical * sign + 0.0).contiguous().view(torch.int16).to(torch.float64)  # 0.0 for -0.0
+        positive = (canonical * sign + 0.0).clone(memory_format=torch.contiguous_format)  # 0.0 for -0.0
+        parts = positive.view(torch.int16).to(torch.float64)
         keys.append((draws @ parts).T.reshape(index.numel(), -1))
         signs.append(sign)
     return torch.cat(keys), torch.cat(signs)

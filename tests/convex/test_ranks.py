@@ -26,8 +26,8 @@ from lightning_cvxsnn.convex import (
     certificate_sharded,
     inputs,
     matrix,
-    ranks,
     rho_max,
+    sharded,
     solve,
     solve_sharded,
 )  # fmt: skip
@@ -144,7 +144,7 @@ def _failures(rank: int) -> dict[str, Callable[[pytest.MonkeyPatch, dict[str, An
     def hit(on: int, name: str, error: BaseException) -> Callable[[pytest.MonkeyPatch, dict[str, Any]], dict[str, Any]]:
         def spoil(patch: pytest.MonkeyPatch, shard: dict[str, Any]) -> dict[str, Any]:
             if rank == on:
-                patch.setattr(ranks, name, _raises(error))
+                patch.setattr(sharded, name, _raises(error))
             return shard
 
         return spoil
