@@ -180,7 +180,8 @@ def _draws(rows: int, largest: int, device: torch.device) -> Tensor:
     """Random integers ``[rows, k]`` whose products with differences of ``rows`` counts are exact in float64."""
     bits = 52 - rows.bit_length() - (2 * largest).bit_length()
     size = rows, -(-_KEY_BITS // bits)
-    return torch.randint(2**bits, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randint(2**bits, size, generator=generator, dtype=torch.float64, device="cpu").to(device)
 
 
 def _fraction_keys(matrix: Matrix, base: Tensor) -> tuple[Tensor, Tensor]:

@@ -255,7 +255,7 @@ def _agree(
     if num_outputs is None and loss == "squared":
         num_outputs = agreed["targets' number of columns"][1]
     elif num_outputs is None:
-        labels = torch.tensor([max(label for _, _, label in told if label is not None)])
+        labels = shard.weight.new_tensor([max(label for _, _, label in told if label is not None)]).long()
         num_outputs = encode_targets(labels, loss=loss).shape[1]
     return sizes, num_outputs
 

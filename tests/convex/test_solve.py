@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programmes import LOSSES, dual_is_feasible, make, reference_optimum, residual_certificate_inputs, scale_of
 
-from lightning_cvxsnn.convex import certificate, mean_loss, rho_max, solve
+from lightning_cvxsnn.convex import certificate, inputs, mean_loss, path, rho_max, solve, solve_sharded
 
 PROGRAMMES = st.fixed_dictionaries(
     {
@@ -292,6 +292,30 @@ def test_deterministic_and_pure(loss: str) -> None:
     assert torch.equal(state, torch.get_rng_state())
     for name, value in before.items():
         assert torch.equal(value, problem[name])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_tensors_are_created_where_the_dictionary_is(loss: str, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a default device without data, whatever does not name its device cannot be computed with."""
+    problem = make(13, loss, rows=40, columns=20, outputs=outputs, weighted=True)
+    held_out = torch.arange(40) % 4 == 0
+    rho = _fraction(problem, 0.05, True)
+    expected = solve(**problem, rho=rho, fit_intercept=True)
+    fractions = problem | {"dictionary": problem["dictionary"] / 3}
+    packed = problem | {"dictionary": problem["dictionary"].to(torch.uint8)}
+    with torch.device("meta"):
+        assert torch.zeros(1).is_meta
+        found = solve(**problem, rho=rho, fit_intercept=True)
+        assert torch.equal(found.coef, expected.coef)
+        assert solve(**problem, rho=1.1 * rho, fit_intercept=True, init=found).converged
+        assert solve_sharded(**problem, rho=rho, fit_intercept=False).converged
+        assert solve(**fractions, rho=rho, fit_intercept=True).converged
+        proof = certificate(**residual_certificate_inputs(problem, found), rho=rho, fit_intercept=True)
+        assert proof.primal == expected.primal
+        assert path(**problem, fit_intercept=True, held_out=held_out, num_values=3).solution.converged
+        monkeypatch.setattr(inputs, "_DENSE_ENTRIES", 0)
+        assert solve(**packed, rho=rho, fit_intercept=True).converged
 
 
 def test_dtypes_and_packed_dictionaries_give_one_answer() -> None:
