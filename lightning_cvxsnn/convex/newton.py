@@ -3,9 +3,10 @@ r"""Squared loss and cross-entropy: proximal Newton on working sets.
 Each iteration prices every entry by its gradient, takes those that are non-zero or violate ``|gradient| <= rho`` (a
 bounded number of new ones, the worst first), minimises the second-order model with the L1 penalty over them
 (:mod:`~lightning_cvxsnn.convex.quadratic`) and searches along the line to that minimiser. Lee, Sun, Saunders, "Proximal
-Newton-type methods for minimizing composite functions", SIAM J. Optim. 24(3), 2014. From a cold start the penalty falls
-to rho by 70 % with each iteration, which keeps working sets small. A model that promises too much (saturated rows have
-no curvature) is damped. At rho itself the certificate judges every iterate whose residuals are close to feasible.
+Newton-type methods for minimizing composite functions", SIAM J. Optim. 24(3), 2014. From a cold start, and from one
+that violates by far, the penalty falls to rho by 70 % with each iteration, which keeps working sets small. A model that
+promises too much (saturated rows have no curvature) is damped. At rho itself the certificate judges every iterate whose
+residuals are close to feasible.
 
 Outputs take turns: a model of one output is small, and the squared loss and a single logistic output lose nothing by
 it. Softmax couples its outputs. There taking turns (block coordinate descent) finds the support at a tenth of the cost
@@ -71,14 +72,14 @@ def minimise_smooth(
     grams = _Grams(matrix, weight)
     best = (float("inf"), coef)
     limit = _ITERATION_LIMIT if max_iterations is None else max_iterations
-    current, damping, unsettled = rho if bool(start[0].any()) else float("inf"), 0.0, True
+    current, damping, unsettled = math.inf, 0.0, True
     for iteration in range(limit + 1):
         primal = float(weight @ row_losses(outputs, problem.encoded, problem.loss) + rho * coef[:columns].abs().sum())
         if primal < best[0]:
             best = (primal, coef)
         gradient = matrix.T @ (weight[:, None] * output_gradient(outputs, problem.encoded, problem.loss))
         steepest = float((gradient.abs() * penalised).max())
-        if current == rho and (steepest - rho) * primal <= _HOPEFUL * rho * tolerance:
+        if current in (rho, math.inf) and (steepest - rho) * primal <= _HOPEFUL * rho * tolerance:
             shift = coef[columns] if problem.fit_intercept else torch.zeros_like(start[1])
             proof, dual_point = certify(
                 problem.matrix, problem.encoded, weight * rows, coef[:columns], shift, problem.loss, rho,

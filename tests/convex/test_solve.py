@@ -84,10 +84,35 @@ def test_optimality_conditions(settings_: dict[str, Any], share: float, fit_inte
     assert float(complementarity.sum()) <= solution.gap + 1e-9 * scale_of(problem)
 
 
+@settings(max_examples=40, deadline=None)
+@given(PROGRAMMES, st.sampled_from([0.5, 0.05]), st.booleans(), st.booleans())
+def test_agrees_with_cvxpy_whatever_the_programme(
+    settings_: dict[str, Any], share: float, fit_intercept: bool, absent: bool
+) -> None:
+    problem = make(**settings_)
+    if absent and problem["loss"] != "squared":
+        problem["targets"] = problem["targets"].clamp(max=max(problem["num_outputs"], 2) - 2)
+    rho, scale = _fraction(problem, share, fit_intercept), scale_of(problem)
+    solution = solve(**problem, rho=rho, fit_intercept=fit_intercept, gap_tolerance=1e-8)
+    assert solution.converged
+    assert solution.primal == pytest.approx(reference_optimum(problem, rho, fit_intercept), abs=1e-6 * scale)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("fit_intercept", [True, False])
 def test_invariances(loss: str, fit_intercept: bool) -> None:
-    problem = make(3, loss, weighted=True)
+    _assert_invariant(make(3, loss, weighted=True), fit_intercept)
+
+
+@settings(max_examples=25, deadline=None)
+@given(PROGRAMMES, st.booleans())
+def test_invariances_whatever_the_programme(settings_: dict[str, Any], fit_intercept: bool) -> None:
+    problem = make(**settings_)
+    problem.setdefault("sample_weight", torch.ones(settings_["rows"]))
+    _assert_invariant(problem, fit_intercept)
+
+
+def _assert_invariant(problem: dict[str, Any], fit_intercept: bool) -> None:
     rho = _fraction(problem, 0.1, fit_intercept)
     optimum = solve(**problem, rho=rho, fit_intercept=fit_intercept, gap_tolerance=1e-9).primal
     matrix, targets, weight = problem["dictionary"], problem["targets"], problem["sample_weight"]
@@ -118,6 +143,17 @@ def test_squared_scales() -> None:
         other = solve(**scaled, rho=0.05 * c, fit_intercept=True, gap_tolerance=1e-10)
         assert other.primal == pytest.approx(c * c * one.primal, rel=1e-9)
         torch.testing.assert_close(other.coef, c * one.coef, rtol=1e-4, atol=1e-6 * c)
+
+
+@settings(max_examples=25, deadline=None)
+@given(PROGRAMMES, st.sampled_from([1e-3, 0.3, 50.0]), st.booleans())
+def test_squared_scales_whatever_the_programme(settings_: dict[str, Any], c: float, fit_intercept: bool) -> None:
+    problem = make(**(settings_ | {"loss": "squared"}))
+    rho = _fraction(problem, 0.1, fit_intercept)
+    one = solve(**problem, rho=rho, fit_intercept=fit_intercept, gap_tolerance=1e-9)
+    scaled = problem | {"targets": c * problem["targets"]}
+    other = solve(**scaled, rho=c * rho, fit_intercept=fit_intercept, gap_tolerance=1e-9)
+    assert other.primal == pytest.approx(c * c * one.primal, abs=1e-8 * c * c * scale_of(problem))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
