@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_cvxsnn.patterns import SpikeDictionary
+
 BETAS = (1.0, 0.1, 0.01)
 BRANCHES = 2
 
@@ -91,6 +93,24 @@ def teacher(rows: int, columns: int, classes: int) -> tuple[Tensor, Tensor]:
     x = torch.nn.functional.one_hot(bits, 2).transpose(0, 1)
     labels = ((bits - 0.5) @ torch.randn(14, classes, generator=generator)).argmax(1)
     return membranes(x, (columns,), 1), labels
+
+
+def mixture(rows: int, columns: int, classes: int, device: str = "cpu") -> tuple[SpikeDictionary, Tensor]:
+    """Counts of 4 steps of random units (leak 0.9, soft reset) that see a Gaussian mixture, and its labels."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(classes, 64, generator=generator)
+    weights = (torch.randn(64, columns, generator=generator) / 8).to(device)
+    labels = torch.randint(classes, (rows,), generator=generator)
+    counts = torch.zeros(rows, columns, dtype=torch.uint8, device=device)
+    for part in torch.arange(rows).split(2000):
+        x = 0.4 * centres[labels[part]] + torch.randn(len(part), 64, generator=generator)
+        drive, v = 0.45 * x.to(device) @ weights - 0.05, torch.zeros(len(part), columns, device=device)
+        for _ in range(4):
+            v = 0.9 * v + drive
+            fired = v >= 1
+            v -= fired.float()
+            counts[part[0] : part[-1] + 1] += fired
+    return SpikeDictionary(counts, 1 / 4), labels
 
 
 def programme(name: str, data: tuple[Tensor, Tensor], loss: str, beta: float, distinct: bool = False) -> Problem:

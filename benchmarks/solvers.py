@@ -1,21 +1,26 @@
-"""`convex.solve` against the solvers a user would pick instead: `python benchmarks/solvers.py`.
+"""`convex.solve` against the solvers a user would pick instead: `python benchmarks/solvers.py --mnist FOLDER`.
 
-The whole takes over an hour, `--quick` a minute or two; `--parts`, `--problems` and `--solvers` select.
+The whole takes about 25 minutes on two cores, `--quick` a minute or two; `--parts`, `--problems` and `--solvers`
+select.
+On a GPU: `python benchmarks/solvers.py --device cuda --mnist FOLDER` runs `softmax_path` and `large` there.
 
 One rule for all: time until primal <= best certified bound + 1e-6 of the best constant predictor's objective. Primal
 values and bounds come from `certificate`, from the coefficients a solver returns. A peer runs at settings of increasing
-accuracy and is given the time of the cheapest that meets the rule. Medians of `--repeats` runs, of one if it takes over
-20 s. Peak memory: a fresh process for each row, the high-water mark of resident memory during one solve less what was
-resident before it (Linux). All solvers get dense float64 in the order they like best; JIT compilers are warmed up.
+accuracy and is given the time of the cheapest that meets the rule; it stops after one that takes more than `--limit`
+seconds. Times are medians of 5 runs up to 2 s, of 3 up to 10 s, one run beyond (`runs` says which). All solvers get
+dense float64 in the order they like best; JIT compilers are warmed up. Peak memory, for us and for the fastest peer:
+a fresh process each, the high-water mark of resident memory during one solve less what was resident before (Linux).
+Peers stay on the CPU whatever the device. Results are written after every problem.
 """
 
 import argparse
-import json
+import math
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -26,55 +31,58 @@ import numpy as np
 import torch
 from machine import PACKAGES, RESULTS, write
 from peers import PEERS, Peer, quietly
-from problems import BETAS, Problem, mnist, problems, programme, teacher, xor
+from problems import BETAS, Problem, mixture, mnist, problems, programme, teacher, xor
 from rich.console import Console
 from rich.table import Table
 
-from lightning_cvxsnn.convex import certificate, mean_loss, path, solve
+from lightning_cvxsnn.convex import certificate, path, solve
 
 TOLERANCE = 1e-6
-LONG = 20.0  # seconds beyond which a run is not repeated
+REPEATS = ((2.0, 5), (10.0, 3))  # up to so many seconds, so many runs; one beyond
 MNIST = Path(__file__).parents[1] / "../shared/data/mnist10k"
-PARTS = ("table", "hinge_path", "softmax_path", "resolve", "growth")
 OWN = "lightning_cvxsnn"
+Row = dict[str, Any]
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small matrices, two repeats, no memory")
+    parser.add_argument("--quick", action="store_true", help="small matrices, two repeats")
+    parser.add_argument("--device", default="cpu", help="where our own solver runs")
     parser.add_argument("--problems", default="*", help="globs over problems of the table, with commas")
     parser.add_argument("--solvers", default="*", help="globs over peers, with commas")
-    parser.add_argument("--parts", default=",".join(PARTS), help="which parts to run")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--parts", help=f"which of {', '.join(PARTS)}; without: all but large, on a GPU {ON_GPU}")
+    parser.add_argument("--repeats", type=int, default=5, help="at most so many runs")
     parser.add_argument(
-        "--limit", type=float, default=300.0, help="seconds after which a peer's next setting is skipped"
+        "--limit", type=float, default=25.0, help="seconds after which a peer's next setting is skipped"
     )
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--mnist", type=Path, default=MNIST, help="folder of the MNIST IDX files")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for solvers.json")
-    parser.add_argument("--peak", nargs=3, metavar=("PROBLEM", "SOLVER", "SETTING"), help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for solvers.json, solvers_cuda.json")
     options = parser.parse_args(arguments)
-    if options.peak:
-        return print(json.dumps(peak_of(options, *options.peak)))
     if options.quick:
-        options.repeats, options.no_memory = min(options.repeats, 2), True
-    parts = {
-        "table": compare,
-        "hinge_path": hinge_paths,
-        "softmax_path": softmax_path,
-        "resolve": resolves,
-        "growth": growth,
-    }
+        options.repeats = min(options.repeats, 2)
+    on_cpu = torch.device(options.device).type == "cpu"
+    if options.parts is None:
+        options.parts = ",".join(part for part in PARTS if part != "large") if on_cpu else ON_GPU
     packages = (*PACKAGES, "celer", "skglm", "highspy", "scs", "clarabel")
     command = "python benchmarks/solvers.py " + " ".join(sys.argv[1:] if arguments is None else arguments)
-    results = {"command": command, "load": os.getloadavg(), "tolerance": TOLERANCE}  # what else the machine was doing
+    results: dict[str, Any] = {
+        "command": command,
+        "device": "cpu" if on_cpu else torch.cuda.get_device_name(options.device),
+        "load": os.getloadavg(),  # what else the machine was doing
+        "tolerance": TOLERANCE,
+    }
+    if not on_cpu:  # libraries are loaded at their first use
+        own(on(options, programme("first", teacher(100, 16, 2), "cross_entropy", 0.1)))
     for part in options.parts.split(","):
-        results[part] = parts[part](options)
+        results[part] = []
+        for rows in PARTS[part](options):
+            results[part] += rows
+            write("solvers" if on_cpu else "solvers_cuda", results, packages, options.output)
         show(part, results[part])
-        write("solvers", results, packages, options.output)
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> None:
+def show(title: str, rows: list[Row]) -> None:
     """Print rows of equal keys as one table."""
     if not rows:
         return
@@ -86,14 +94,22 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
     Console(width=max(Console().width, 150)).print(table)
 
 
-def timed(run: Callable[[], Any], repeats: int) -> tuple[float, int, Any]:
-    """Median seconds, number of runs and the last result; long runs are not repeated."""
+def timed(run: Callable[[], Any], most: int, device: str = "cpu") -> tuple[float, int, Any]:
+    """Median seconds, number of runs (at most ``most``) and the last result."""
+    wait = partial(torch.cuda.synchronize, device) if torch.device(device).type == "cuda" else (lambda: None)
     seconds: list[float] = []
-    while len(seconds) < repeats and (not seconds or seconds[0] <= LONG):
+    while not seconds or len(seconds) < min(most, next((n for limit, n in REPEATS if seconds[0] <= limit), 1)):
+        wait()
         started = time.perf_counter()
         result = run()
+        wait()
         seconds.append(time.perf_counter() - started)
     return median(seconds), len(seconds), result
+
+
+def on(options: argparse.Namespace, problem: Problem) -> Problem:
+    """The problem on the device."""
+    return replace(problem, matrix=problem.matrix.to(options.device), targets=problem.targets.to(options.device))
 
 
 def scale_of(problem: Problem) -> float:
@@ -134,33 +150,28 @@ def has_mnist(options: argparse.Namespace) -> bool:
     return present
 
 
-def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
+def compare(options: argparse.Namespace) -> Iterator[list[Row]]:
     """Every solver on every selected problem."""
-    rows: list[dict[str, Any]] = []
     for _, make in known(options):
         problem = make()
+        mine = on(options, problem)
         scale = scale_of(problem)
-        best = own(problem, 1e-9)
-        bound = best.dual
-
-        own(problem)  # warm-up
-        seconds, runs, solution = timed(lambda problem=problem: own(problem), options.repeats)
-        error = (solution.primal - bound) / scale
-        mine = seconds
-        rows.append(
-            row_of(
-                options, problem, OWN, "gap 1e-6", seconds, runs, error, None, f"certified {solution.gap / scale:.0e}"
-            )
-        )
+        bound = own(mine, 1e-9).dual
+        own(mine)  # warm-up
+        seconds, runs, solution = timed(partial(own, mine), options.repeats, options.device)
+        error, note = (solution.primal - bound) / scale, f"certified {solution.gap / scale:.0e}"
+        rows = [row_of(problem, OWN, "gap 1e-6", seconds, runs, error, None, note)]
         for peer in PEERS:
             size = problem.matrix.numel() * (problem.outputs or int(problem.targets.max()) + 1)
             if problem.loss in peer.losses and matches(peer.name, options.solvers) and size <= peer.most:
-                rows.append(compare_peer(options, problem, peer, scale, bound, mine))
-    return rows
+                rows.append(compare_peer(options, problem, peer, scale, bound, seconds))
+        there = [row for row in rows[1:] if row["seconds"] is not None and row["seconds"] <= REPEATS[-1][0]]
+        for row in [rows[0], *sorted(there, key=lambda row: row["seconds"])[:1]]:
+            row["peak MB"] = peak_memory(options, problem.name, row["solver"], row["setting"])
+        yield rows
 
 
 def row_of(
-    options: argparse.Namespace,
     problem: Problem,
     solver: str,
     setting: str,
@@ -169,17 +180,18 @@ def row_of(
     error: float,
     ratio: float | None,
     note: str,
-) -> dict[str, Any]:
+) -> Row:
+    reached = error <= TOLERANCE
     row = {
         "problem": problem.name,
         "solver": solver,
         "setting": setting,
-        "seconds": seconds if error <= TOLERANCE else None,
+        "seconds": seconds if reached else None,
         "runs": runs,
         "times ours": ratio,
         "suboptimality": error,
-        "peak MB": peak_memory(options, problem.name, solver, setting),
-        "note": note if error <= TOLERANCE else f"not reached in {seconds:.1f} s. {note}".strip(),
+        "peak MB": None,
+        "note": note if reached else f"not reached in {seconds:.1f} s. {note}".strip(),
     }
     print({key: value for key, value in row.items() if value is not None}, flush=True)
     return row
@@ -187,19 +199,22 @@ def row_of(
 
 def compare_peer(
     options: argparse.Namespace, problem: Problem, peer: Peer, scale: float, bound: float, mine: float
-) -> dict[str, Any]:
+) -> Row:
     """The cheapest setting of a peer that meets the rule, or the last one tried."""
     matrix = np.asarray(problem.matrix.numpy(), order=peer.order)
     warm_up(problem, peer)
     for setting in peer.settings:
-        once, runs, (coef, intercept) = timed(lambda s=setting: quietly(lambda: peer.run(problem, matrix, s)), 1)
+        run = partial(quietly, partial(peer.run, problem, matrix, setting))
+        try:
+            once, runs, (coef, intercept) = timed(run, 1)
+        except Exception as failure:  # a peer's own fault is a result, and no reason to lose the others'
+            return row_of(problem, peer.name, f"{setting:g}", 0.0, 0, math.inf, None, f"failed: {failure!r}"[:200])
         error = (primal_of(problem, coef, intercept) - bound) / scale
         if error <= TOLERANCE or once > options.limit:
             break
-    if error <= TOLERANCE and once <= LONG and options.repeats > 1:
-        again, runs, _ = timed(lambda: quietly(lambda: peer.run(problem, matrix, setting)), options.repeats)
-        once = again
-    return row_of(options, problem, peer.name, f"{setting:g}", once, runs, error, once / mine, peer.note)
+    if error <= TOLERANCE and once <= REPEATS[-1][0] and options.repeats > 1:
+        once, runs, _ = timed(run, options.repeats)
+    return row_of(problem, peer.name, f"{setting:g}", once, runs, error, once / mine, peer.note)
 
 
 def warm_up(problem: Problem, peer: Peer) -> None:
@@ -222,15 +237,16 @@ def primal_of(problem: Problem, coef: np.ndarray, intercept: np.ndarray) -> floa
 
 def peak_memory(options: argparse.Namespace, problem: str, solver: str, setting: str) -> float | None:
     """Megabytes, measured in a process of its own."""
-    if options.no_memory or not Path("/proc/self/clear_refs").exists():
+    if options.no_memory or options.device != "cpu" or not Path("/proc/self/clear_refs").exists():
         return None
-    command = [sys.executable, __file__, "--mnist", str(options.mnist), *(["--quick"] if options.quick else [])]
-    result = subprocess.run([*command, "--peak", problem, solver, setting], capture_output=True, text=True, check=True)
-    return float(json.loads(result.stdout.splitlines()[-1]))
+    context = multiprocessing.get_context("forkserver")  # imports once, and has used no threads that a fork would lose
+    context.set_forkserver_preload(["__main__"])
+    with context.Pool(1) as pool:
+        return pool.apply(peak_of, (options.mnist, options.quick, problem, solver, setting))
 
 
-def peak_of(options: argparse.Namespace, name: str, solver: str, setting: str) -> float:
-    problem = dict(problems(options.mnist, options.quick))[name]()
+def peak_of(folder: Path, quick: bool, name: str, solver: str, setting: str) -> float:
+    problem = dict(problems(folder, quick))[name]()
 
     def status(key: str) -> int:
         return next(
@@ -252,71 +268,67 @@ def peak_of(options: argparse.Namespace, name: str, solver: str, setting: str) -
     return round((status("VmHWM") - before) / 1024, 1)
 
 
-def hinge_paths(options: argparse.Namespace) -> list[dict[str, Any]]:
+def hinge_paths(options: argparse.Namespace) -> Iterator[list[Row]]:
     """Twenty values of rho against the hardest of them alone, from a cold start, at the path's tolerance."""
-    rows = []
     data = xor(*((200, 100) if options.quick else (2000, 1000)))
     chosen = [programme(f"xor-{loss}", data, loss, 0.1) for loss in ("hinge", "squared", "logistic")]
     if has_mnist(options):  # one against the rest
         shape = (200, 32) if options.quick else (1000, 256)
         chosen.append(programme("mnist-hinge", mnist(options.mnist, *shape), "hinge", 0.1))
-    for problem in chosen:
-        held_out = torch.arange(problem.matrix.shape[0]) % 5 == 0
+    for problem in (on(options, problem) for problem in chosen):
+        held_out = torch.arange(problem.matrix.shape[0], device=options.device) % 5 == 0
         keywords = {key: value for key, value in problem.arguments.items() if key != "rho"}
         keywords |= {"num_outputs": problem.outputs}
         run = partial(path, problem.matrix, problem.targets, held_out=held_out, **keywords)
-        seconds, runs, result = timed(run, min(options.repeats, 3))
+        seconds, runs, result = timed(run, options.repeats, options.device)
         alone = [
             timed(
                 lambda r=rho, p=problem, h=held_out, k=keywords: solve(
                     p.matrix[~h], p.targets[~h], rho=r, gap_tolerance=1e-4, **k
                 ),
-                1,
+                options.repeats,
+                options.device,
             )[0]
             for rho in result.rhos
         ]
-        rows.append(
-            {
-                "problem": problem.name,
-                "values": len(result.rhos),
-                "seconds": seconds,
-                "runs": runs,
-                "hardest alone": max(alone),
-                "ratio": seconds / max(alone),
-                "certified": all(solution.converged for solution in result.solutions),
-            }
-        )
-    return rows
+        row: Row = {"problem": problem.name, "values": len(result.rhos), "seconds": seconds, "runs": runs}
+        row |= {"hardest alone": max(alone), "ratio": seconds / max(alone)}
+        yield [row | {"certified": all(solution.converged for solution in result.solutions)}]
 
 
-def softmax_path(options: argparse.Namespace) -> list[dict[str, Any]]:
+def softmax_path(options: argparse.Namespace) -> Iterator[list[Row]]:
     """The MNIST preset at three betas in turn, each from the one before."""
-    if not has_mnist(options):
-        return []
-    rows, columns = (200, 32) if options.quick else (6000, 1024)
-    data = mnist(options.mnist, rows, columns)
-    results, solution, total = [], None, 0.0
-    for beta in BETAS:
-        problem = programme(f"mnist{rows}-softmax-{beta:g}", data, "cross_entropy", beta)
-        solution = own(problem, init=solution)
-        total += solution.seconds
-        outputs = problem.matrix @ solution.coef + solution.intercept
-        results.append(
-            {
-                "problem": problem.name,
-                "seconds": solution.seconds,
-                "seconds so far": total,
-                "certified": solution.converged,
-                "gap": solution.gap,
-                "loss": mean_loss(outputs, problem.targets, loss="cross_entropy"),
-            }
+    if has_mnist(options):
+        shape = (200, 32) if options.quick else (6000, 1024)
+        matrix, targets = mnist(options.mnist, *shape)
+        yield from in_turn(options, f"mnist{shape[0]}-softmax", matrix.to(options.device), targets, BETAS)
+
+
+def large(options: argparse.Namespace) -> Iterator[list[Row]]:
+    """Packed counts of 60,000 rows and 8,192 units, ten classes, at two betas in turn."""
+    shape = (600, 64) if options.quick else (60_000, 8192)
+    dictionary, targets = mixture(*shape, 10, options.device)
+    yield from in_turn(options, f"mixture{shape[0]}-softmax", dictionary, targets, (0.3, 0.1))
+
+
+def in_turn(
+    options: argparse.Namespace, name: str, dictionary: Any, targets: torch.Tensor, betas: tuple[float, ...]
+) -> Iterator[list[Row]]:
+    """Solutions for falling beta, each from the one before."""
+    solution, total = None, 0.0
+    for beta in betas:
+        problem = Problem(
+            f"{name}-{beta:g}", dictionary, targets, "cross_entropy", beta / dictionary.shape[1] ** 0.5, True
         )
-    return results
+        seconds, runs, solution = timed(partial(own, problem, init=solution), 1, options.device)
+        total += seconds
+        row: Row = {"problem": problem.name, "seconds": seconds, "seconds so far": total, "runs": runs}
+        row |= {"certified": solution.converged, "gap": solution.gap, "used": int(solution.coef.any(1).sum())}
+        yield [row | {"objective": solution.primal, "device": solution.device}]
 
 
-def resolves(options: argparse.Namespace) -> list[dict[str, Any]]:
+def resolves(options: argparse.Namespace) -> Iterator[list[Row]]:
     """A dictionary whose witnesses moved a little, from the old solution and cold."""
-    rows = []
     cases = [("xor", loss, 0.1) for loss in ("hinge", "squared", "logistic")]
     if has_mnist(options):
         cases += [("mnist", loss, 0.1) for loss in ("cross_entropy", "hinge")]
@@ -328,41 +340,39 @@ def resolves(options: argparse.Namespace) -> list[dict[str, Any]]:
             else:
                 shape = (200, 32) if options.quick else (1000, 256)
                 data = [mnist(options.mnist, *shape, size) for size in (0.0, noise)]
-            old, new = (programme(f"{source}-{loss}-{beta:g}", each, loss, beta) for each in data)
+            old, new = (on(options, programme(f"{source}-{loss}-{beta:g}", each, loss, beta)) for each in data)
             before = own(old)
-            cold, runs, first = timed(lambda new=new: own(new), options.repeats)
-            warm, _, second = timed(lambda new=new, before=before: own(new, init=before), options.repeats)
-            rows.append(
-                {
-                    "problem": new.name,
-                    "entries changed": float((old.matrix != new.matrix).double().mean()),
-                    "cold": cold,
-                    "warm": warm,
-                    "runs": runs,
-                    "ratio": cold / warm,
-                    "certified": first.converged and second.converged,
-                }
-            )
-    return rows
+            cold, runs, first = timed(partial(own, new), options.repeats, options.device)
+            warm, _, second = timed(partial(own, new, init=before), options.repeats, options.device)
+            row: Row = {"problem": new.name, "entries changed": float((old.matrix != new.matrix).double().mean())}
+            row |= {"cold": cold, "warm": warm, "runs": runs, "ratio": cold / warm}
+            yield [row | {"certified": first.converged and second.converged}]
 
 
-def growth(options: argparse.Namespace) -> list[dict[str, Any]]:
+def growth(options: argparse.Namespace) -> Iterator[list[Row]]:
     """Time against rows, columns and outputs, each over a factor of 16."""
-    rows = []
     factors, base = ((1, 4), (100, 16, 2)) if options.quick else ((1, 2, 4, 8, 16), (500, 64, 2))
     middle = base[0] * 2, base[1] * 4, base[2] * 2
     for axis in range(3):
         for factor in factors:
             shape = [base[axis] * factor if axis == a else middle[a] for a in range(3)]
-            row: dict[str, Any] = {
-                "grows": "nPC"[axis], "n": shape[0], "P": shape[1], "C": shape[2],
-            }  # fmt: skip
+            row: Row = {"grows": "nPC"[axis], "n": shape[0], "P": shape[1], "C": shape[2]}
             for loss in ("hinge", "cross_entropy"):
-                problem = programme("teacher", teacher(*shape), loss, 0.1)
-                seconds, runs, solution = timed(lambda p=problem: own(p), min(options.repeats, 3))
+                problem = on(options, programme("teacher", teacher(*shape), loss, 0.1))
+                seconds, runs, solution = timed(partial(own, problem), options.repeats, options.device)
                 row |= {f"{loss} seconds": seconds, f"{loss} certified": solution.converged, "runs": runs}
-            rows.append(row)
-    return rows
+            yield [row]
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Iterator[list[Row]]]] = {
+    "softmax_path": softmax_path,
+    "resolve": resolves,
+    "hinge_path": hinge_paths,
+    "growth": growth,
+    "large": large,
+    "table": compare,
+}
+ON_GPU = "softmax_path,large"
 
 
 if __name__ == "__main__":

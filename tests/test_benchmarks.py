@@ -11,25 +11,30 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_solver_benchmark_runs(tmp_path):
+    """One row of the comparison, and the parts that a GPU is given, on the CPU."""
     pytest.importorskip("cvxpy")
-    options = [
-        "--quick",
-        "--no-memory",
-        "--parts",
-        "table",
-        "--problems",
-        "xor-hinge-raw-0.1",
-        "--solvers",
-        "*Clarabel",
-    ]
+    table = ["--problems", "xor-hinge-raw-0.1", "--solvers", "*Clarabel"]
+    options = ["--quick", "--device", "cpu", "--parts", "softmax_path,large,table", *table]
     command = [sys.executable, ROOT / "benchmarks/solvers.py", *options, "--output", tmp_path, "--mnist", tmp_path]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "MNIST rows are skipped" in result.stdout
     written = json.loads((tmp_path / "solvers.json").read_text())
-    own, peer = written["results"]["table"]
+    results = written["results"]
+    assert results["device"] == "cpu"
+    own, peer = results["table"]
     assert {own["solver"], peer["solver"]} == {"lightning_cvxsnn", "CVXPY+Clarabel"}
     assert own["suboptimality"] <= 1e-6
+    if sys.platform == "linux":
+        assert 0 < own["peak MB"] < 500
+        assert 0 < peer["peak MB"] < 500
+    first, second = results["large"]
+    assert first["certified"]
+    assert second["certified"]
+    assert second["used"] > 0
+    assert second["device"] == "cpu"
+    assert second["objective"] < first["objective"]
+    assert results["softmax_path"] == []
     assert "clarabel" in written["machine"]["versions"]
 
 

@@ -7,7 +7,7 @@ from lightning_cvxsnn.convex.certificate import Certificate, certificate
 from lightning_cvxsnn.convex.losses import Loss, mean_loss
 from lightning_cvxsnn.convex.matrix import DictionaryLike, PackedDictionary
 from lightning_cvxsnn.convex.path import Path, path
-from lightning_cvxsnn.convex.ranks import certificate_sharded, solve_sharded
+from lightning_cvxsnn.convex.sharded import certificate_sharded, solve_sharded
 from lightning_cvxsnn.convex.solution import Solution
 from lightning_cvxsnn.convex.solve import rho_max, solve
 

@@ -132,12 +132,12 @@ def check_weights(sample_weight: Tensor | None, rows: int, device: torch.device)
     """
     if sample_weight is None:
         return torch.ones(rows, dtype=torch.float64, device=device)
-    weight = torch.as_tensor(sample_weight).detach()
+    weight = torch.as_tensor(sample_weight, device=device).detach()
     if tuple(weight.shape) != (rows,):
         raise ValueError(
             f"sample_weight has shape {tuple(weight.shape)}; expected ({rows},), one weight for each dictionary row."
         )
-    weight = weight.to(device=device, dtype=torch.float64)
+    weight = weight.to(torch.float64)
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("sample_weight holds NaN or infinite entries; expected finite numbers >= 0.")
     if bool((weight < 0).any()):

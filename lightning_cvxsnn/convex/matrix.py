@@ -76,9 +76,13 @@ class Entries:
         return self.values.to(dtype) * self.scale
 
     def block(self, rows: slice, columns: Tensor | None = None) -> Tensor:
-        """Some rows, and of them ``columns`` only, if given."""
+        """Some rows, and of them ``columns`` only, if given; chosen float64 columns lie one after the other."""
         values = self.values[rows]
-        return values if columns is None else values.index_select(1, columns)
+        if columns is None:
+            return values
+        if values.dtype == torch.float64:  # used as it is, and chosen from again
+            return values.T.index_select(0, columns).T
+        return values.index_select(1, columns)
 
     def rows(self, index: Tensor) -> Entries:
         """Some rows, copied."""
@@ -86,7 +90,7 @@ class Entries:
 
     def columns(self, index: Tensor) -> Entries:
         """Some columns, copied."""
-        return Entries(self.values.index_select(1, index), self.scale)
+        return Entries(self.block(slice(None), index), self.scale)
 
 
 class Stacked:
@@ -118,7 +122,11 @@ class Stacked:
             if first < last:
                 pieces.append(part.block(slice(first - begin, last - begin), columns).to(self.dtype))
         pieces = pieces or [self.parts[0].block(slice(0, 0), columns).to(self.dtype)]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        if len(pieces) == 1:
+            return pieces[0]
+        if pieces[0].stride(0) == 1:  # columns stay one after the other, so that products round as without parts
+            return torch.cat([piece.T for piece in pieces], 1).T
+        return torch.cat(pieces)
 
     def rows(self, index: Tensor) -> Stacked:
         """Some rows, copied; runs of them that lie in one part stay together."""
@@ -198,6 +206,13 @@ class Matrix:
             gram.addmm_(block.T, block)
         return gram, product
 
+    def gram(self, index: Tensor, first: int, weight: Tensor) -> Tensor:
+        """``G^T diag(weight) G[:, first:]`` for ``G = matrix[:, index]``."""
+        gram = weight.new_zeros(index.numel(), index.numel() - first)
+        for part, block in self.gathered(index):
+            gram.addmm_(block.T, weight[part, None] * block[:, first:])
+        return gram
+
     def squared_norms(self, weight: Tensor) -> Tensor:
         """``sum_i weight_i matrix_ij^2``, one for each column."""
         total = weight.new_zeros(self.source.shape[1])
@@ -210,10 +225,9 @@ class Matrix:
     def __matmul__(self, right: Tensor) -> Tensor:
         rows, columns = self.source.shape
         factor, index = right[:columns], None
-        if self.packed:
-            used = factor.reshape(columns, -1).any(1).nonzero()[:, 0]
-            if used.numel() <= columns // 8:  # sparse coefficients: the other columns need no conversion
-                factor, index = factor[used], used
+        used = factor.reshape(columns, -1).any(1).nonzero()[:, 0]
+        if used.numel() <= columns // 8:  # sparse coefficients: the other columns need not be looked at
+            factor, index = factor[used], used
         product = right.new_empty(rows, *right.shape[1:])
         spend(rows * factor.numel())
         wide = factor.T.contiguous() if factor.ndim == 2 else factor

@@ -3,9 +3,10 @@ r"""Squared loss and cross-entropy: proximal Newton on working sets.
 Each iteration prices every entry by its gradient, takes those that are non-zero or violate ``|gradient| <= rho`` (a
 bounded number of new ones, the worst first), minimises the second-order model with the L1 penalty over them
 (:mod:`~lightning_cvxsnn.convex.quadratic`) and searches along the line to that minimiser. Lee, Sun, Saunders, "Proximal
-Newton-type methods for minimizing composite functions", SIAM J. Optim. 24(3), 2014. From a cold start the penalty falls
-to rho by halves, one iteration each, which keeps working sets small. A model that promises too much (saturated rows
-have no curvature) is damped. At rho itself every iterate is judged by the certificate.
+Newton-type methods for minimizing composite functions", SIAM J. Optim. 24(3), 2014. From a cold start, and from one
+that violates by far, the penalty falls to rho by 70 % with each iteration, which keeps working sets small. A model that
+promises too much (saturated rows have no curvature) is damped. At rho itself the certificate judges every iterate whose
+residuals are close to feasible.
 
 Outputs take turns: a model of one output is small, and the squared loss and a single logistic output lose nothing by
 it. Softmax couples its outputs. There taking turns (block coordinate descent) finds the support at a tenth of the cost
@@ -34,8 +35,9 @@ _ITERATION_LIMIT = 200
 _FIRST_WORKING_SET = 100  # new entries over all outputs, or as many of each output as there are already
 _SMALL_MODEL = 500  # entries of all outputs together; below it nothing is gained by taking turns
 _LARGEST_MODEL = 8192  # entries of all outputs together, so that the Hessian stays below half a GiB
-_SETTLED = 0.02  # share of the support that may still change when outputs stop taking turns
-_CONTINUATION = 0.5  # share of the penalty that remains from one iteration to the next, down to rho
+_SETTLED = 0.1  # share of the support that may still change when outputs stop taking turns
+_CONTINUATION = 0.3  # share of the penalty that remains from one iteration to the next, down to rho
+_HOPEFUL = 100.0  # certify only if the residuals violate by at most this many tolerances, relative to the objective
 _PROXIMAL = 1e-10  # relative; pins directions without curvature, such as a shift of all softmax outputs
 
 
@@ -68,14 +70,17 @@ def minimise_smooth(
         penalised = torch.cat([penalised, torch.zeros_like(penalised[:1])])
         coef = torch.cat([coef, start[1][None]])
     outputs, dual_point = matrix @ coef, torch.zeros_like(problem.encoded)
+    grams = _Grams(matrix, weight)
     best = (float("inf"), coef)
     limit = _ITERATION_LIMIT if max_iterations is None else max_iterations
-    current, damping, unsettled = rho if bool(start[0].any()) else float("inf"), 0.0, True
+    current, damping, unsettled = math.inf, 0.0, True
     for iteration in range(limit + 1):
         primal = float(weight @ row_losses(outputs, problem.encoded, problem.loss) + rho * coef[:columns].abs().sum())
         if primal < best[0]:
             best = (primal, coef)
-        if current == rho:
+        gradient = matrix.T @ (weight[:, None] * output_gradient(outputs, problem.encoded, problem.loss))
+        steepest = float((gradient.abs() * penalised).max())
+        if current in (rho, math.inf) and (steepest - rho) * primal <= _HOPEFUL * rho * tolerance:
             shift = coef[columns] if problem.fit_intercept else torch.zeros_like(start[1])
             proof, dual_point = certify(
                 problem.matrix, problem.encoded, weight * rows, coef[:columns], shift, problem.loss, rho,
@@ -85,8 +90,7 @@ def minimise_smooth(
                 break
         if iteration == limit or time.perf_counter() > deadline:
             break
-        gradient = matrix.T @ (weight[:, None] * output_gradient(outputs, problem.encoded, problem.loss))
-        current = max(rho, _CONTINUATION * min(current, float((gradient.abs() * penalised).max())))
+        current = max(rho, _CONTINUATION * min(current, steepest))
         penalty = current * penalised
         raised = damping * matrix.squared_norms(weight) / 4 if damping else None  # no probability curves more
         working = _working(coef, gradient, penalty)
@@ -94,7 +98,7 @@ def minimise_smooth(
         if size == 0:
             break  # nothing in use and nothing violates: only rounding error is left
         if not _coupled(problem) or (unsettled and size > _SMALL_MODEL) or size > _LARGEST_MODEL:
-            length, coef, outputs = _in_turn(problem, matrix, outputs, coef, working, penalty, raised)
+            length, coef, outputs = _in_turn(problem, matrix, grams, outputs, coef, gradient, working, penalty, raised)
             changed = int((support != (coef != 0)).sum())
             unsettled = current > rho or changed > _SETTLED * int(support.sum())
         else:
@@ -126,11 +130,42 @@ def _working(coef: Tensor, gradient: Tensor, penalty: Tensor) -> Tensor:
     return working.scatter(0, worst.indices, working.gather(0, worst.indices) | (worst.values > 0))
 
 
+class _Grams:
+    """The Hessian of the squared loss, the same for all outputs and points: its entries are computed once."""
+
+    def __init__(self, matrix: Matrix, weight: Tensor) -> None:
+        self.matrix, self.weight = matrix, weight
+        self._forget()
+
+    def _forget(self) -> None:
+        self.columns = torch.zeros(0, dtype=torch.long, device=self.weight.device)
+        self.place = self.columns.new_full((self.matrix.shape[1],), -1)
+        self.entries = self.weight.new_zeros(0, 0)
+
+    def of(self, columns: Tensor) -> Tensor:
+        """``G^T diag(weight) G`` for ``G = matrix[:, columns]``, a copy."""
+        new = columns[self.place[columns] < 0]
+        if self.columns.numel() + new.numel() > _LARGEST_MODEL:
+            self._forget()
+            new = columns
+        if new.numel():
+            known = self.columns.numel()
+            self.columns = torch.cat([self.columns, new])
+            self.place[new] = torch.arange(known, self.columns.numel(), device=new.device)
+            border = self.matrix.gram(self.columns, known, self.weight)
+            top = torch.cat([self.entries, border[:known]], 1)
+            self.entries = torch.cat([top, border.T])
+        at = self.place[columns]
+        return self.entries.index_select(0, at).index_select(1, at)
+
+
 def _in_turn(
     problem: Problem,
     matrix: Matrix,
+    grams: _Grams,
     outputs: Tensor,
     coef: Tensor,
+    gradient: Tensor,
     working: Tensor,
     penalty: Tensor,
     raised: Tensor | None,
@@ -147,11 +182,13 @@ def _in_turn(
         if _coupled(problem):  # given the others, one output of a softmax is a logistic output with an offset
             offset = torch.cat([outputs[:, :c], outputs[:, c + 1 :]], 1).logsumexp(1, keepdim=True)
         own = own - offset
-        slope = weight * output_gradient(own, target, loss)[:, 0]
-        curvature = weight if loss == "squared" else weight * (torch.sigmoid(own) * torch.sigmoid(-own))[:, 0]
-        hessian, gradient = matrix.model(rows, curvature, slope)
+        if loss == "squared":
+            hessian, descent = grams.of(rows), gradient[rows, c]
+        else:
+            curvature = weight * (torch.sigmoid(own) * torch.sigmoid(-own))[:, 0]
+            hessian, descent = matrix.model(rows, curvature, weight * output_gradient(own, target, loss)[:, 0])
         old, cost = coef[rows, c], penalty[rows, c]
-        move, predicted = _minimiser(hessian, gradient, old, cost, None if raised is None else raised[rows])
+        move, predicted = _minimiser(hessian, descent, old, cost, None if raised is None else raised[rows])
         if not bool(move.any()):
             continue
         spread = torch.zeros_like(coef[:, :1])
@@ -180,7 +217,7 @@ def _together(
     spans = [slice(first, last) for first, last in zip([0, *stop[:-1]], stop, strict=True) if first < last]
     hessian = _softmax_hessian(problem, matrix, outputs, rows, columns, spans)
     damped = None if raised is None else raised[rows]
-    move, predicted = _minimiser(hessian, gradient[rows, columns], old, cost, damped, spans)
+    move, predicted = _minimiser(hessian, gradient[rows, columns], old, cost, damped)
     spread = torch.zeros_like(coef)
     spread[rows, columns] = move
     change = matrix @ spread
@@ -189,13 +226,13 @@ def _together(
 
 
 def _minimiser(
-    hessian: Tensor, gradient: Tensor, old: Tensor, penalty: Tensor, raised: Tensor | None, blocks: Sequence[slice] = ()
+    hessian: Tensor, gradient: Tensor, old: Tensor, penalty: Tensor, raised: Tensor | None
 ) -> tuple[Tensor, float]:
     """Move to the minimiser of the model, and the change it predicts."""
     hessian.diagonal().mul_(1 + _PROXIMAL)
     if raised is not None:
         hessian.diagonal().add_(raised)
-    new, predicted, _ = minimise_quadratic(hessian, gradient, old, penalty, blocks)
+    new, predicted, _ = minimise_quadratic(hessian, gradient, old, penalty)
     return new - old, predicted
 
 

@@ -113,7 +113,7 @@ def path(
     if not 0 < ratio < 1:
         raise ValueError(f"ratio is {ratio}; expected a number strictly between 0 and 1, such as 1e-3.")
     matrix, encoded, weight = check_problem(dictionary, targets, loss, num_outputs, sample_weight)
-    held_out = torch.as_tensor(held_out).to(matrix.device)
+    held_out = torch.as_tensor(held_out, device=matrix.device)
     if held_out.dtype != torch.bool or tuple(held_out.shape) != (matrix.shape[0],):
         raise ValueError(
             f"held_out has dtype {held_out.dtype} and shape {tuple(held_out.shape)}; expected torch.bool "

@@ -10,8 +10,6 @@ sparse. So: active set, if it gets lost interior point, and active set again fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -21,12 +19,11 @@ __all__ = ["minimise_quadratic"]
 
 _ACTIVE_SET_LIMIT = 8
 _INTERIOR_LIMIT = 50
-_ROUNDS = 30  # of block descent
+_SIGN_ROUNDS = 4
+_ENTERING = 32  # entries that become non-zero at once, or as many as there are already
 
 
-def minimise_quadratic(
-    hessian: Tensor, gradient: Tensor, start: Tensor, penalty: Tensor, blocks: Sequence[slice] = ()
-) -> tuple[Tensor, float, int]:
+def minimise_quadratic(hessian: Tensor, gradient: Tensor, start: Tensor, penalty: Tensor) -> tuple[Tensor, float, int]:
     """Minimise the quadratic model with an L1 penalty.
 
     Args:
@@ -34,35 +31,17 @@ def minimise_quadratic(
         gradient: ``g [k]`` at ``start``.
         start: ``x [k]``.
         penalty: ``rho_j [k]``; 0 where free, such as an intercept.
-        blocks: Slices of entries that are minimised over in turn first.
 
     Returns:
         A minimiser ``[k]`` with exact zeros, the change of the objective (not positive), linear systems solved.
     """
-    first = _block_descent(hessian, gradient, start, penalty, blocks) if len(blocks) > 1 else start
-    point, change, systems, solved = _active_set(hessian, gradient, start, penalty, first, _ACTIVE_SET_LIMIT)
+    point, change, systems, solved = _active_set(hessian, gradient, start, penalty, start, _ACTIVE_SET_LIMIT)
     if solved:
         return point, change, systems
     inner, more = _interior_point(hessian, gradient - hessian @ start, start, penalty, change)
     other, other_change, last, _ = _active_set(hessian, gradient, start, penalty, inner, 4 * _ACTIVE_SET_LIMIT)
     systems += more + last
     return (other, other_change, systems) if other_change < change else (point, change, systems)
-
-
-def _block_descent(
-    hessian: Tensor, gradient: Tensor, start: Tensor, penalty: Tensor, blocks: Sequence[slice]
-) -> Tensor:
-    """Minimise over the blocks in turn until a round leaves the support alone."""
-    point, slope = start.clone(), gradient.clone()
-    for _ in range(_ROUNDS):
-        support = point != 0
-        for span in blocks:
-            new, _, _ = minimise_quadratic(hessian[span, span], slope[span], point[span], penalty[span])
-            slope += hessian[:, span] @ (new - point[span])
-            point[span] = new
-        if torch.equal(support, point != 0):
-            break
-    return point
 
 
 def _active_set(
@@ -84,31 +63,49 @@ def _active_set(
         descent = torch.where(nonzero, slope + penalty * point.sign(), shrunk)
         if float(descent.abs().max()) <= tolerance:
             return point, value, systems, True
-        signs = torch.where(nonzero, point.sign(), -descent.sign())
-        active = nonzero | (descent != 0) | (penalty == 0)
-        for _ in range(4):  # entries that would enter with the wrong sign are better left at zero
-            index = active.nonzero()[:, 0]
-            lower = factor(hessian[index[:, None], index])
-            systems += 1
-            candidate = point[index] - torch.cholesky_solve(descent[index, None], lower)[:, 0]
-            flipped = (candidate * signs[index] < 0) & (penalty[index] > 0)
-            entering = flipped & ~nonzero[index]
-            if not bool(entering.any()):
-                break
-            active[index[entering]] = False
-        trial = point.clone()
-        trial[index] = torch.where(flipped, 0.0, candidate)
+        room = min(max(_ENTERING, int(nonzero.sum())), descent.numel())
+        last = torch.where(nonzero, 0.0, descent.abs()).topk(room).values[-1]
+        index = (nonzero | ((descent.abs() >= last) & (descent != 0)) | (penalty == 0)).nonzero()[:, 0]
+        lower = factor(hessian.index_select(0, index).index_select(1, index))
+        systems += 1
+        old, bound, entering = point[index], penalty[index] > 0, ~nonzero[index]
+        signs = torch.where(entering, -descent[index], old).sign()
+        minimiser = old - torch.cholesky_solve(descent[index, None], lower)[:, 0]
+        candidate = _with_signs(minimiser, lower, signs, bound)
+        as_guessed = torch.equal(candidate, minimiser)
+        trial = point.index_copy(0, index, candidate)
         trial_slope, trial_value = evaluate(trial)
-        if trial_value >= value and bool(flipped.any()):  # only as far as the first sign change: that must descend
-            ratio = torch.where(flipped, point[index] / (point[index] - candidate), torch.inf)
+        if not trial_value < value and not as_guessed:  # only as far as the first sign change: that must descend
+            candidate = _with_signs(minimiser, lower, signs, bound & entering)
+            ratio = torch.where(bound & (candidate * signs < 0), old / (old - candidate), torch.inf)
             first = int(ratio.argmin())
-            trial[index] = point[index] + ratio[first].clamp(0, 1) * (candidate - point[index])
-            trial[index[first]] = 0.0
+            candidate = old + ratio[first].clamp(max=1) * (candidate - old)
+            candidate[first] = torch.where(ratio[first] <= 1, 0.0, candidate[first])
+            trial = point.index_copy(0, index, candidate)
             trial_slope, trial_value = evaluate(trial)
-        if trial_value >= value:
-            return point, value, systems, not bool(flipped.any())  # rounding error, if no sign changed
+        if not trial_value < value:
+            return point, value, systems, as_guessed  # if no sign changed, only rounding error is left
         point, slope, value = trial, trial_slope, trial_value
     return point, value, systems, False
+
+
+def _with_signs(minimiser: Tensor, lower: Tensor, signs: Tensor, may: Tensor) -> Tensor:
+    """The minimiser with those entries of ``may`` at zero that come out with the wrong sign, the others adjusted.
+
+    Holding a few entries at zero takes no new system: their columns of the inverse tell what the others do.
+    """
+    point, held = minimiser, torch.zeros_like(may)
+    for _ in range(_SIGN_ROUNDS):
+        wrong = may & ~held & (point * signs < 0)
+        if not bool(wrong.any()):
+            break
+        held |= wrong
+        index = held.nonzero()[:, 0]
+        unit = minimiser.new_zeros(minimiser.numel(), index.numel())
+        unit[index, torch.arange(index.numel(), device=index.device)] = 1.0
+        inverse = torch.cholesky_solve(unit, lower)
+        point = minimiser - inverse @ torch.linalg.solve_ex(inverse[index], minimiser[index])[0]
+    return torch.where(held | (may & (point * signs < 0)), 0.0, point)
 
 
 def _interior_point(

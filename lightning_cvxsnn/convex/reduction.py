@@ -12,7 +12,7 @@ from lightning_cvxsnn.convex.matrix import Matrix
 
 __all__ = ["Problem", "Reduction", "reduce"]
 
-_KEY_BITS = 104  # unequal columns share a key with a probability of 2^-104
+_KEY_BITS = 78  # unequal columns share a key with a probability of 2^-78
 _LARGEST_COUNT = 2**16 - 1
 _CHUNK = 2**19  # entries of fractional columns examined at a time
 
@@ -115,36 +115,33 @@ def _is_softmax(encoded: Tensor, loss: Loss) -> bool:
 def _distinct_columns(matrix: Matrix, fit_intercept: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """First column of each group, then each column's group (-1: dropped), sign and shift."""
     size, device = matrix.shape[1], matrix.device
-    owner = torch.full((size,), -1, dtype=torch.long)
     sign = torch.ones(size, dtype=torch.float64, device=device)
     base = torch.zeros_like(sign)  # in units of the matrix's scale
     if matrix.shape[0] == 0:
-        return owner[:0].to(device), owner.to(device), sign, base
+        none = torch.full((size,), -1, device=device)
+        return none[:0], none, sign, base
     if fit_intercept:
         base = matrix.source.block(slice(0, 1))[0].to(torch.float64)
     keys, sign = _column_keys(matrix, base)
-    listed = keys.cpu().numpy()
-    silent = bytes(listed[0].nbytes)
-    groups: dict[bytes, int] = {}
-    kept: list[int] = []
-    for j in range(size):
-        key = listed[j].tobytes()
-        if key == silent:
-            continue
-        if key not in groups:
-            groups[key] = len(kept)
-            kept.append(j)
-        owner[j] = groups[key]
-    columns = torch.tensor(kept, dtype=torch.long, device=device)
-    owner = owner.to(device)
+    head, silent = _first_equal(keys), (keys == 0).all(1)
+    kept = (head == torch.arange(size, device=device)) & ~silent
+    owner = torch.where(silent, -1, kept.cumsum(0)[head] - 1)
     base = base * matrix.source.scale
-    if not kept:
-        return columns, owner, sign, base
-    used = owner >= 0
-    head = columns[owner.clamp_min(0)]
-    sign = torch.where(used, sign * sign[head], 1.0)
-    shift = torch.where(used, base - sign * base[head], base)
-    return columns, owner, sign, shift
+    sign = torch.where(silent, 1.0, sign * sign[head])
+    shift = torch.where(silent, base, base - sign * base[head])
+    return kept.nonzero()[:, 0], owner, sign, shift
+
+
+def _first_equal(keys: Tensor) -> Tensor:
+    """For each row of ``keys [P, k]`` the index of the first row that equals it."""
+    order = torch.arange(keys.shape[0], device=keys.device)
+    for column in reversed(keys.T):
+        order = order[column[order].argsort(stable=True)]  # equal rows come together, in their own order
+    ordered = keys[order]
+    changes = (ordered[1:] != ordered[:-1]).any(1).nonzero()[:, 0] + 1
+    starts = torch.cat([changes.new_zeros(1), changes])
+    lengths = torch.cat([starts[1:], starts.new_tensor([keys.shape[0]])]) - starts
+    return torch.empty_like(order).scatter(0, order, order[starts].repeat_interleave(lengths))
 
 
 def _column_keys(matrix: Matrix, base: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,7 +180,8 @@ def _draws(rows: int, largest: int, device: torch.device) -> Tensor:
     """Random integers ``[rows, k]`` whose products with differences of ``rows`` counts are exact in float64."""
     bits = 52 - rows.bit_length() - (2 * largest).bit_length()
     size = rows, -(-_KEY_BITS // bits)
-    return torch.randint(2**bits, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randint(2**bits, size, generator=generator, dtype=torch.float64, device="cpu").to(device)
 
 
 def _fraction_keys(matrix: Matrix, base: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,7 +193,8 @@ def _fraction_keys(matrix: Matrix, base: Tensor) -> tuple[Tensor, Tensor]:
         canonical = matrix.source.block(slice(0, rows), index).to(torch.float64) - base[index]
         first = (canonical != 0).to(torch.uint8).argmax(0, keepdim=True)
         sign = torch.where(canonical.gather(0, first)[0] < 0, -1.0, 1.0).to(canonical)
-        parts = (canonical * sign + 0.0).view(torch.int16).to(torch.float64)  # 0.0 for -0.0
+        positive = (canonical * sign + 0.0).clone(memory_format=torch.contiguous_format)  # 0.0 for -0.0
+        parts = positive.view(torch.int16).to(torch.float64)
         keys.append((draws @ parts).T.reshape(index.numel(), -1))
         signs.append(sign)
     return torch.cat(keys), torch.cat(signs)

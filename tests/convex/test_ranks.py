@@ -26,8 +26,8 @@ from lightning_cvxsnn.convex import (
     certificate_sharded,
     inputs,
     matrix,
-    ranks,
     rho_max,
+    sharded,
     solve,
     solve_sharded,
 )  # fmt: skip
@@ -144,7 +144,7 @@ def _failures(rank: int) -> dict[str, Callable[[pytest.MonkeyPatch, dict[str, An
     def hit(on: int, name: str, error: BaseException) -> Callable[[pytest.MonkeyPatch, dict[str, Any]], dict[str, Any]]:
         def spoil(patch: pytest.MonkeyPatch, shard: dict[str, Any]) -> dict[str, Any]:
             if rank == on:
-                patch.setattr(ranks, name, _raises(error))
+                patch.setattr(sharded, name, _raises(error))
             return shard
 
         return spoil
@@ -303,10 +303,10 @@ def test_a_restart_from_a_sharded_solution_has_nothing_left_to_do(outcomes: list
 def test_the_sharded_certificate_is_that_of_all_rows(outcomes: list[dict[str, Any]], name: str) -> None:
     scale = scale_of(PROGRAMMES[name][0])
     for rank in range(2):
-        for sharded, whole in outcomes[rank]["programmes"][name]["proofs"]:
+        for part, whole in outcomes[rank]["programmes"][name]["proofs"]:
             for field in ("primal", "dual", "gap"):
-                assert getattr(sharded, field) == pytest.approx(getattr(whole, field), rel=1e-12, abs=1e-12 * scale)
-            assert sharded.violation == pytest.approx(whole.violation, rel=1e-9, abs=1e-9)
+                assert getattr(part, field) == pytest.approx(getattr(whole, field), rel=1e-12, abs=1e-12 * scale)
+            assert part.violation == pytest.approx(whole.violation, rel=1e-9, abs=1e-9)
     both = zip(*(outcomes[rank]["programmes"][name]["proofs"] for rank in range(2)), strict=True)
     assert all(mine[0] == theirs[0] for mine, theirs in both)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from programmes import LOSSES, dual_is_feasible, make, reference_optimum, residual_certificate_inputs, scale_of
 from torch import Tensor
 
-from lightning_cvxsnn.convex import certificate, mean_loss, rho_max, solve
+from lightning_cvxsnn.convex import certificate, inputs, mean_loss, path, rho_max, solve, solve_sharded
 
 PROGRAMMES = st.fixed_dictionaries(
     {
@@ -125,10 +125,35 @@ def test_optimality_conditions(settings_: dict[str, Any], share: float, fit_inte
     assert float(complementarity.sum()) <= solution.gap + 1e-9 * scale_of(problem)
 
 
+@settings(max_examples=40, deadline=None)
+@given(PROGRAMMES, st.sampled_from([0.5, 0.05]), st.booleans(), st.booleans())
+def test_agrees_with_cvxpy_whatever_the_programme(
+    settings_: dict[str, Any], share: float, fit_intercept: bool, absent: bool
+) -> None:
+    problem = make(**settings_)
+    if absent and problem["loss"] != "squared":
+        problem["targets"] = problem["targets"].clamp(max=max(problem["num_outputs"], 2) - 2)
+    rho, scale = _fraction(problem, share, fit_intercept), scale_of(problem)
+    solution = solve(**problem, rho=rho, fit_intercept=fit_intercept, gap_tolerance=1e-8)
+    assert solution.converged
+    assert solution.primal == pytest.approx(reference_optimum(problem, rho, fit_intercept), abs=1e-6 * scale)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("fit_intercept", [True, False])
 def test_invariances(loss: str, fit_intercept: bool) -> None:
-    problem = make(3, loss, weighted=True)
+    _assert_invariant(make(3, loss, weighted=True), fit_intercept)
+
+
+@settings(max_examples=25, deadline=None)
+@given(PROGRAMMES, st.booleans())
+def test_invariances_whatever_the_programme(settings_: dict[str, Any], fit_intercept: bool) -> None:
+    problem = make(**settings_)
+    problem.setdefault("sample_weight", torch.ones(settings_["rows"]))
+    _assert_invariant(problem, fit_intercept)
+
+
+def _assert_invariant(problem: dict[str, Any], fit_intercept: bool) -> None:
     rho = _fraction(problem, 0.1, fit_intercept)
     optimum = solve(**problem, rho=rho, fit_intercept=fit_intercept, gap_tolerance=1e-9).primal
     matrix, targets, weight = problem["dictionary"], problem["targets"], problem["sample_weight"]
@@ -159,6 +184,17 @@ def test_squared_scales() -> None:
         other = solve(**scaled, rho=0.05 * c, fit_intercept=True, gap_tolerance=1e-10)
         assert other.primal == pytest.approx(c * c * one.primal, rel=1e-9)
         torch.testing.assert_close(other.coef, c * one.coef, rtol=1e-4, atol=1e-6 * c)
+
+
+@settings(max_examples=25, deadline=None)
+@given(PROGRAMMES, st.sampled_from([1e-3, 0.3, 50.0]), st.booleans())
+def test_squared_scales_whatever_the_programme(settings_: dict[str, Any], c: float, fit_intercept: bool) -> None:
+    problem = make(**(settings_ | {"loss": "squared"}))
+    rho = _fraction(problem, 0.1, fit_intercept)
+    one = solve(**problem, rho=rho, fit_intercept=fit_intercept, gap_tolerance=1e-9)
+    scaled = problem | {"targets": c * problem["targets"]}
+    other = solve(**scaled, rho=c * rho, fit_intercept=fit_intercept, gap_tolerance=1e-9)
+    assert other.primal == pytest.approx(c * c * one.primal, abs=1e-8 * c * c * scale_of(problem))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -333,6 +369,30 @@ def test_deterministic_and_pure(loss: str) -> None:
     assert torch.equal(state, torch.get_rng_state())
     for name, value in before.items():
         assert torch.equal(value, problem[name])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_tensors_are_created_where_the_dictionary_is(loss: str, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a default device without data, whatever does not name its device cannot be computed with."""
+    problem = make(13, loss, rows=40, columns=20, outputs=outputs, weighted=True)
+    held_out = torch.arange(40) % 4 == 0
+    rho = _fraction(problem, 0.05, True)
+    expected = solve(**problem, rho=rho, fit_intercept=True)
+    fractions = problem | {"dictionary": problem["dictionary"] / 3}
+    packed = problem | {"dictionary": problem["dictionary"].to(torch.uint8)}
+    with torch.device("meta"):
+        assert torch.zeros(1).is_meta
+        found = solve(**problem, rho=rho, fit_intercept=True)
+        assert torch.equal(found.coef, expected.coef)
+        assert solve(**problem, rho=1.1 * rho, fit_intercept=True, init=found).converged
+        assert solve_sharded(**problem, rho=rho, fit_intercept=False).converged
+        assert solve(**fractions, rho=rho, fit_intercept=True).converged
+        proof = certificate(**residual_certificate_inputs(problem, found), rho=rho, fit_intercept=True)
+        assert proof.primal == expected.primal
+        assert path(**problem, fit_intercept=True, held_out=held_out, num_values=3).solution.converged
+        monkeypatch.setattr(inputs, "_DENSE_ENTRIES", 0)
+        assert solve(**packed, rho=rho, fit_intercept=True).converged
 
 
 def test_dtypes_and_packed_dictionaries_give_one_answer() -> None:
