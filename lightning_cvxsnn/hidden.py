@@ -18,7 +18,13 @@ from lightning_cvxsnn.patterns import (
     estimate_batch_norm,
     undisturbed,
 )
-from lightning_cvxsnn.patterns.witnesses import GaussianKind, affine_names, find_witness_layer, write_gaussian
+from lightning_cvxsnn.patterns.witnesses import (
+    GaussianKind,
+    affine_names,
+    find_witness_layer,
+    is_initialised,
+    write_gaussian,
+)
 from lightning_cvxsnn.pricing import POOL, Priced, Pricer
 from lightning_cvxsnn.problem import Problem
 from lightning_cvxsnn.readout import Readout, forward_of
@@ -36,7 +42,10 @@ _PRICED_SAMPLES = 10_240  # that witnesses are chosen on, held-out ones included
 def bring_to_life(
     module: nn.Module, rows: TrainingRows, estimate: Callable[[], None], *, only_dead: bool
 ) -> list[CalibratedLayer]:
-    """Scale the weights of dead layers, or of all, until their units fire at `TARGET_RATE`; warn of what was dead.
+    """Bring dead layers, or all, to `TARGET_RATE`; warn of what was dead.
+
+    The units of a dead layer that holds its constructor's weights get one factor and each a bias; elsewhere only the
+    dead ones of them are rescaled. Of all layers, every unit is.
 
     Args:
         module: The network, changed in place.
@@ -49,16 +58,17 @@ def bring_to_life(
     """
     inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
     layers = calibrate_layers(
-        module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=only_dead, after_change=estimate
-    )
+        module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=only_dead, after_change=estimate,
+        only_dead_units=only_dead, by_bias=lambda affine: only_dead and is_initialised(affine),
+    )  # fmt: skip
     repaired = [layer for layer in layers if not layer.before.alive]
     if repaired:
         rank_zero_warn(
             "ConvexReconstruction brought dead spiking layers to life by scaling the weights that feed them: "
             + "; ".join(
                 f"'{r.name}' ({r.before.silent} of {r.before.units} units silent, {r.before.saturated} saturated; "
-                f"'{r.affine_name}' times {r.scale:.2g}, {r.negated} units negated, firing rate "
-                f"{r.before.rate:.3f} -> {r.after.rate:.3f})"
+                f"'{r.affine_name}' times {r.scale:.2g}, {r.negated} units negated, biases {r.shift:+.2g}, firing "
+                f"rate {r.before.rate:.3f} -> {r.after.rate:.3f})"
                 for r in repaired
             )
             + ". Use witnesses='keep' to refuse such a network instead."
