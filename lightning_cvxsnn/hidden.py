@@ -126,11 +126,11 @@ def replace_witnesses(
     rho = None if beta is None else beta / width**0.5
     priced = pricer.run(width, rho, pool=POOL * width if kind == "pool" else None)
     layer.write(priced.units.weight, priced.units.bias)
+    violates = "" if priced.violation is None else f"; the last ones violate optimality by up to {priced.violation:.2f}"
     rank_zero_info(
         f"ConvexReconstruction chose {width} witnesses for '{layer.affine_name}' among {priced.candidates} "
         f"candidates on {int(samples.sum())} samples: objective {priced.objectives[0]:.4g} -> "
-        f"{priced.objectives[-1]:.4g} in {len(priced.objectives)} rounds; the last candidates violate optimality "
-        f"by a factor of up to {priced.violation:.2f}."
+        f"{priced.objectives[-1]:.4g} in {len(priced.objectives)} rounds{violates}."
     )
     return priced
 

@@ -32,6 +32,10 @@ class SolveReport:
         objective_after: Unpenalised loss on the held-out rows with the candidate, fitted on the other rows and scaled.
         seconds_patterns: Wall-clock seconds of the pattern passes.
         seconds_solve: Wall-clock seconds of the convex solves.
+        violation: Largest ``|d^T U| / rho`` of the last candidate units that a search for witnesses tried (``pool``,
+            ``priced``): above 1, more units would lower the objective. It proves nothing about units not tried. None
+            without a search.
+        candidates: Units that the search tried.
     """
 
     epoch: int
@@ -57,6 +61,8 @@ class SolveReport:
     objective_after: float
     seconds_patterns: float
     seconds_solve: float
+    violation: float | None = None
+    candidates: int = 0
 
     def metrics(self) -> dict[str, float]:
         """The numeric fields as ``convex/<field>``, for loggers."""
