@@ -4,8 +4,20 @@ from lightning_cvxsnn.callback import ConvexReconstruction
 from lightning_cvxsnn.data import DigitsDataModule
 from lightning_cvxsnn.hidden import calibrate
 from lightning_cvxsnn.models import LitSNN
+from lightning_cvxsnn.prune import prune
 from lightning_cvxsnn.reconstruct import reconstruct
 from lightning_cvxsnn.report import SolveReport
+from lightning_cvxsnn.widen import MarginReport, widen_margins
 
-__all__ = ["ConvexReconstruction", "DigitsDataModule", "LitSNN", "SolveReport", "calibrate", "reconstruct"]
+__all__ = [
+    "ConvexReconstruction",
+    "DigitsDataModule",
+    "LitSNN",
+    "MarginReport",
+    "SolveReport",
+    "calibrate",
+    "prune",
+    "reconstruct",
+    "widen_margins",
+]
 __version__ = "0.1.0"
