@@ -1,8 +1,8 @@
 """Witness kinds against surrogate gradients (SG) from default and from calibrated weights, during training.
 
-Each network is trained by Adam after one warm start with the kind of witnesses named and without further solves; the two
-SG rows have no warm start. Validation accuracies are recorded on the way. Every run goes into
-results/witnesses-<data>-<widths>.json as soon as it ends; runs that are there already, with the same settings, are kept.
+Each network is trained by Adam after one warm start with the kind of witnesses named and without further solves; the
+two SG rows have no warm start. Validation accuracies are recorded on the way. Every run goes into
+results/witnesses-<data>-<widths>.json as soon as it ends; runs found there, of the same settings, are kept.
 `mnist`: the 10,000 MNIST test images as four steps of 196 pixels, cut into 6000 for training, 2000 for validation and
 2000 for testing by a permutation of each seed; learning rate 1e-3, batch 128. `digits`: scikit-learn's, eight steps of
 eight pixels; learning rate 1e-2, batch 64.
@@ -153,8 +153,11 @@ def summary(kind: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "witnesses": kind,
         "validation": {epoch: round(100 * median(run["validation"][epoch] for run in runs), 1) for epoch in shared},
         "test": round(100 * median(run["test"] for run in runs), 1),
-        "warm_start": round(median(run["cpu_seconds"]["0"] for run in runs), 1),
-        "cpu_seconds": round(median(run["cpu_seconds"][shared[-1]] for run in runs), 1),
+        "cpu_seconds": {
+            epoch: round(median(run["cpu_seconds"][epoch] for run in runs), 1)
+            for epoch in shared
+            if all(epoch in run["cpu_seconds"] for run in runs)
+        },
     }
     for key in ("objective", "active", "work"):
         if all(key in run for run in runs):
@@ -191,12 +194,16 @@ def main() -> None:
             rows = [summary(k, list(runs[k].values())) for k in sorted(runs, key=[*SG, *KINDS, *ABLATIONS].index)]
             write(name, settings | {"results": rows}, folder=options.output)
     table = Table(title=f"{options.data}, hidden {options.hidden}: medians over seeds; validation accuracy in %")
-    keys = ("test", "objective", "active", "work", "warm_start", "cpu_seconds")
-    for column in ("witnesses", *(f"ep {epoch}" for epoch in EPOCHS), *keys):
+    keys = ("test", "objective", "active", "work")
+    for column in ("witnesses", *(f"ep {epoch}" for epoch in EPOCHS), *keys, "CPU s, warm start", "CPU s"):
         table.add_column(column, no_wrap=True)
     for row in rows:
         accuracies = [str(row["validation"].get(str(epoch), "-")) for epoch in EPOCHS]
-        table.add_row(row["witnesses"], *accuracies, *(f"{row[k]:.3g}" if k in row else "-" for k in keys))
+        others = [f"{row[k]:.3g}" if k in row else "-" for k in keys]
+        spent = row["cpu_seconds"]
+        table.add_row(
+            row["witnesses"], *accuracies, *others, str(spent.get("0", "-")), str(next(reversed(spent.values()), "-"))
+        )
     Console(width=200).print(table)
 
 

@@ -1,8 +1,9 @@
 """Bring spiking layers to a firing rate: measure them, and scale the weights that feed them or shift the biases.
 
 Scaling a unit's input weights moves its firing rate and keeps what it is selective for; a unit whose input current is
-never positive is negated first. Shifting its bias does so at weights of any size: small ones learn faster. The paper normalises random witnesses (arXiv 2605.08022); calibration from data goes
-back to LSUV (Mishkin and Matas, 2016) and, for spiking layers, to Rossbroich, Gygax and Zenke (2022).
+never positive is negated first. Shifting its bias does so at weights of any size: small ones learn faster. The paper
+normalises random witnesses (arXiv 2605.08022); calibration from data goes back to LSUV (Mishkin and Matas, 2016) and,
+for spiking layers, to Rossbroich, Gygax and Zenke (2022).
 """
 
 from collections.abc import Callable, Sequence
@@ -217,7 +218,7 @@ def calibrate_layers(
             factors = ones * (_DEVIATION / deviation if deviation > 0 else 1.0)
             shifts = shifts_for(partial(currents.rates, factors), currents.units, rate, currents.device)
         else:
-            factors = factors_for(lambda f, s=shifts, c=currents: c.rates(f, s), currents.units, rate, currents.device)
+            factors = factors_for(partial(currents.rates, shifts=shifts), currents.units, rate, currents.device)
             if only_dead_units:
                 now = currents.rates(ones, shifts)
                 factors = torch.where((now == 0) | (now == 1), factors, ones)
