@@ -3,7 +3,16 @@
 from lightning_cvxsnn.callback import ConvexReconstruction
 from lightning_cvxsnn.data import DigitsDataModule
 from lightning_cvxsnn.hidden import calibrate
+from lightning_cvxsnn.metrics import (
+    DeadUnits,
+    DistinctPatterns,
+    DualityGap,
+    FiringRate,
+    SequenceAccuracy,
+    TokenAccuracy,
+)
 from lightning_cvxsnn.models import LitSNN
+from lightning_cvxsnn.problem import spike_dictionary
 from lightning_cvxsnn.prune import prune
 from lightning_cvxsnn.reconstruct import reconstruct
 from lightning_cvxsnn.report import SolveReport
@@ -11,13 +20,20 @@ from lightning_cvxsnn.widen import MarginReport, widen_margins
 
 __all__ = [
     "ConvexReconstruction",
+    "DeadUnits",
     "DigitsDataModule",
+    "DistinctPatterns",
+    "DualityGap",
+    "FiringRate",
     "LitSNN",
     "MarginReport",
+    "SequenceAccuracy",
     "SolveReport",
+    "TokenAccuracy",
     "calibrate",
     "prune",
     "reconstruct",
+    "spike_dictionary",
     "widen_margins",
 ]
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """What one solve found and did."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class SolveReport:
             ``priced``): above 1, more units would lower the objective. It proves nothing about units not tried. None
             without a search.
         candidates: Units that the search tried.
+        accuracy_before: Share of held-out rows that the network as found classifies rightly; None for ``squared``.
+        accuracy_after: The same with the candidate.
+        beta_edge: ``"largest"`` or ``"smallest"`` where this solve chose beta at that end of its grid.
+        repaired: Dead layers that were brought to life first, and how.
     """
 
     epoch: int
@@ -63,6 +67,10 @@ class SolveReport:
     seconds_solve: float
     violation: float | None = None
     candidates: int = 0
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    beta_edge: Literal["largest", "smallest"] | None = None
+    repaired: str = ""
 
     def metrics(self) -> dict[str, float]:
         """The numeric fields as ``convex/<field>``, for loggers."""
@@ -74,8 +82,13 @@ class SolveReport:
 
     def __str__(self) -> str:
         """One line for a person."""
+        accuracy = ""
+        if self.accuracy_before is not None and self.accuracy_after is not None:
+            accuracy = f", accuracy {100 * self.accuracy_before:.1f} % -> {100 * self.accuracy_after:.1f} %"
+        repaired = f"brought to life: {self.repaired}; " if self.repaired else ""
         return (
-            f"{self.reason}; held-out {self.loss} {self.objective_before:.4f} -> {self.objective_after:.4f}; "
+            f"{self.reason}; {repaired}"
+            f"held-out {self.loss} {self.objective_before:.4f} -> {self.objective_after:.4f}{accuracy}; "
             f"gap {self.gap:.1e} at beta {self.beta:.3g} over {self.rows} rows x {self.columns} columns "
             f"({self.active} active, {self.silent} silent); {self.seconds_patterns + self.seconds_solve:.1f} s"
         )
