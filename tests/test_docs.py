@@ -116,6 +116,20 @@ def test_the_readmes_witness_table_is_the_committed_result():
         assert cells[7] == f"{median(run['cpu_seconds']['40'] for run in row['runs']):.0f}"
 
 
+def test_the_witness_table_of_the_docs_is_the_committed_results():
+    text = (ROOT / "docs/pages/method.md").read_text()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    written = [cells for cells in table if len(cells) == 7 and re.fullmatch(r"[\d, ]+", cells[0])]
+    expected = []
+    for widths in ("256-512", "-".join(["256"] * 9)):
+        results = json.loads((ROOT / f"benchmarks/results/witnesses-mnist-{widths}.json").read_text())["results"]
+        for row in results["results"]:
+            accuracies = [f"{row['validation'][e]:.1f}" if e in row["validation"] else "-" for e in ("0", "5", "10", "20")]
+            hidden = "9, 256" if len(results["hidden"]) == 9 else "256, 512"
+            expected.append([hidden, row["witnesses"].strip("`"), str(len(row["runs"])), *accuracies])
+    assert [[cell.strip("`") for cell in cells] for cells in written] == expected
+
+
 def test_the_site_builds(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", "docs/mkdocs.yml"]
     result = subprocess.run([*command, "--site-dir", tmp_path / "site"], cwd=ROOT, capture_output=True, text=True)
