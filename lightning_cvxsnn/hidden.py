@@ -18,6 +18,7 @@ from lightning_cvxsnn.patterns import (
     estimate_batch_norm,
     undisturbed,
 )
+from lightning_cvxsnn.patterns.calibrate import is_spiking
 from lightning_cvxsnn.patterns.witnesses import (
     GaussianKind,
     affine_names,
@@ -36,6 +37,7 @@ TARGET_RATE = 0.1
 #: Training rows that firing rates are measured on.
 CALIBRATION_ROWS = 1024
 
+_SHALLOW = 2  # spiking layers up to which biases bring fresh ones to life: nine of them trained worse on digits
 _PRICED_SAMPLES = 10_240  # that witnesses are chosen on, held-out ones included
 
 
@@ -44,8 +46,8 @@ def bring_to_life(
 ) -> list[CalibratedLayer]:
     """Bring dead layers, or all, to `TARGET_RATE`.
 
-    The units of a dead layer that holds its constructor's weights get one factor and each a bias; elsewhere only the
-    dead ones of them are rescaled. Of all layers, every unit is.
+    In a network of at most two spiking layers the units of a dead one that holds its constructor's weights get one
+    factor and each a bias; elsewhere only the dead ones of them are rescaled. Of all layers, every unit is.
 
     Args:
         module: The network, changed in place.
@@ -57,9 +59,10 @@ def bring_to_life(
         What was done to each layer, in the order reached.
     """
     inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
+    by_bias = only_dead and sum(map(is_spiking, module.modules())) <= _SHALLOW
     return calibrate_layers(
         module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=only_dead, after_change=estimate,
-        only_dead_units=only_dead, by_bias=lambda affine: only_dead and is_initialised(affine),
+        only_dead_units=only_dead, by_bias=lambda affine: by_bias and is_initialised(affine),
     )  # fmt: skip
 
 
