@@ -1,20 +1,21 @@
-"""Witness kinds against surrogate gradients (SG) from default and from calibrated weights, on sequential MNIST.
+"""Witness kinds against surrogate gradients (SG) from default and from calibrated weights, during training.
 
-Each network is trained for 40 epochs (Adam, learning rate 1e-3, batch 128) after one warm start with the kind of
-witnesses named, and without further solves; the two SG rows have no warm start. Prints validation accuracies, medians
-over seeds, and writes results/witnesses.json. The 10,000 MNIST test images are cut into 6000 for training, 2000 for
-validation and 2000 for testing by a permutation of each seed.
+Each network is trained by Adam after one warm start with the kind of witnesses named and without further solves; the
+two SG rows have no warm start. Validation accuracies are recorded on the way. Every run goes into
+results/witnesses-<data>-<widths>.json as soon as it ends; runs found there, of the same settings, are kept.
+`mnist`: the 10,000 MNIST test images as four steps of 196 pixels, cut into 6000 for training, 2000 for validation and
+2000 for testing by a permutation of each seed; learning rate 1e-3, batch 128. `digits`: scikit-learn's, eight steps of
+eight pixels; learning rate 1e-2, batch 64.
 """
 
 import argparse
 import gzip
+import json
 import logging
 import time
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,13 +29,13 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_cvxsnn import ConvexReconstruction, calibrate
+from lightning_cvxsnn import ConvexReconstruction, DigitsDataModule, calibrate
 from lightning_cvxsnn.models import LitSNN
 from lightning_cvxsnn.pricing import Pricer
 
 STEPS, PIXELS = 4, 196
-EPOCHS = (5, 12, 20, 40)
-NETWORKS = {"one layer": [512], "two layers": [256, 512]}
+EPOCHS = (0, 5, 10, 12, 20, 40)
+TRAINING = {"mnist": {"learning_rate": 1e-3, "batch": 128}, "digits": {"learning_rate": 1e-2, "batch": 64}}
 SG = ("SG, default weights", "SG, calibrated weights")
 ABLATIONS = {"priced, no ascent": {"ascend": False}, "priced, no mutation": {"mutate": False}}
 KINDS = (
@@ -55,6 +56,14 @@ def sequential_mnist(folder: Path, seed: int, rows: int) -> list[TensorDataset]:
     return [TensorDataset(x[cut], y[cut]) for cut in cuts]
 
 
+def digits(seed: int) -> list[TensorDataset]:
+    """Training, validation and test rows of scikit-learn's digits."""
+    data = DigitsDataModule(seed=seed)
+    data.setup("fit")
+    parts = [torch.utils.data.default_collate(list(part)) for part in (data.train, data.val, data.test)]
+    return [TensorDataset(*part) for part in parts]
+
+
 def accuracy(net: pl.LightningModule, data: TensorDataset) -> float:
     x, y = data.tensors
     with torch.no_grad():
@@ -71,26 +80,38 @@ def quiet() -> Iterator[None]:
 
 
 class Record(pl.Callback):
-    """Validation accuracy at the start of training and after some epochs."""
+    """Validation accuracy and CPU seconds at the start of training and after some epochs."""
 
     def __init__(self, data: TensorDataset) -> None:
         self.data = data
-        self.validation: dict[int, float] = {}
+        self.validation: dict[str, float] = {}
+        self.started = time.process_time()
+        self.cpu_seconds: dict[str, float] = {}
+
+    def note(self, net: pl.LightningModule, epoch: int) -> None:
+        if epoch in EPOCHS:
+            self.cpu_seconds[str(epoch)] = time.process_time() - self.started
+            self.validation[str(epoch)] = accuracy(net, self.data)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.validation[0] = accuracy(pl_module, self.data)
+        self.note(pl_module, 0)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch + 1 in EPOCHS:
-            self.validation[trainer.current_epoch + 1] = accuracy(pl_module, self.data)
+        self.note(pl_module, trainer.current_epoch + 1)
 
 
-def train(name: str, hidden: list[int], seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def train(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One network, one way to start."""
-    train_rows, validation, test = sequential_mnist(options.mnist, seed, options.rows)
+    if options.data == "mnist":
+        train_rows, validation, test = sequential_mnist(options.mnist, seed, options.rows)
+    else:
+        train_rows, validation, test = digits(seed)
+    training = TRAINING[options.data]
     pl.seed_everything(seed, verbose=False)
-    net, loader = LitSNN(PIXELS, hidden, lr=1e-3), DataLoader(train_rows, 128, shuffle=True)
-    record, callbacks = Record(validation), []
+    net = LitSNN(train_rows.tensors[0].shape[2], options.hidden, lr=training["learning_rate"])
+    loader = DataLoader(train_rows, int(training["batch"]), shuffle=True)
+    callbacks: list[Any] = []
+    record = Record(validation)
     if name == SG[1]:
         calibrate(net, loader)
     elif name not in SG:
@@ -107,85 +128,83 @@ def train(name: str, hidden: list[int], seed: int, options: argparse.Namespace) 
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    started, processor = time.perf_counter(), time.process_time()
-    work: list[int] = []
+    found: list[Any] = []
     run = Pricer.run
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        priced = run(*args, **(kwargs | ABLATIONS.get(name, {})))
-        work.append(priced.work)
-        return priced
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        found.append(run(*args, **(kwargs | ABLATIONS.get(name, {}))))
+        return found[-1]
 
-    with mock.patch.object(Pricer, "run", counted), quiet():
+    with mock.patch.object(Pricer, "run", noted), quiet():
         trainer.fit(net, loader)
-    result: dict[str, Any] = {"validation": record.validation, "test": accuracy(net, test), "work": sum(work)}
-    result |= {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - processor}
+    result: dict[str, Any] = {"seed": seed, "epochs": options.epochs, "validation": record.validation}
+    result |= {"test": accuracy(net, test), "cpu_seconds": record.cpu_seconds}
     for report in callbacks[0].reports if callbacks else []:
         result |= {"objective": report.primal, "accepted": report.accepted, "active": report.active}
-        result |= {"seconds_patterns": report.seconds_patterns, "seconds_solve": report.seconds_solve}
+    for priced in found:
+        result |= {"work": priced.work}
     return result
+
+
+def summary(kind: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The medians of one kind's runs."""
+    shared = [epoch for epoch in map(str, EPOCHS) if all(epoch in run["validation"] for run in runs)]
+    row: dict[str, Any] = {
+        "witnesses": kind,
+        "validation": {epoch: round(100 * median(run["validation"][epoch] for run in runs), 1) for epoch in shared},
+        "test": round(100 * median(run["test"] for run in runs), 1),
+        "cpu_seconds": {
+            epoch: round(median(run["cpu_seconds"][epoch] for run in runs), 1)
+            for epoch in shared
+            if all(epoch in run["cpu_seconds"] for run in runs)
+        },
+    }
+    for key in ("objective", "active", "work"):
+        if all(key in run for run in runs):
+            row[key] = median(run[key] for run in runs)
+    return {**row, "runs": runs}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mnist", type=Path, required=True, help="folder of t10k-images-idx3-ubyte.gz and -labels-")
-    parser.add_argument("--networks", nargs="+", default=["one layer"], choices=list(NETWORKS))
+    parser.add_argument("--data", choices=list(TRAINING), default="mnist")
+    parser.add_argument("--mnist", type=Path, help="folder of t10k-images-idx3-ubyte.gz and t10k-labels-")
+    parser.add_argument("--hidden", nargs="+", type=int, default=[512], help="width of each hidden layer")
     parser.add_argument("--kinds", nargs="+", default=[*SG, *KINDS, *ABLATIONS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=max(EPOCHS))
-    parser.add_argument("--rows", type=int, default=10_000, help="rows in all, for a quick look")
+    parser.add_argument("--rows", type=int, default=10_000, help="MNIST rows in all, for a quick look")
     parser.add_argument("--beta", type=float, default=0.015, help="one penalty for all, so that objectives compare")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; with more than one, times mean little")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if options.data == "mnist" and options.mnist is None:
+        parser.error("--data mnist wants --mnist FOLDER")
 
-    pool = ProcessPoolExecutor(options.jobs, get_context("spawn"))
-    futures = {
-        (network, kind, seed): pool.submit(train, kind, NETWORKS[network], seed, options)
-        for network in options.networks
-        for kind in options.kinds
-        for seed in options.seeds
-    }
-    settings = {"seeds": options.seeds, "beta": options.beta, "learning_rate": 1e-3, "batch": 128, "rows": options.rows}
-    results: list[dict[str, Any]] = []
-    epochs = [0, *(e for e in EPOCHS if e <= options.epochs)]
-    table = Table(title=f"sequential MNIST, median of seeds {options.seeds}; validation accuracy in %")
-    columns = [
-        "network",
-        "witnesses",
-        *(f"ep {e}" for e in epochs),
-        "test",
-        "objective",
-        "active",
-        "work",
-        "warm start",
-    ]
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    for network in options.networks:
+    name = "-".join(["witnesses", options.data, *map(str, options.hidden)])
+    settings = {"hidden": options.hidden, "beta": options.beta, "rows": options.rows} | TRAINING[options.data]
+    runs: dict[str, dict[int, dict[str, Any]]] = {}
+    path = options.output / f"{name}.json"
+    if path.exists():
+        earlier = json.loads(path.read_text())["results"]
+        if all(earlier[key] == value for key, value in settings.items()):
+            runs = {row["witnesses"]: {run["seed"]: run for run in row["runs"]} for row in earlier["results"]}
+    for seed in options.seeds:
         for kind in options.kinds:
-            runs = [futures[network, kind, seed].result() for seed in options.seeds]
-            validation = {e: round(100 * median(run["validation"][e] for run in runs), 1) for e in epochs}
-            row: dict[str, Any] = {
-                "network": network,
-                "witnesses": kind,
-                "validation": validation,
-                "test": round(100 * median(run["test"] for run in runs), 1),
-            }
-            if kind not in SG:
-                row |= {key: median(run[key] for run in runs) for key in ("objective", "active", "work")}
-                row["warm_start"] = median(run["seconds_patterns"] + run["seconds_solve"] for run in runs)
-            results.append({**row, "runs": runs})
-            table.add_row(
-                network,
-                kind,
-                *(str(a) for a in validation.values()),
-                str(row["test"]),
-                *(f"{row[k]:.3g}" if k in row else "-" for k in ("objective", "active", "work", "warm_start")),
-            )
-            print(f"{network}, {kind}: {validation}", flush=True)
-            write("witnesses", settings | {"results": results}, folder=options.output)
-    Console().print(table)
+            runs.setdefault(kind, {})[seed] = train(kind, seed, options)
+            rows = [summary(k, list(runs[k].values())) for k in sorted(runs, key=[*SG, *KINDS, *ABLATIONS].index)]
+            write(name, settings | {"results": rows}, folder=options.output)
+    table = Table(title=f"{options.data}, hidden {options.hidden}: medians over seeds; validation accuracy in %")
+    keys = ("test", "objective", "active", "work")
+    for column in ("witnesses", *(f"ep {epoch}" for epoch in EPOCHS), *keys, "CPU s, warm start", "CPU s"):
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        accuracies = [str(row["validation"].get(str(epoch), "-")) for epoch in EPOCHS]
+        others = [f"{row[k]:.3g}" if k in row else "-" for k in keys]
+        spent = row["cpu_seconds"]
+        table.add_row(
+            row["witnesses"], *accuracies, *others, str(spent.get("0", "-")), str(next(reversed(spent.values()), "-"))
+        )
+    Console(width=200).print(table)
 
 
 if __name__ == "__main__":

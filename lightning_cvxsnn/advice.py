@@ -25,7 +25,7 @@ def advise(reports: Sequence[SolveReport]) -> None:
 def _dead_layers(reports: Sequence[SolveReport]) -> str | None:
     repaired = reports[-1].repaired
     return repaired and (
-        f"brought dead spiking layers to life by scaling the weights that feed them: {repaired}. Such a layer sends "
+        f"brought dead spiking layers to life by changing the weights that feed them: {repaired}. Such a layer sends "
         "the same on every row, so nothing behind it can learn. Give it initial weights with which it fires now and "
         "then, or use witnesses='keep' to refuse such a network."
     )

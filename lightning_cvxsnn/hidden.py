@@ -18,7 +18,14 @@ from lightning_cvxsnn.patterns import (
     estimate_batch_norm,
     undisturbed,
 )
-from lightning_cvxsnn.patterns.witnesses import GaussianKind, affine_names, find_witness_layer, write_gaussian
+from lightning_cvxsnn.patterns.calibrate import is_spiking
+from lightning_cvxsnn.patterns.witnesses import (
+    GaussianKind,
+    affine_names,
+    find_witness_layer,
+    is_initialised,
+    write_gaussian,
+)
 from lightning_cvxsnn.pricing import POOL, Priced, Pricer
 from lightning_cvxsnn.problem import Problem
 from lightning_cvxsnn.readout import Readout, forward_of
@@ -30,13 +37,17 @@ TARGET_RATE = 0.1
 #: Training rows that firing rates are measured on.
 CALIBRATION_ROWS = 1024
 
+_SHALLOW = 2  # spiking layers up to which biases bring fresh ones to life: nine of them trained worse on digits
 _PRICED_SAMPLES = 10_240  # that witnesses are chosen on, held-out ones included
 
 
 def bring_to_life(
     module: nn.Module, rows: TrainingRows, estimate: Callable[[], None], *, only_dead: bool
 ) -> list[CalibratedLayer]:
-    """Scale the weights of dead layers, or of all, until their units fire at `TARGET_RATE`.
+    """Bring dead layers, or all, to `TARGET_RATE`.
+
+    In a network of at most two spiking layers the units of a dead one that holds its constructor's weights get one
+    factor and each a bias; elsewhere only the dead ones of them are rescaled. Of all layers, every unit is.
 
     Args:
         module: The network, changed in place.
@@ -48,16 +59,18 @@ def bring_to_life(
         What was done to each layer, in the order reached.
     """
     inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
+    by_bias = only_dead and sum(map(is_spiking, module.modules())) <= _SHALLOW
     return calibrate_layers(
-        module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=only_dead, after_change=estimate
-    )
+        module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=only_dead, after_change=estimate,
+        only_dead_units=only_dead, by_bias=lambda affine: by_bias and is_initialised(affine),
+    )  # fmt: skip
 
 
 def describe_repairs(layers: list[CalibratedLayer]) -> str:
     """Which of ``layers`` carried no information, and what was done to them."""
     return "; ".join(
         f"'{r.name}' ({r.before.silent} of {r.before.units} units silent, {r.before.saturated} saturated; "
-        f"'{r.affine_name}' times {r.scale:.2g}, {r.negated} units negated, firing rate "
+        f"'{r.affine_name}' times {r.scale:.2g}, {r.negated} units negated, biases {r.shift:+.2g}, firing rate "
         f"{r.before.rate:.3f} -> {r.after.rate:.3f})"
         for r in layers
         if not r.before.alive
@@ -114,11 +127,11 @@ def replace_witnesses(
     rho = None if beta is None else beta / width**0.5
     priced = pricer.run(width, rho, pool=POOL * width if kind == "pool" else None)
     layer.write(priced.units.weight, priced.units.bias)
+    violates = "" if priced.violation is None else f"; the last ones violate optimality by up to {priced.violation:.2f}"
     rank_zero_info(
         f"ConvexReconstruction chose {width} witnesses for '{layer.affine_name}' among {priced.candidates} "
         f"candidates on {int(samples.sum())} samples: objective {priced.objectives[0]:.4g} -> "
-        f"{priced.objectives[-1]:.4g} in {len(priced.objectives)} rounds; the last candidates violate optimality "
-        f"by a factor of up to {priced.violation:.2f}."
+        f"{priced.objectives[-1]:.4g} in {len(priced.objectives)} rounds{violates}."
     )
     return priced
 

@@ -181,6 +181,7 @@ class Reconstructor:
         estimate()
         layers: list[CalibratedLayer] = []
         before = [(p, p.detach().clone()) for p in module.parameters()] if replacing else []
+        priced = None
         if as_found is not None and replacing:  # on rank 0, whose parameters the others then take over
             with surroundings.progress("witnesses", None):
                 priced = replace_witnesses(module, rows, readout, as_found, self.settings, self.beta, estimate)
@@ -200,6 +201,8 @@ class Reconstructor:
             if problem is not None:
                 judge_spiking = partial(judge, module, rows, readout, problem)
                 solved = self._solve(problem, readout, occasion, surroundings, as_found, judge_spiking)
+            if solved is not None and priced is not None:
+                solved = replace(solved, violation=priced.violation, candidates=priced.candidates)
             report = self._share(solved, readout, rows.ranks)
         if report.accepted and not self.settings.dry_run:
             _verify(module, readout, next(iter(rows)).x, tolerance)

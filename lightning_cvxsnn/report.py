@@ -35,6 +35,10 @@ class SolveReport:
         seconds_solve: Wall-clock seconds of the convex solves.
         work: Multiply-adds of the pattern passes and convex solves, those in float64 counted twice.
         overhead: Work of all periodic solves so far over that of training so far.
+        violation: Largest ``|d^T U| / rho`` of the last candidate units that a search for witnesses tried (``pool``,
+            ``priced``): above 1, more units would lower the objective. It proves nothing about units not tried. None
+            without a search.
+        candidates: Units that the search tried.
         accuracy_before: Share of held-out rows that the network as found classifies rightly; None for
             ``squared``, unless firing rates decide (a spiking output layer).
         accuracy_after: The same with the candidate.
@@ -67,6 +71,8 @@ class SolveReport:
     seconds_solve: float
     work: float = 0.0
     overhead: float = 0.0
+    violation: float | None = None
+    candidates: int = 0
     accuracy_before: float | None = None
     accuracy_after: float | None = None
     beta_edge: Literal["largest", "smallest"] | None = None

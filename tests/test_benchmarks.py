@@ -86,7 +86,7 @@ def test_the_witness_benchmark_runs(tmp_path):
     command = [sys.executable, ROOT / "benchmarks/witnesses.py", *options, *kinds]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    trained, paired = json.loads((tmp_path / "witnesses.json").read_text())["results"]["results"]
+    trained, paired = json.loads((tmp_path / "witnesses-mnist-512.json").read_text())["results"]["results"]
     assert trained["witnesses"] == "SG, calibrated weights"
     assert paired["validation"]["0"] > 50 > trained["validation"]["0"]
     assert paired["runs"][0]["accepted"]

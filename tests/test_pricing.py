@@ -173,3 +173,22 @@ def test_inputs_that_tell_nothing_are_refused():
     silent = replace(found, inputs=torch.zeros_like(found.inputs))
     with pytest.raises(ValueError, match="make its units fire alike on every training row"):
         price(silent, problem)
+
+
+@pytest.mark.parametrize("rho", [None, 0.01])
+def test_no_round_begins_when_the_work_is_done(rho):
+    found, problem, _ = planted()
+    full, short = (price(found, problem, rho=rho, budget=budget) for budget in (50, 5))
+    assert len(short.objectives) < len(full.objectives)
+    assert short.work < full.work
+    assert short.candidates < full.candidates
+    assert len(short.units) == WIDTH
+    assert rho in (None, short.rho)
+
+
+def test_the_search_ends_where_no_candidate_violates():
+    found, problem, _ = planted()
+    unused, full = price(found, problem, rho=100.0), price(found, problem, rho=0.01)
+    assert len(unused.objectives) == 1
+    assert unused.violation < 1 < full.violation
+    assert unused.candidates < full.candidates

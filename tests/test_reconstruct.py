@@ -197,6 +197,45 @@ def test_a_dead_network_is_brought_to_life():
     assert (net(rows()[0]).argmax(1) == rows()[1]).float().mean() > 0.7
 
 
+def test_a_fresh_dead_layer_keeps_its_weights_but_for_one_factor():
+    net = Net(gain=0.05)
+    before, bias = net.hidden[0].weight.clone(), net.hidden[0].bias.clone()
+    with pytest.warns(UserWarning, match="brought dead"):
+        reconstruct(net, loader(), beta=0.02)
+    ratio = net.hidden[0].weight / before
+    assert torch.allclose(ratio, ratio.median().expand_as(ratio), rtol=1e-4)
+    assert (net.hidden[0].bias / bias / ratio.median() - 1).abs().median() > 0.1
+
+
+def test_units_that_fire_are_kept_in_a_dead_layer_of_somebodys_own():
+    net = Net()
+    with torch.no_grad():
+        nn.init.normal_(net.hidden[0].weight, std=0.01)
+        net.hidden[0].weight[5] *= 100
+    _, D, _ = dictionary_of(net, loader())
+    assert D.any(0).nonzero().tolist() == [[5]]
+    before = state(net)
+    with pytest.warns(UserWarning, match="brought dead"):
+        report = reconstruct(net, loader(), beta=0.02)
+    assert report.accepted
+    assert report.silent < 3
+    changed = (net.hidden[0].weight != before["hidden.0.weight"]).any(1)
+    assert not changed[5]
+    assert changed.sum() > 20
+    cosine = torch.cosine_similarity(net.hidden[0].weight, before["hidden.0.weight"])
+    assert torch.allclose(cosine.abs(), torch.ones(24), atol=1e-5)
+
+
+def test_a_search_reports_how_hard_it_was_and_what_still_violates():
+    searched, kept = (reconstruct(Net(), loader(), witnesses=w, beta=0.02) for w in ("priced", "auto"))
+    assert searched.candidates >= 24
+    assert searched.violation > 0
+    assert searched.metrics()["convex/violation"] == searched.violation
+    assert (kept.candidates, kept.violation) == (0, None)
+    assert "convex/violation" not in kept.metrics()
+    assert searched.scope == "dictionary"
+
+
 def test_the_repair_is_kept_when_the_solve_is_rejected():
     net = Net(gain=0.05)
     hidden, readout = net.hidden[0].weight.clone(), net.readout.weight.clone()

@@ -1,12 +1,14 @@
-"""Bring spiking layers to a firing rate: measure them, and scale the weights that feed them.
+"""Bring spiking layers to a firing rate: measure them, and scale the weights that feed them or shift the biases.
 
 Scaling a unit's input weights moves its firing rate and keeps what it is selective for; a unit whose input current is
-never positive is negated first. The paper normalises random witnesses (arXiv 2605.08022); calibration from data goes
-back to LSUV (Mishkin and Matas, 2016) and, for spiking layers, to Rossbroich, Gygax and Zenke (2022).
+never positive is negated first. Shifting its bias does so at weights of any size: small ones learn faster. The paper
+normalises random witnesses (arXiv 2605.08022); calibration from data goes back to LSUV (Mishkin and Matas, 2016) and,
+for spiking layers, to Rossbroich, Gygax and Zenke (2022).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ from lightning_cvxsnn.patterns.isolation import fresh_state
 Forward = Callable[[Any], Tensor]
 
 _LOG2_SCALES = (-14.0, 14.0)
+_LARGEST_SHIFT = 2.0**14
 _BISECTIONS = 18
+_DEVIATION = 0.5  # of a unit's current where biases make it fire: inside the window of the usual surrogates
 _CURRENT_LIMIT = 2**25  # input currents held at once, 128 MiB of float32
 
 
@@ -60,6 +64,7 @@ class CalibratedLayer:
         before: The layer's activity before.
         after: The layer's activity after.
         scale: Median of the absolute factors.
+        shift: Median of what was added to the biases.
         negated: Units whose weights changed sign.
     """
 
@@ -68,6 +73,7 @@ class CalibratedLayer:
     before: LayerActivity
     after: LayerActivity
     scale: float
+    shift: float
     negated: int
 
 
@@ -171,6 +177,7 @@ def calibrate_layers(
     after_change: Callable[[], None] = lambda: None,
     only_dead_units: bool = False,
     skip_last: bool = False,
+    by_bias: Callable[[nn.Module], bool] = lambda affine: False,
 ) -> list[CalibratedLayer]:
     """Scale the rows of each layer's affine, in place and in the order reached, until its units fire at ``rate``.
 
@@ -185,6 +192,8 @@ def calibrate_layers(
         after_change: Called after each layer's change, such as to estimate batch-norm statistics again.
         only_dead_units: Leave units alone that fire at some steps and not at others.
         skip_last: Leave the last spiking layer alone.
+        by_bias: Whether the units of an affine layer are all brought to ``rate`` by their biases, after one factor for
+            all of its weights that gives the currents a standard deviation of 0.5.
 
     Returns:
         The layers that were changed.
@@ -201,10 +210,23 @@ def calibrate_layers(
         affine = _writable_affine(module, before, required=not before.alive)
         if affine is None:
             continue
-        factors = _factors(module, forward, inputs, before.name, affine, rate, only_dead_units)
+        currents = _Currents(module, forward, inputs, before.name, affine)
+        ones = torch.ones(currents.units, device=currents.device)
+        factors, shifts = ones, torch.zeros_like(ones)
+        if by_bias(affine):
+            deviation = currents.deviation()
+            factors = ones * (_DEVIATION / deviation if deviation > 0 else 1.0)
+            shifts = shifts_for(partial(currents.rates, factors), currents.units, rate, currents.device)
+        else:
+            factors = factors_for(partial(currents.rates, shifts=shifts), currents.units, rate, currents.device)
+            if only_dead_units:
+                now = currents.rates(ones, shifts)
+                factors = torch.where((now == 0) | (now == 1), factors, ones)
         for parameter in (affine.weight, affine.bias):
             if parameter is not None:
                 parameter.mul_(factors.to(parameter).reshape(-1, *[1] * (parameter.dim() - 1)))
+        if bool(shifts.any()):
+            affine.bias.add_(shifts.to(affine.bias))
         after_change()
         activities = measure_activity(module, forward, inputs)
         changed.append(
@@ -214,6 +236,7 @@ def calibrate_layers(
                 before=before,
                 after=activities[position],
                 scale=float(factors.abs().median()),
+                shift=float(shifts.median()),
                 negated=int((factors < 0).sum()),
             )
         )
@@ -242,52 +265,50 @@ def _writable_affine(module: nn.Module, layer: LayerActivity, *, required: bool)
     return affine
 
 
-def _factors(
-    module: nn.Module,
-    forward: Forward,
-    inputs: Sequence[Any],
-    name: str,
-    affine: Any,
-    rate: float,
-    only_dead_units: bool,
-) -> Tensor:
-    """The factor of each row of ``affine`` at which the neuron ``name``, fed the scaled currents, fires at ``rate``."""
-    neuron = module.get_submodule(name)
-    currents: list[list[Tensor]] = []
-    handle = neuron.register_forward_pre_hook(lambda _module, args: currents[-1].append(args[0].detach()))
-    held = 0
-    try:
-        for x in inputs:
-            currents.append([])
-            fresh_state(module)
-            forward(x)
-            held += sum(c.numel() for c in currents[-1])
-            if held > _CURRENT_LIMIT:
-                break
-    finally:
-        handle.remove()
-    axis = _unit_axis(affine, currents[0][0])
-    units = affine.weight.shape[0]
-    per_unit = currents[0][0].shape[axis] == units
+class _Currents:
+    """What the neuron ``name``, fed by ``affine``, receives on some rows; held call by call."""
 
-    def rates(factors: Tensor) -> Tensor:
-        total, count = torch.zeros(units, device=factors.device), 0
-        shape = [1] * currents[0][0].dim()
-        shape[axis] = units if per_unit else 1
-        for steps in currents:
-            fresh_state(neuron)
+    def __init__(self, module: nn.Module, forward: Forward, inputs: Sequence[Any], name: str, affine: Any) -> None:
+        self._neuron: Any = module.get_submodule(name)
+        self._batches: list[list[Tensor]] = []
+        handle = self._neuron.register_forward_pre_hook(lambda _, args: self._batches[-1].append(args[0].detach()))
+        held = 0
+        try:
+            for x in inputs:
+                self._batches.append([])
+                fresh_state(module)
+                forward(x)
+                held += sum(c.numel() for c in self._batches[-1])
+                if held > _CURRENT_LIMIT:
+                    break
+        finally:
+            handle.remove()
+        first = self._batches[0][0]
+        self.units, self.device = affine.weight.shape[0], affine.weight.device
+        self._axis = _unit_axis(affine, first)
+        self._per_unit = first.shape[self._axis] == self.units
+        self._shape = [1] * first.dim()
+        self._shape[self._axis] = self.units if self._per_unit else 1
+
+    def _broadcast(self, values: Tensor, like: Tensor) -> Tensor:
+        return (values.reshape(self._shape) if self._per_unit else values[0]).to(like)
+
+    def rates(self, factors: Tensor, shifts: Tensor) -> Tensor:
+        """Spikes per step of each unit, ``[units]``, whose currents are scaled and shifted."""
+        total, count = torch.zeros(self.units, device=self.device), 0
+        for steps in self._batches:
+            fresh_state(self._neuron)
             for current in steps:
-                spikes = neuron(current * (factors.reshape(shape) if per_unit else factors[0]).to(current))
-                by_unit = spikes.float().movedim(axis, -1).flatten(0, -2)
-                total += by_unit.sum(0) if per_unit else by_unit.sum() / by_unit.shape[1]
+                scaled = current * self._broadcast(factors, current) + self._broadcast(shifts, current)
+                by_unit = self._neuron(scaled).float().movedim(self._axis, -1).flatten(0, -2)
+                total += by_unit.sum(0) if self._per_unit else by_unit.sum() / by_unit.shape[1]
                 count += by_unit.shape[0]
         return total / count
 
-    factors = factors_for(rates, units, rate, affine.weight.device)
-    if only_dead_units:
-        now = rates(torch.ones_like(factors))
-        factors = torch.where((now == 0) | (now == 1), factors, torch.ones_like(factors))
-    return factors
+    def deviation(self) -> float:
+        """Root mean square over units of the standard deviation of a unit's currents."""
+        every = torch.cat([c.float().movedim(self._axis, -1).flatten(0, -2) for b in self._batches for c in b])
+        return float(every.var(0).mean().sqrt()) if len(every) > 1 else 0.0
 
 
 def factors_for(rates: Callable[[Tensor], Tensor], units: int, rate: float, device: torch.device) -> Tensor:
@@ -306,3 +327,19 @@ def factors_for(rates: Callable[[Tensor], Tensor], units: int, rate: float, devi
         fires = rates(sign * middle.exp2()) >= target
         low, high = torch.where(fires, low, middle), torch.where(fires, middle, high)
     return torch.where(reach > 0, sign * high.exp2(), torch.ones_like(high))
+
+
+def shifts_for(rates: Callable[[Tensor], Tensor], units: int, rate: float, device: torch.device) -> Tensor:
+    """The shifts ``[units]`` of the input currents at which ``rates(shifts)`` is ``rate``, by bisection.
+
+    A unit that no shift brings to ``rate`` keeps the shift 0.
+    """
+    high = torch.ones(units, device=device)
+    while high[0] < _LARGEST_SHIFT and bool(((rates(high) < rate) | (rates(-high) >= rate)).any()):
+        high = 2 * high
+    low, reachable = -high, rates(high) >= rate
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        fires = rates(middle) >= rate
+        low, high = torch.where(fires, low, middle), torch.where(fires, middle, high)
+    return torch.where(reachable, high, torch.zeros_like(high))

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any, Literal, cast, get_args
 
 import torch
+from scipy.stats import kstest
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
@@ -27,6 +28,8 @@ _BLOCK = 2**21  # currents held at once, 8 MiB of float32
 _PROBE_SEED = 0
 _ROUNDING = 3e-2  # relative
 _TINY = 1e-12
+_FLOAT32 = 1e-6  # rounding of a bound
+_LEVEL = 1e-3
 _INSTEAD = "Use witnesses='calibrated' for such a network."
 _KINDS: tuple[ReductionKind, ...] = ("last", "mean", "sum", "all")
 
@@ -313,6 +316,35 @@ def _close(actual: Tensor, expected: Tensor) -> bool:
     """Equal but for rounding, which may be that of half precision; another order or layer is far off."""
     difference = (actual.float() - expected.float()).abs().max()
     return bool(difference <= _ROUNDING * expected.float().abs().max())
+
+
+def is_initialised(affine: nn.Module) -> bool:
+    """Whether a layer's weights and biases can be told from none that its constructor draws.
+
+    Every one of a Linear or Conv layer's is drawn from the uniform distribution over +-1/sqrt(fan_in) (the kaiming
+    initialisation of torch, Glorot and He). Weights that are frozen, computed from others, have no bias beside them,
+    leave the interval or fail the Kolmogorov-Smirnov test of that distribution at the level 0.001 are somebody's own.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> affine = nn.Linear(20, 30)
+        >>> is_initialised(affine), is_initialised(nn.BatchNorm1d(20))
+        (True, False)
+        >>> with torch.no_grad():
+        ...     _ = affine.weight.mul_(0.5)
+        >>> is_initialised(affine)
+        False
+    """
+    if not isinstance(affine, (nn.Linear, _ConvNd)):
+        return False
+    weight, bias = affine._parameters.get("weight"), affine._parameters.get("bias")
+    if weight is None or bias is None or not (weight.requires_grad and bias.requires_grad):
+        return False
+    for parameter in (weight, bias):
+        scaled = parameter.detach().double().flatten().cpu() * weight[0].numel() ** 0.5
+        if bool((scaled.abs() > 1 + _FLOAT32).any()) or kstest(scaled, "uniform", (-1, 2)).pvalue < _LEVEL:
+            return False
+    return True
 
 
 def affine_names(module: nn.Module, forward: Forward, x: Any, readout: nn.Linear) -> list[str]:

@@ -166,3 +166,35 @@ def test_a_network_of_the_users_own():
         (changed,) = calibrate_layers(net, net, [x], rate=0.2, only_dead=True)
     assert changed.name == "hidden.1"
     assert changed.after.rate == pytest.approx(0.2, abs=0.03)
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
+def test_biases_bring_units_to_the_rate_at_weights_of_one_size(step_mode, size):
+    net = deep(2, step_mode)
+    before = [net[i].weight.clone() for i in (0, 2)]
+    inputs = [size * x for x in INPUTS]
+    changed = calibrated(net, inputs, by_bias=lambda affine: True)
+    for i, weight, layer_changed in zip((0, 2), before, changed, strict=True):
+        assert torch.allclose(net[i].weight, layer_changed.scale * weight, rtol=1e-5)
+        assert layer_changed.shift != 0
+    for depth in (1, 2):
+        below = [x if depth == 1 else by_hand(net, x, 1) for x in inputs]
+        currents = torch.cat([net[2 * depth - 2](x) for x in below], 1)
+        assert float(currents.flatten(0, 1).var(0).mean().sqrt()) == pytest.approx(0.5, rel=1e-3)
+        rates = torch.cat([by_hand(net, x, depth) for x in inputs], 1).mean((0, 1))
+        assert (rates - 0.1).abs().quantile(0.9) < 0.03
+
+
+def test_a_bias_silences_and_excites_and_gives_up():
+    net = deep(1)
+    with torch.no_grad():
+        net[0].weight[0] = 0  # the same current on every row: all or nothing
+        net[0].bias[0] = 50.0
+    calibrated(net, INPUTS, by_bias=lambda affine: True)
+    rates = by_hand(net, INPUTS[0], 1).mean((0, 1))
+    assert rates[0] < 0.6
+    stubborn = deep(1, node=lambda: neuron.LIFNode(v_threshold=1e6))
+    (changed,) = calibrated(stubborn, INPUTS, by_bias=lambda affine: True)
+    assert changed.after.silent == 32
+    assert changed.shift == 0

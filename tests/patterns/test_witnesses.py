@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_cvxsnn.models import LitSNN
 from lightning_cvxsnn.patterns import Reduction, capture, undisturbed
-from lightning_cvxsnn.patterns.witnesses import find_witness_layer, gaussian, pairs, write_gaussian
+from lightning_cvxsnn.patterns.witnesses import find_witness_layer, gaussian, is_initialised, pairs, write_gaussian
 from lightning_cvxsnn.readout import find_readout
 
 X = rows(40)[0]
@@ -237,3 +237,55 @@ def test_a_pair_is_told_apart():
             for i in up_t.nonzero()[:, 0]
             for j in down_t.nonzero()[:, 0]
         )
+
+
+def test_the_constructors_weights_are_recognised():
+    torch.manual_seed(0)
+    makers = [
+        lambda: nn.Linear(6, 24),
+        lambda: layer.Linear(200, 100),
+        lambda: nn.Conv2d(4, 8, 3, groups=2),
+        lambda: layer.Conv1d(3, 5, 7),
+    ]
+    verdicts = [is_initialised(make()) for make in makers for _ in range(50)]
+    assert sum(verdicts) >= 198  # two tests at the level 0.001 for each
+
+
+def one_outside(affine):
+    affine.weight[3, 2] = 1.01 / affine.in_features**0.5
+
+
+def trained(affine):
+    optimizer = torch.optim.Adam(affine.parameters(), lr=1e-3)
+    with torch.enable_grad():
+        for _ in range(3):
+            optimizer.zero_grad()
+            affine(torch.rand(20, affine.in_features)).square().sum().backward()
+            optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        one_outside,
+        trained,
+        lambda affine: affine.bias.zero_(),
+        lambda affine: affine.weight.mul_(0.8),
+        lambda affine: affine.weight.requires_grad_(False),
+        lambda affine: affine.bias.requires_grad_(False),
+        nn.init.xavier_normal_,
+        nn.init.orthogonal_,
+        nn.utils.parametrizations.weight_norm,
+    ],
+)
+def test_weights_of_somebodys_own_are_told_apart(change):
+    torch.manual_seed(0)
+    affine = nn.Linear(40, 60)
+    with torch.no_grad():
+        change(affine.weight if "init" in getattr(change, "__module__", "") else affine)
+    assert not is_initialised(affine)
+
+
+@pytest.mark.parametrize("module", [nn.BatchNorm1d(40), nn.Linear(40, 60, bias=False), nn.ReLU()])
+def test_layers_that_no_bias_can_bring_to_life(module):
+    assert not is_initialised(module)
