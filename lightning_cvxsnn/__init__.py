@@ -1,11 +1,23 @@
 """Certified convex warm starts, re-solves and reconstruction for spiking networks trained with PyTorch Lightning."""
 
 from lightning_cvxsnn.callback import ConvexReconstruction
-from lightning_cvxsnn.data import DigitsDataModule
+from lightning_cvxsnn.data import AdditionDataModule, DigitsDataModule, SequentialMNISTDataModule, XORDataModule
 from lightning_cvxsnn.hidden import calibrate
-from lightning_cvxsnn.models import LitSNN
+from lightning_cvxsnn.models import AdditionSNN, LitSNN, ParallelSNN
 from lightning_cvxsnn.reconstruct import reconstruct
 from lightning_cvxsnn.report import SolveReport
 
-__all__ = ["ConvexReconstruction", "DigitsDataModule", "LitSNN", "SolveReport", "calibrate", "reconstruct"]
+__all__ = [
+    "AdditionDataModule",
+    "AdditionSNN",
+    "ConvexReconstruction",
+    "DigitsDataModule",
+    "LitSNN",
+    "ParallelSNN",
+    "SequentialMNISTDataModule",
+    "SolveReport",
+    "XORDataModule",
+    "calibrate",
+    "reconstruct",
+]
 __version__ = "0.1.0"

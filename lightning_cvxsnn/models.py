@@ -179,8 +179,13 @@ class ParallelSNN(_Classifier):
         self.widths = [in_features, *[width // branches] * (depth - 2), last_width // branches]
         self.tau = _range("tau", tau, 1.0)
         self.v_threshold = _range("v_threshold", v_threshold, 0.0)
-        if reset not in ("soft", "hard", "mixed"):
-            raise MisconfigurationException(f"Invalid value reset={reset!r}. Expected 'soft', 'hard' or 'mixed'.")
+        for name, value, allowed in (
+            ("reset", reset, ("soft", "hard", "mixed")),
+            ("reduction", reduction, ("last", "mean", "membrane", "all")),
+            ("loss", loss, ("cross_entropy", "hinge")),
+        ):
+            if value not in allowed:
+                raise MisconfigurationException(f"Invalid value {name}={value!r}. Expected one of {list(allowed)}.")
         self.reset = reset
         self.decay_input = decay_input
         self.reduction = reduction
@@ -222,15 +227,22 @@ class ParallelSNN(_Classifier):
         fresh_state(self.branches)
         return logits.transpose(0, 1) if self.reduction == "all" else logits
 
-    def _read(self, steps: Tensor) -> Tensor:
-        """Logits after ``steps`` ``[T, N, in_features]`` more; ``[T, N, C]`` for ``all``."""
-        spikes = torch.cat([branch(steps) for branch in self.branches], -1)
+    def features(self, branch: nn.Module, steps: Tensor) -> Tensor:
+        """What the readout sees of one branch after ``steps`` ``[T, N, in_features]`` more, from its present state.
+
+        Returns:
+            ``[N, last_width / branches]``, for ``all`` with T in front.
+        """
+        spikes = branch(steps)
         if self.reduction == "membrane":
-            last: list[Any] = [branch[-1] for branch in self.branches]  # type: ignore[index]
-            return self.readout(torch.cat([neuron.surrogate_function(neuron.charged) for neuron in last], -1))
+            last: Any = branch[-1]  # type: ignore[index]
+            return last.surrogate_function(last.charged)
         if self.reduction == "all":
-            return self.readout(spikes)
-        return self.readout(spikes[-1] if self.reduction == "last" else spikes.mean(0))
+            return spikes
+        return spikes[-1] if self.reduction == "last" else spikes.mean(0)
+
+    def _read(self, steps: Tensor) -> Tensor:
+        return self.readout(torch.cat([self.features(branch, steps) for branch in self.branches], -1))
 
 
 class AdditionSNN(ParallelSNN):

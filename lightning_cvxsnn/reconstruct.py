@@ -17,6 +17,7 @@ from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.convex.ranks import Ranks, checksum
 from lightning_cvxsnn.hidden import CALIBRATION_ROWS, bring_to_life, estimate_norms, replace_witnesses
 from lightning_cvxsnn.patterns import (
+    LIF,
     CalibratedLayer,
     adapting_batch_norms,
     capture,
@@ -95,12 +96,12 @@ class Reconstructor:
             with (surroundings.precision or nullcontext)(), undisturbed(module):
                 module.eval()
                 report, layers = self._act(module, rows, occasion, surroundings, norms)
-                statistics = [(b, b.clone()) for norm in norms for b in norm.buffers()]
+                written = [(b, b.clone()) for m in (*norms, *_constants(module)) for b in m.buffers()]
             if self.settings.dry_run:
                 transaction.roll_back()
             elif report.accepted or layers:
                 with torch.no_grad():
-                    for buffer, value in statistics:
+                    for buffer, value in written:
                         buffer.copy_(value)
             transaction.forget_history(transaction.changed())
             if len(set(rows.ranks.exchange(checksum(*module.parameters())))) > 1:
@@ -141,7 +142,8 @@ class Reconstructor:
         estimate = partial(estimate_norms, module, norms, rows)
         estimate()
         layers: list[CalibratedLayer] = []
-        before = [(p, p.detach().clone()) for p in module.parameters()] if replacing else []
+        constants = [b for neuron in _constants(module) for b in neuron.buffers()]
+        before = [(t, t.detach().clone()) for t in (*module.parameters(), *constants)] if replacing else []
         if as_found is not None and replacing:  # on rank 0, whose parameters the others then take over
             with surroundings.progress("witnesses", None):
                 priced = replace_witnesses(module, rows, readout, as_found, self.settings, self.beta, estimate)
@@ -163,8 +165,8 @@ class Reconstructor:
             _verify(module, readout, next(iter(rows)).x, tolerance)
         if replacing and not report.accepted:
             with torch.no_grad():
-                for parameter, value in before:
-                    parameter.copy_(value)
+                for tensor, value in before:
+                    tensor.copy_(value)
             estimate()
             layers = bring_to_life(module, rows, estimate, only_dead=True)
             _synchronise(module, norms, rows.ranks)
@@ -319,11 +321,17 @@ def _starting_point(coef: Tensor, intercept: Tensor) -> Solution:
     )
 
 
+def _constants(module: nn.Module) -> list[LIF]:
+    """The neurons whose constants are part of the witnesses."""
+    return [m for m in module.modules() if isinstance(m, LIF)]
+
+
 def _synchronise(module: nn.Module, norms: list[Any], ranks: Ranks) -> None:
-    """Give all processes rank 0's parameters and batch-norm statistics; DDP does as much for what follows."""
+    """Give all processes rank 0's parameters, neuron constants and batch-norm statistics, as DDP does afterwards."""
     if ranks.size > 1:
         with torch.no_grad():
-            for tensor in (*module.parameters(), *(b for norm in norms for b in norm.buffers())):
+            buffers = [b for m in (*norms, *_constants(module)) for b in m.buffers()]
+            for tensor in (*module.parameters(), *buffers):
                 tensor.copy_(ranks.broadcast(tensor))
 
 
