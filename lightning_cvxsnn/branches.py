@@ -1,12 +1,13 @@
 """Whole branches as witnesses: all layers of a branch and the constants of its neurons, chosen by the programme.
 
-The units of one branch share its lower layers, so branches are drawn, compared and kept as wholes: a branch is worth
-what the coefficients of its units add up to. Within a branch that is kept, units that the solution does not use are
-replaced by others on the same lower layers.
+The units of one branch share its lower layers, so branches are drawn, compared and kept as wholes: a candidate takes
+the place of the branch whose units contribute least where that lowers the programme's objective. Within branches that
+are kept, units that the solution does not use are replaced by others on the same lower layers.
 """
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from lightning_cvxsnn.problem import Problem
 
 _ROUNDS = 3
 _DRAWN = 4  # candidates of a round, times the branches of the network
-_MUTATED = 0.5  # of the candidates of later rounds are variations of branches in use,
+_MUTATED = 0.5  # of the candidates of later rounds vary branches in use,
 _MUTATION = 0.5  # with noise of this size relative to their weights
 _WIDER = 3  # units a priced last layer is chosen from, times its width
 _CALIBRATION_SAMPLES = 256
@@ -85,15 +86,16 @@ class BranchSearch:
 
         Args:
             rho: Penalty of the programme. None: a fiftieth of the largest at which the network's branches are of use.
-            price: Choose the units of candidates by the dual point, vary branches in use, and exchange unused units.
-                Without it the heaviest of random branches are kept.
+            price: Choose the units of a candidate among more, vary branches in use, and exchange unused units for those
+                that the dual point asks for. Without it candidates are random branches.
 
         Raises:
             ValueError: If the network's own branches do not tell the training rows apart.
         """
         with isolate_rng(), torch.no_grad():
             torch.manual_seed(self._seed)
-            kept = [self._branch(self._calibrated(copy.deepcopy(b))) for b in self.network.branches]  # type: ignore[arg-type]
+            own: Any = self.network.branches
+            kept = [self._branch(self._calibrated(copy.deepcopy(branch))) for branch in own]
             if rho is None:
                 largest = self._programme(kept).largest_rho(self._fitted)
                 if largest == 0:
@@ -105,8 +107,8 @@ class BranchSearch:
             solution = self._solve(kept, rho, None)
             objectives = [solution.primal]
             for index in range(_ROUNDS):
-                candidates = self._candidates(kept, solution, price, vary=index > 0)
-                kept, solution = self._heaviest(kept, candidates, solution, rho)
+                for _ in range(_DRAWN * len(kept)):
+                    kept, solution = self._challenged(kept, solution, rho, price, vary=index > 0)
                 if price:
                     kept = self._exchanged(kept, solution)
                     solution = self._solve(kept, rho, solution)
@@ -119,34 +121,34 @@ class BranchSearch:
         for own, branch in zip(self.network.branches, branches, strict=True):
             own.load_state_dict(branch.layers.state_dict())
 
-    def _candidates(self, kept: list[Branch], solution: Solution, price: bool, *, vary: bool) -> list[Branch]:
-        count = _DRAWN * len(kept)
-        mutants = int(_MUTATED * count) if price and vary else 0
-        weights = self._masses(kept, solution)
-        self.candidates += count
-        found = []
-        for index in range(count):
-            if index < mutants and bool(weights.any()):
-                layers = self._mutated(kept[int(torch.multinomial(weights, 1))].layers)
-            else:
-                layers = self.network.draw_branch().to(self._steps)
-            if price:
-                layers = self._wider(layers)
-            branch = self._branch(self._calibrated(layers))
-            found.append(self._cut(branch, self._best(branch.columns, solution)[: self._width]) if price else branch)
-        return found
-
-    def _heaviest(
-        self, kept: list[Branch], candidates: list[Branch], solution: Solution, rho: float
+    def _challenged(
+        self, kept: list[Branch], solution: Solution, rho: float, price: bool, *, vary: bool
     ) -> tuple[list[Branch], Solution]:
-        """The branches that weigh most in the solution over all, unless the objective over them alone is higher."""
-        everything = [*kept, *candidates]
-        wide = self._solve(everything, rho, self._padded(solution, everything))
-        order = self._masses(everything, wide).argsort(descending=True, stable=True)[: len(kept)].sort().values
-        chosen = [everything[i] for i in order]
-        rows = (order[:, None] * self._width + torch.arange(self._width)).flatten()
-        alone = self._solve(chosen, rho, replace(wide, coef=wide.coef[rows]))
-        return (chosen, alone) if alone.primal < solution.primal else (kept, solution)
+        """The branches after a candidate has taken the place of the lightest, if that lowers the objective."""
+        self.candidates += 1
+        masses = self._masses(kept, solution).unflatten(0, (len(kept), -1)).sum(1)
+        weakest = int(masses.argmin())
+        if price and vary and bool(masses.any()) and bool(torch.rand(()) < _MUTATED):
+            layers = self._mutated(kept[int(torch.multinomial(masses, 1))].layers)
+        else:
+            layers = self.network.draw_branch().to(self._steps)
+        rest = [branch for index, branch in enumerate(kept) if index != weakest]
+        held = torch.cat(
+            [part for i, part in enumerate(solution.coef.split(self._width)) if i != weakest] or [solution.coef[:0]]
+        )
+        if price:
+            branch = self._branch(self._calibrated(self._wider(layers)))
+            wide = self._solve([*rest, branch], rho, self._padded(solution, held, _WIDER * self._width))
+            units = self._masses([*rest, branch], wide)[len(held) :].argsort(descending=True, stable=True)[
+                : self._width
+            ]
+            branch = self._cut(branch, units)
+            start = replace(wide, coef=torch.cat([wide.coef[: len(held)], wide.coef[len(held) :][units]]))
+        else:
+            branch = self._branch(self._calibrated(layers))
+            start = self._padded(solution, held, self._width)
+        found = self._solve([*rest, branch], rho, start)
+        return ([*rest, branch], found) if found.primal < solution.primal else (kept, solution)
 
     def _exchanged(self, kept: list[Branch], solution: Solution) -> list[Branch]:
         """The same branches with unused units replaced by the best of new ones."""
@@ -195,12 +197,8 @@ class BranchSearch:
             currents = affine(spikes)
             factors = torch.ones_like(affine.bias)
             if not only_last or position + 2 == len(parts):
-                factors = factors_for(
-                    lambda f, currents=currents, neuron=neuron: _run(neuron, currents * f).mean((0, 1)),
-                    affine.out_features,
-                    self.rate,
-                    currents.device,
-                )
+                rates = partial(_rates, neuron, currents)
+                factors = factors_for(rates, affine.out_features, self.rate, currents.device)
             affine.weight.mul_(factors[:, None])
             affine.bias.mul_(factors)
             spikes = _run(neuron, currents * factors)
@@ -208,8 +206,9 @@ class BranchSearch:
 
     def _branch(self, layers: nn.Sequential) -> Branch:
         """The columns of a branch of any last width."""
-        steps, samples, _ = self._steps.shape
-        rows = max(_BLOCK // (steps * max(layer.out_features for layer in layers[::2])), 1)  # type: ignore[union-attr]
+        steps = len(self._steps)
+        affines: Any = layers[::2]
+        rows = max(_BLOCK // (steps * max(affine.out_features for affine in affines)), 1)
         parts = []
         for block in self._steps.split(rows, dim=1):
             fresh_state(layers)
@@ -227,16 +226,13 @@ class BranchSearch:
     def _solve(self, branches: list[Branch], rho: float, start: Solution | None) -> Solution:
         return self._programme(branches).solve(rho, _TOLERANCE, start, self._fitted)
 
-    def _padded(self, solution: Solution, branches: list[Branch]) -> Solution:
-        """A point over more branches, of which the first are those of ``solution``."""
-        coef = solution.coef
-        more = coef.new_zeros(len(branches) * self._width - len(coef), coef.shape[1])
-        return replace(solution, coef=torch.cat([coef, more]))
+    def _padded(self, solution: Solution, coef: Tensor, units: int) -> Solution:
+        """A point at ``coef`` and zeros for some units more."""
+        return replace(solution, coef=torch.cat([coef, coef.new_zeros(units, coef.shape[1])]))
 
     def _masses(self, branches: list[Branch], solution: Solution) -> Tensor:
-        """What the coefficients of each branch add up to, float64 ``[branches]``."""
-        spreads = torch.cat([self._spread(branch.columns) for branch in branches])
-        return (solution.coef.abs().sum(1) * spreads).unflatten(0, (len(branches), self._width)).sum(1)
+        """How much each unit contributes: its coefficients times how much it varies, float64 ``[units]``."""
+        return solution.coef.abs().sum(1) * torch.cat([self._spread(branch.columns) for branch in branches])
 
     def _best(self, columns: SpikeDictionary, solution: Solution) -> Tensor:
         """Positions of the columns by how much they correlate with the dual point, duplicates last."""
@@ -250,6 +246,10 @@ class BranchSearch:
     def _spread(self, columns: SpikeDictionary) -> Tensor:
         """Standard deviation of each column, of zeros and ones of its rate."""
         return (columns.rates * (1 - columns.rates)).clamp_min(0).sqrt()
+
+
+def _rates(neuron: nn.Module, currents: Tensor, factors: Tensor) -> Tensor:
+    return _run(neuron, currents * factors).mean((0, 1))
 
 
 def _run(neuron: nn.Module, currents: Tensor) -> Tensor:

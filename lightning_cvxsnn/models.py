@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from lightning_cvxsnn.patterns import LIF, Neuron, fresh_state
+from lightning_cvxsnn.patterns import LIF, fresh_state
 
 #: A constant of all branches, or the range that each branch draws its own from.
 Constant = float | tuple[float, float]
@@ -192,32 +192,18 @@ class ParallelSNN(_Classifier):
         self.branches = nn.ModuleList([self.draw_branch() for _ in range(branches)])
         self.readout = nn.Linear(last_width, num_classes)
 
-    def draw_branch(self, neuron: Neuron | None = None, last_width: int | None = None) -> nn.Sequential:
-        """A new branch, with weights from torch's default initialisation.
-
-        Args:
-            neuron: Its constants; None: drawn from the network's ranges. Both draws are torch's global generator's.
-            last_width: Units of its last layer; None: those of a branch of the network.
-        """
-        neuron = neuron or self.draw_neuron()
-        widths = self.widths if last_width is None else [*self.widths[:-1], last_width]
-        layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
-            layers.append(nn.Linear(fan_in, fan_out))
-            layers.append(LIF(neuron.tau, neuron.v_threshold, neuron.v_reset, neuron.decay_input))
-        return nn.Sequential(*layers)
-
-    def draw_neuron(self) -> Neuron:
-        """Constants of a branch, drawn from the network's ranges by torch's global generator."""
+    def draw_branch(self) -> nn.Sequential:
+        """A new branch: weights from torch's default initialisation, constants from the network's ranges."""
         inverse, threshold, coin = torch.rand(3, dtype=torch.float64).tolist()
         (low, high), (least, most) = self.tau, self.v_threshold
+        tau = low if low == high else 1 / ((1 - inverse) / low + inverse / high)
+        v_threshold = least + threshold * (most - least)
         soft = coin < 0.5 if self.reset == "mixed" else self.reset == "soft"
-        return Neuron(
-            tau=low if low == high else 1 / ((1 - inverse) / low + inverse / high),
-            decay_input=self.decay_input,
-            v_threshold=least + threshold * (most - least),
-            v_reset=None if soft else 0.0,
-        )
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip(self.widths, self.widths[1:], strict=False):
+            layers.append(nn.Linear(fan_in, fan_out))
+            layers.append(LIF(tau, v_threshold, None if soft else 0.0, self.decay_input))
+        return nn.Sequential(*layers)
 
     @override
     def forward(self, x: Tensor) -> Tensor:

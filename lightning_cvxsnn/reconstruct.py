@@ -321,7 +321,7 @@ def _starting_point(coef: Tensor, intercept: Tensor) -> Solution:
     )
 
 
-def _constants(module: nn.Module) -> list[LIF]:
+def _constants(module: nn.Module) -> list[Any]:
     """The neurons whose constants are part of the witnesses."""
     return [m for m in module.modules() if isinstance(m, LIF)]
 

@@ -126,7 +126,10 @@ def damaged(path, change):
         (lambda folder: damaged(folder / "t10k-images-idx3-ubyte", lambda b: b"\0\0\x0d" + b[3:]), "00 00 0d 03"),
         (lambda folder: damaged(folder / "t10k-labels-idx1-ubyte", lambda b: b"<html>"), "begins with the bytes 3c 68"),
         (lambda folder: write(folder, np.zeros((9, 28, 28), np.uint8), np.zeros(10, np.uint8), bytes, ""), "labels of"),
-        (lambda folder: write(folder, np.zeros((10, 8, 8), np.uint8), np.zeros(10, np.uint8), bytes, ""), r"\[10, 8, 8"),
+        (
+            lambda folder: write(folder, np.zeros((10, 8, 8), np.uint8), np.zeros(10, np.uint8), bytes, ""),
+            r"\[10, 8, 8",
+        ),
         (lambda folder: write(folder, np.zeros((8, 28, 28), np.uint8), np.zeros(8, np.uint8), bytes, ""), "at least 9"),
     ],
 )

@@ -1,6 +1,7 @@
 """An LIF neuron that keeps its constants in its state dict."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from spikingjelly.activation_based import base, surrogate
@@ -26,6 +27,13 @@ class LIF(base.MemoryModule):
         >>> LIF(tau=2.0)(torch.full((5, 1), 1.5))[:, 0].tolist()
         [0.0, 1.0, 0.0, 1.0, 0.0]
     """
+
+    tau: Tensor
+    v_threshold: Tensor
+    v_reset: Tensor
+    soft_reset: Tensor
+    v: Any
+    charged: Any
 
     def __init__(
         self,
@@ -66,10 +74,9 @@ class LIF(base.MemoryModule):
 
     def _step(self, x: Tensor, soft: bool) -> Tensor:
         v = self.v_reset.to(x).expand(x.shape) if self.v is None else self.v
-        if self.decay_input:
-            h = v + (x - (v - self.v_reset)) / self.tau
-        else:
-            h = v - (v - self.v_reset) / self.tau + x
+        change = x - (v - self.v_reset) if self.decay_input else v - self.v_reset
+        change = change / self.tau
+        h = v + change if self.decay_input else v - change + x
         spike = self.surrogate_function(h - self.v_threshold)
         self.charged = h
         self.v = h - spike * self.v_threshold if soft else spike * self.v_reset + (1.0 - spike) * h
