@@ -1,9 +1,9 @@
 """The paper's tasks on its own network, `ParallelSNN`: FIRST-LAST-XOR and addition (arXiv 2605.08022).
 
-Prints one line per cell and writes results/tasks.json, where cells of other runs are kept. XOR: 2000 rows to train, 2000
-to validate, 4000 to test; training ends after 40 epochs, or when every validation row is right. Addition: training on 5
-digits, testing on more with the network's own carry fed back; the figure is the share of digits that are right. Times
-are CPU seconds of one process.
+Prints one line per cell and writes results/tasks.json, where cells of other runs are kept. XOR: 2000 rows to train,
+2000 to validate, 4000 to test; training ends after 40 epochs, or when every validation row is right. Addition: training
+on 5 digits, testing on more with the network's own carry fed back; the figure is the share of digits that are right.
+Times are CPU seconds of one process.
 """
 
 import argparse

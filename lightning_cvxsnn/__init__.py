@@ -4,8 +4,10 @@ from lightning_cvxsnn.callback import ConvexReconstruction
 from lightning_cvxsnn.data import AdditionDataModule, DigitsDataModule, SequentialMNISTDataModule, XORDataModule
 from lightning_cvxsnn.hidden import calibrate
 from lightning_cvxsnn.models import AdditionSNN, LitSNN, ParallelSNN
+from lightning_cvxsnn.prune import prune
 from lightning_cvxsnn.reconstruct import reconstruct
 from lightning_cvxsnn.report import SolveReport
+from lightning_cvxsnn.widen import MarginReport, widen_margins
 
 __all__ = [
     "AdditionDataModule",
@@ -13,11 +15,14 @@ __all__ = [
     "ConvexReconstruction",
     "DigitsDataModule",
     "LitSNN",
+    "MarginReport",
     "ParallelSNN",
     "SequentialMNISTDataModule",
     "SolveReport",
     "XORDataModule",
     "calibrate",
+    "prune",
     "reconstruct",
+    "widen_margins",
 ]
 __version__ = "0.1.0"
