@@ -111,7 +111,8 @@ def test_runs_repeat_and_leave_the_network_and_random_generators_alone():
     assert first.objectives == second.objectives != other.objectives
     for one, two in zip(first.branches, second.branches, strict=True):
         assert all(
-            torch.equal(a, b) for a, b in zip(one.layers.state_dict().values(), two.layers.state_dict().values())
+            torch.equal(a, b)
+            for a, b in zip(one.layers.state_dict().values(), two.layers.state_dict().values(), strict=True)
         )
 
 

@@ -224,7 +224,7 @@ def test_step_by_step_is_the_whole_sequence():
     assert all(m.v is None for m in net.modules() if isinstance(m, LIF))
 
 
-def test_add_refuses_nothing_it_can_add_and_leaves_the_state_fresh():
+def test_adding_repeats():
     net = AdditionSNN(base=2, last_width=8, branches=1)
     first = net.add(torch.ones(3, 4, 2, dtype=torch.long))
     assert torch.equal(first, net.add(torch.ones(3, 4, 2, dtype=torch.long)))
