@@ -87,7 +87,7 @@ def addition(base: int, neuron: str, method: str, seed: int, options: argparse.N
     data.setup("fit")
     net = AdditionSNN(base, branches=4 if neuron == "drawn" else 1, lr=3e-3, **NEURONS[neuron])
     started, epochs = time.process_time(), 0
-    solve: dict[str, Any] = {"beta": options.beta, "max_samples": ROWS, "gap_tolerance": 1e-3, "seed": seed}
+    solve: dict[str, Any] = {"beta": options.beta, "max_samples": ROWS, "gap_tolerance": 1e-2, "seed": seed}
     solve["witnesses"] = "priced" if method == "priced branches" else "gaussian_standard"
     if method == "SG + CVX":
         run = trainer(options.epochs, [ConvexReconstruction(every_n_epochs=0, **solve)])
