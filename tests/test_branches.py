@@ -5,12 +5,18 @@ import pytest
 import torch
 from networks import trainer
 
-from lightning_cvxsnn import AdditionDataModule, AdditionSNN, ConvexReconstruction, ParallelSNN, reconstruct
+from lightning_cvxsnn import AdditionDataModule, AdditionSNN, ConvexReconstruction, ParallelSNN, branches, reconstruct
 from lightning_cvxsnn.branches import BranchSearch
 from lightning_cvxsnn.patterns import LIF, Neuron, SpikeDictionary
 from lightning_cvxsnn.problem import Problem
 
-STEPS, SAMPLES, RATE = 6, 150, 0.15
+STEPS, SAMPLES, RATE = 6, 120, 0.15
+
+
+@pytest.fixture(autouse=True)
+def _few_candidates(monkeypatch):
+    monkeypatch.setattr(branches, "_DRAWN", 2)
+    monkeypatch.setattr(branches, "_ROUNDS", 2)
 
 
 def network(reduction="last", **options):
@@ -69,7 +75,7 @@ def test_the_objective_never_rises_and_falls(price, rho):
     chosen = search(*planted()).run(rho, price=price)
     assert all(b <= a + 1e-9 for a, b in zip(chosen.objectives, chosen.objectives[1:], strict=False))
     assert chosen.objectives[-1] < 0.97 * chosen.objectives[0]
-    assert chosen.candidates == 24
+    assert chosen.candidates == 8
 
 
 def test_pricing_beats_the_pool():

@@ -63,3 +63,24 @@ def test_the_benchmark_runs(tmp_path):
     assert 0.3 < xor["test"] <= 1
     assert addition["test"]["5"] > 0.9
     assert set(addition["test"]) == {"5", "10", "25", "50"}
+
+
+def table_rows(cells):
+    """The lines of the tables in docs/pages/tasks.md."""
+    rows = []
+    for cell in cells:
+        if cell["task"] == "xor":
+            words = [f"T = {cell['steps']}, L = {cell['depth']}", cell["method"], cell["epochs"]]
+            words += [f"{100 * cell['test']:.1f}"]
+        else:
+            words = [f"base {cell['base']}, {cell['neuron']}", cell["method"], cell["epochs"]]
+            words += [f"{100 * cell['test'][digits]:.2f}" for digits in ("5", "10", "25", "50")]
+        rows.append("| " + " | ".join(map(str, [*words, f"{cell['cpu_seconds']:.0f}"])) + " |")
+    return rows
+
+
+def test_the_tables_of_the_docs_are_the_committed_results():
+    cells = json.loads((ROOT / "benchmarks/results/tasks.json").read_text())["results"]
+    lines = (ROOT / "docs/pages/tasks.md").read_text().splitlines()
+    written = [line for line in lines if line.startswith(("| T = ", "| base "))]
+    assert sorted(written) == sorted(table_rows(cells))
