@@ -3,7 +3,7 @@
 import os
 import weakref
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -13,6 +13,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_cvxsnn import plots
+from lightning_cvxsnn.advice import advise
 from lightning_cvxsnn.agreement import batch_loss, warn_unless_same_loss
 from lightning_cvxsnn.batches import TrainingRows
 from lightning_cvxsnn.convex import Loss
@@ -23,6 +25,9 @@ from lightning_cvxsnn.reconstruct import Occasion, Reconstructor
 from lightning_cvxsnn.report import SolveReport
 from lightning_cvxsnn.settings import Apply, Settings, Witnesses
 from lightning_cvxsnn.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class ConvexReconstruction(Callback):
@@ -221,6 +226,21 @@ class ConvexReconstruction(Callback):
         if report.accepted and not self.settings.dry_run:
             _save_beside_checkpoints(trainer)
 
+    @override
+    def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """The figure of all solves to TensorBoard."""
+        if trainer.is_global_zero:
+            plots.log_solves(trainer.loggers, self.reports, trainer.global_step)
+
+    def plot(self) -> "Figure":
+        """Draw the solves: objective and bound, units, held-out loss and accuracy; see `plots.solves`.
+
+        Raises:
+            ModuleNotFoundError: Without matplotlib, the extra ``plot``.
+            MisconfigurationException: Before the first solve.
+        """
+        return plots.solves(self.reports)
+
     # -- what -----------------------------------------------------------------------------------------------------
 
     def _solve(
@@ -250,6 +270,7 @@ class ConvexReconstruction(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(report.metrics(), step=trainer.global_step)
         rank_zero_info(f"ConvexReconstruction {report}")
+        advise(self.reports)
         return report
 
     # -- checkpoints ----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, cast, get_args
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
@@ -39,7 +39,7 @@ _BRANCH_SAMPLES = 2048  # that whole branches are chosen on
 def bring_to_life(
     module: nn.Module, rows: TrainingRows, estimate: Callable[[], None], *, only_dead: bool
 ) -> list[CalibratedLayer]:
-    """Scale the weights of dead layers, or of all, until their units fire at `TARGET_RATE`; warn of what was dead.
+    """Scale the weights of dead layers, or of all, until their units fire at `TARGET_RATE`.
 
     Args:
         module: The network, changed in place.
@@ -51,22 +51,20 @@ def bring_to_life(
         What was done to each layer, in the order reached.
     """
     inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
-    layers = calibrate_layers(
+    return calibrate_layers(
         module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=only_dead, after_change=estimate
     )
-    repaired = [layer for layer in layers if not layer.before.alive]
-    if repaired:
-        rank_zero_warn(
-            "ConvexReconstruction brought dead spiking layers to life by scaling the weights that feed them: "
-            + "; ".join(
-                f"'{r.name}' ({r.before.silent} of {r.before.units} units silent, {r.before.saturated} saturated; "
-                f"'{r.affine_name}' times {r.scale:.2g}, {r.negated} units negated, firing rate "
-                f"{r.before.rate:.3f} -> {r.after.rate:.3f})"
-                for r in repaired
-            )
-            + ". Use witnesses='keep' to refuse such a network instead."
-        )
-    return layers
+
+
+def describe_repairs(layers: list[CalibratedLayer]) -> str:
+    """Which of ``layers`` carried no information, and what was done to them."""
+    return "; ".join(
+        f"'{r.name}' ({r.before.silent} of {r.before.units} units silent, {r.before.saturated} saturated; "
+        f"'{r.affine_name}' times {r.scale:.2g}, {r.negated} units negated, firing rate "
+        f"{r.before.rate:.3f} -> {r.after.rate:.3f})"
+        for r in layers
+        if not r.before.alive
+    )
 
 
 @torch.no_grad()

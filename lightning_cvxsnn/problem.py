@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lightning_cvxsnn.batches import TrainingRows
-from lightning_cvxsnn.convex import Loss, Solution, certificate, mean_loss, path, rho_max, solve
-from lightning_cvxsnn.patterns import SpikeDictionary, join, observe
-from lightning_cvxsnn.readout import Readout, forward_of
+from lightning_cvxsnn.batches import TrainingRows, rows_of
+from lightning_cvxsnn.convex import Loss, Path, Solution, certificate, mean_loss, path, rho_max, solve
+from lightning_cvxsnn.patterns import SpikeDictionary, capture, join, observe, undisturbed
+from lightning_cvxsnn.readout import Readout, find_readout, forward_of
 from lightning_cvxsnn.surroundings import Progress
 from lightning_cvxsnn.targets import row_targets, row_weights
 
@@ -85,14 +86,22 @@ class Problem:
             outputs, self.targets[self.held_out], loss=self.loss, sample_weight=self.weights[self.held_out]
         )
 
+    def held_out_accuracy(self, outputs: Tensor) -> float | None:
+        """Weighted share of held-out rows that ``outputs`` ``[held-out rows, C]`` get right; None for squared."""
+        if self.loss == "squared":
+            return None
+        decided = outputs.argmax(1) if self.num_outputs > 1 else (outputs[:, 0] > 0).long()
+        right, weights = (decided == self.targets[self.held_out]).double(), self.weights[self.held_out]
+        return float(weights @ right / weights.sum())
+
     def largest_rho(self, rows: Tensor) -> float:
         """The penalty on ``rows`` (bool mask) above which no unit is used."""
         dictionary, targets, weights = self._restricted(rows)
         return rho_max(dictionary, targets, **self.options, num_outputs=self.num_outputs, sample_weight=weights)
 
-    def choose_rho(self) -> tuple[float, Solution]:
-        """The penalty that the held-out rows prefer, and the path's solution there."""
-        walk = path(
+    def choose_rho(self) -> Path:
+        """The path of penalties, of which the held-out rows prefer one."""
+        return path(
             self.dictionary,
             self.targets,
             **self.options,
@@ -100,7 +109,6 @@ class Problem:
             num_outputs=self.num_outputs,
             sample_weight=self.weights,
         )
-        return walk.rho, walk.solution
 
     def at(self, rows: Tensor) -> "Problem":
         """The programme over some of its rows, a bool mask ``[n]``; rows that judge still do."""
@@ -190,3 +198,41 @@ def capture_problem(
         num_outputs=num_outputs,
         fit_intercept=readout.module.bias is not None,
     )
+
+
+def spike_dictionary(
+    model: nn.Module, dataloader: Any, *, readout: str | None = None, max_samples: int | None = None, seed: int = 0
+) -> SpikeDictionary:
+    """What the readout of ``model`` receives on the training rows; nothing is changed.
+
+    Args:
+        model: A spiking network. It is asked in eval mode, with the batch-norm statistics it has.
+        dataloader: A ``DataLoader`` (or list) of training batches ``(x, y)``.
+        readout: Dotted name of the readout; None: find it.
+        max_samples: Use this many samples, a random subset fixed by ``seed``; None: all.
+        seed: Seed of the subset and of augmentations.
+
+    Returns:
+        The dictionary, on the CPU: one row per sample (per sample and step where the network answers at each step), in
+        the order of the data, and one column per unit.
+
+    Raises:
+        MisconfigurationException: If the network or the data is not as `ConvexReconstruction` needs it.
+        ValueError: If the data holds NaN or infinity.
+
+    Example:
+        >>> from lightning_cvxsnn import DigitsDataModule, LitSNN, spike_dictionary
+        >>> data = DigitsDataModule()
+        >>> data.setup("fit")
+        >>> spike_dictionary(LitSNN(hidden=[32]), data.train_dataloader(), max_samples=100).shape
+        torch.Size([100, 32])
+    """
+    rows = rows_of(model, dataloader, max_samples=max_samples, seed=seed)
+    with isolate_rng(), undisturbed(model):
+        model.eval()
+        first = next(iter(rows), None)
+        if first is None:
+            raise MisconfigurationException("The dataloader is empty. Expected at least one batch.")
+        found = find_readout(model, first.x, readout)
+        inputs = (batch.x for batch in rows)
+        return capture(model, found.module, found.reduction, forward_of(model), inputs).dictionary

@@ -12,10 +12,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from lightning_cvxsnn.advice import advise
 from lightning_cvxsnn.batches import TrainingRows, rows_of
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.convex.ranks import Ranks, checksum
-from lightning_cvxsnn.hidden import CALIBRATION_ROWS, bring_to_life, estimate_norms, replace_witnesses
+from lightning_cvxsnn.hidden import CALIBRATION_ROWS, bring_to_life, describe_repairs, estimate_norms, replace_witnesses
 from lightning_cvxsnn.patterns import (
     LIF,
     CalibratedLayer,
@@ -172,7 +173,10 @@ class Reconstructor:
             _synchronise(module, norms, rows.ranks)
             self.last, self.beta = None, None if self.settings.beta == "auto" else self.beta
         seconds_patterns, seconds_solve = patterns_done - started, time.perf_counter() - patterns_done
-        return replace(report, seconds_patterns=seconds_patterns, seconds_solve=seconds_solve), layers
+        report = replace(
+            report, seconds_patterns=seconds_patterns, seconds_solve=seconds_solve, repaired=describe_repairs(layers)
+        )
+        return report, layers
 
     def _solve(
         self,
@@ -185,10 +189,11 @@ class Reconstructor:
         """Solve on four fifths, judge on the rest; only a pass is solved on all rows and written."""
         settings, dictionary = self.settings, problem.dictionary
         tolerance, columns = settings.gap_tolerance, dictionary.shape[1]
-        init = self.last
+        init, beta_edge = self.last, None
         if self.beta is None:
-            rho, init = problem.choose_rho()
-            self.beta = rho * columns**0.5
+            walk = problem.choose_rho()
+            init, beta_edge = walk.solution, walk.edge
+            self.beta = walk.rho * columns**0.5
         rho = self.beta / columns**0.5
         fitted: Tensor | None = ~problem.held_out
         solution = problem.solve(rho, tolerance, init, fitted)
@@ -198,6 +203,7 @@ class Reconstructor:
         objective_after = problem.held_out_loss(candidate)
         # The network as found is another one than that of `problem` where batch norms or dead layers were set right.
         objective_before = min(p.held_out_loss(p.outputs[p.held_out]) for p in (problem, as_found) if p is not None)
+        found = as_found or problem
         accepted = not objective_after >= objective_before  # a network that answers NaN is worse than anything
         if accepted:
             fitted = None
@@ -241,6 +247,9 @@ class Reconstructor:
             objective_after=objective_after,
             seconds_patterns=0.0,
             seconds_solve=0.0,
+            accuracy_before=found.held_out_accuracy(found.outputs[found.held_out]),
+            accuracy_after=problem.held_out_accuracy(candidate),
+            beta_edge=beta_edge,
         )
 
     def _share(self, report: SolveReport | None, readout: Readout, ranks: Ranks) -> SolveReport:
@@ -300,6 +309,7 @@ def reconstruct(model: nn.Module, dataloader: Any, **arguments: Any) -> SolveRep
     settings = Settings(**arguments)
     rows = rows_of(model, dataloader, max_samples=settings.max_samples, seed=settings.seed)
     report = Reconstructor(settings).run(model, rows, "single solve")
+    advise([report])
     rank_zero_info(f"ConvexReconstruction {report}")
     return report
 

@@ -1,7 +1,7 @@
 """What one solve found and did."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class SolveReport:
         objective_after: Unpenalised loss on the held-out rows with the candidate, fitted on the other rows and scaled.
         seconds_patterns: Wall-clock seconds of the pattern passes.
         seconds_solve: Wall-clock seconds of the convex solves.
+        accuracy_before: Share of held-out rows that the network as found classifies rightly; None for ``squared``.
+        accuracy_after: The same with the candidate.
+        beta_edge: ``"largest"`` or ``"smallest"`` where this solve chose beta at that end of its grid.
+        repaired: Dead layers that were brought to life first, and how.
     """
 
     epoch: int
@@ -57,6 +61,10 @@ class SolveReport:
     objective_after: float
     seconds_patterns: float
     seconds_solve: float
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    beta_edge: Literal["largest", "smallest"] | None = None
+    repaired: str = ""
 
     def metrics(self) -> dict[str, float]:
         """The numeric fields as ``convex/<field>``, for loggers."""
@@ -68,8 +76,13 @@ class SolveReport:
 
     def __str__(self) -> str:
         """One line for a person."""
+        accuracy = ""
+        if self.accuracy_before is not None and self.accuracy_after is not None:
+            accuracy = f", accuracy {100 * self.accuracy_before:.1f} % -> {100 * self.accuracy_after:.1f} %"
+        repaired = f"brought to life: {self.repaired}; " if self.repaired else ""
         return (
-            f"{self.reason}; held-out {self.loss} {self.objective_before:.4f} -> {self.objective_after:.4f}; "
+            f"{self.reason}; {repaired}"
+            f"held-out {self.loss} {self.objective_before:.4f} -> {self.objective_after:.4f}{accuracy}; "
             f"gap {self.gap:.1e} at beta {self.beta:.3g} over {self.rows} rows x {self.columns} columns "
             f"({self.active} active, {self.silent} silent); {self.seconds_patterns + self.seconds_solve:.1f} s"
         )

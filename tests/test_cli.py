@@ -1,3 +1,4 @@
+import csv
 import os
 import subprocess
 import sys
@@ -21,9 +22,71 @@ def _elsewhere(tmp_path, monkeypatch):
 FAST = ["--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.enable_checkpointing=false"]
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "examples/configs").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_example_configuration_fits(config):
-    main(["fit", f"--config={config}", *FAST])
+CONFIGS = sorted((ROOT / "examples/configs").glob("*.yaml"))
+every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+
+
+def printed(arguments, capsys):
+    """The configuration that ``fit`` would run."""
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *arguments, "--print_config"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+@every_config
+def test_every_example_configuration_fits_with_overrides_and_is_saved(config, tmp_path, capsys):
+    overrides = [
+        "--trainer.max_epochs=1",
+        "--trainer.limit_train_batches=2",
+        "--trainer.limit_val_batches=1",
+        "--trainer.enable_checkpointing=false",
+        "--trainer.logger=CSVLogger",
+        "--trainer.logger.save_dir=runs",
+        "--trainer.callbacks.max_samples=200",
+    ]
+    main(["fit", f"--config={config}", *overrides])
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    with open(metrics) as file:
+        solves = [row for row in csv.DictReader(file) if row.get("convex/gap")]
+    assert [(row["convex/epoch"], row["convex/step"]) for row in solves] == [("0.0", "0.0"), ("1.0", "2.0")]
+    assert all(0 < float(row["convex/rows"]) <= 200 for row in solves)
+    (saved,) = tmp_path.rglob("config.yaml")
+    capsys.readouterr()
+    again = yaml.safe_load(printed([f"--config={saved}"], capsys))
+    assert again == yaml.safe_load(printed([f"--config={config}", *overrides], capsys))
+    assert again["trainer"]["callbacks"][0]["init_args"]["max_samples"] == 200
+
+
+@every_config
+def test_the_printed_configuration_of_an_example_prints_itself(config, tmp_path, capsys):
+    once = printed([f"--config={config}"], capsys)
+    (tmp_path / "printed.yaml").write_text(once)
+    assert printed(["--config=printed.yaml"], capsys) == once
+    given, full = yaml.safe_load(config.read_text()), yaml.safe_load(once)
+    (mine,), (callback,) = given["trainer"]["callbacks"], full["trainer"]["callbacks"]
+    assert callback["class_path"] == "lightning_cvxsnn.ConvexReconstruction" == mine["class_path"]
+    assert mine["init_args"].items() <= callback["init_args"].items()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("every_n_epochs:", "every_epochs:", "Option 'every_epochs' is not accepted"),
+        ("ConvexReconstruction", "ConvexReconstuction", "has no attribute 'ConvexReconstuction'"),
+        ("hidden:", "hiden:", "Option 'hiden' is not accepted"),
+        ("trainer:", "triner:", "does not accept option 'triner"),
+    ],
+)
+def test_a_typo_in_a_configuration_is_rejected_by_name(right, wrong, message, tmp_path, capsys):
+    text = (ROOT / "examples/configs/digits.yaml").read_text()
+    assert right in text
+    (tmp_path / "typo.yaml").write_text(text.replace(right, wrong))
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config=typo.yaml"])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_the_callback_by_short_name_with_an_override(capsys):

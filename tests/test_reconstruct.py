@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cvxsnn import calibrate, reconstruct
 from lightning_cvxsnn.batches import TrainingRows
-from lightning_cvxsnn.convex import mean_loss
+from lightning_cvxsnn.convex import mean_loss, solve
 from lightning_cvxsnn.models import LitSNN
 from lightning_cvxsnn.patterns import capture, undisturbed
 from lightning_cvxsnn.readout import find_readout
@@ -141,6 +141,40 @@ def test_scale_keeps_decisions():
     assert torch.allclose(scaled.readout.weight, plain.readout.weight * 0.5, atol=1e-6)
     assert torch.allclose(scaled.readout.bias, plain.readout.bias * 0.5, atol=1e-6)
     assert report.gap_written > report.gap
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("outputs", [3, 1])
+@pytest.mark.parametrize("loss", ["cross_entropy", "hinge"])
+def test_held_out_accuracy_before_and_after(loss, outputs, weighted):
+    net = Net(classes=outputs)
+    x, y = rows(100, classes=max(outputs, 2))
+    weights = torch.linspace(0.2, 2.0, 100).double() if weighted else torch.ones(100).double()
+    net.convex_batch = lambda batch: batch
+    dataloader = DataLoader(TensorDataset(x, y, weights), batch_size=16)
+    held_out = torch.zeros(100, dtype=torch.bool)
+    held_out[torch.randperm(100, generator=torch.Generator().manual_seed(0))[:20]] = True
+
+    def accuracy(z):
+        right = (z.argmax(1) if outputs > 1 else (z[:, 0] > 0).long()) == y[held_out]
+        return float((weights[held_out] * right).sum() / weights[held_out].sum())
+
+    _, D, before = dictionary_of(net, dataloader)
+    report = reconstruct(net, dataloader, loss=loss, beta=0.1)
+    assert report.accuracy_before == pytest.approx(accuracy(before[held_out]))
+    fitted = solve(
+        D[~held_out], y[~held_out], loss=loss, rho=report.rho, fit_intercept=True, num_outputs=outputs,
+        sample_weight=weights[~held_out],
+    )  # fmt: skip
+    assert report.accuracy_after == pytest.approx(accuracy(D[held_out] @ fitted.coef + fitted.intercept))
+    assert report.accuracy_after > report.accuracy_before
+    assert report.metrics()["convex/accuracy_after"] == report.accuracy_after
+
+
+def test_a_squared_loss_has_no_accuracy():
+    report = reconstruct(Net(), loader(), loss="squared", beta=0.1)
+    assert report.accuracy_before is report.accuracy_after is None
+    assert not any("accuracy" in name for name in report.metrics())
 
 
 def test_dry_run_writes_nothing_and_says_what_would_happen():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +40,13 @@ class Path:
     def rho(self) -> float:
         """The rho with the smallest held-out loss."""
         return self.rhos[self.best]
+
+    @property
+    def edge(self) -> Literal["largest", "smallest"] | None:
+        """Whether :attr:`rho` is the first or the last value that was solved, so that a better one may lie beyond."""
+        if self.best == 0:
+            return "largest"
+        return "smallest" if self.best == len(self.rhos) - 1 else None
 
     @property
     def solution(self) -> Solution:

@@ -67,6 +67,19 @@ def test_nothing_to_fit_is_one_constant() -> None:
     assert silent.solution.converged
 
 
+@pytest.mark.parametrize(
+    ("copied", "edge"), [(1.0, "smallest"), (0.8, None), (0.0, "largest")], ids=["easy", "noisy", "hopeless"]
+)
+def test_the_end_of_the_sequence_is_told(copied: float, edge: str | None) -> None:
+    generator = torch.Generator().manual_seed(5)
+    matrix = torch.randint(0, 2, (80, 12), generator=generator)
+    noise = torch.randint(0, 2, (80,), generator=generator)
+    targets = torch.where(torch.rand(80, generator=generator) < copied, matrix[:, 0], noise)
+    result = path(matrix, targets, loss="cross_entropy", fit_intercept=True, held_out=torch.arange(80) % 2 == 0)
+    assert result.edge == edge
+    assert (result.best in (0, len(result.rhos) - 1)) == (edge is not None)
+
+
 def test_classes_are_counted_over_all_rows() -> None:
     matrix, targets = torch.eye(6), torch.tensor([0, 1, 0, 1, 0, 2])
     held_out = torch.arange(6) == 5
