@@ -37,7 +37,7 @@ NEURONS = {
     "drawn": {"tau": (1.05, 100.0), "reset": "mixed"},
 }
 RATE = 0.2  # spikes per unit and step, of calibrated weights for XOR
-ROWS = 500  # numbers that a solve for addition uses: 3000 rows
+ROWS = 2000  # numbers that a solve for addition uses at most: 12,000 rows
 
 
 def trainer(epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -101,7 +101,7 @@ def addition(base: int, neuron: str, method: str, seed: int, options: argparse.N
         x, y = dataset.tensors
         sums = net.add((x[..., :2] * (base - 1)).round().long())
         tests[str(digits)] = float((sums % base == y % base).float().mean())
-    return {"epochs": epochs, "test": tests, "cpu_seconds": seconds}
+    return {"beta": options.beta, "epochs": epochs, "test": tests, "cpu_seconds": seconds}
 
 
 def record(cell: dict[str, Any], folder: Path) -> None:
