@@ -101,7 +101,13 @@ def addition(base: int, neuron: str, method: str, seed: int, options: argparse.N
         x, y = dataset.tensors
         sums = net.add((x[..., :2] * (base - 1)).round().long())
         tests[str(digits)] = float((sums % base == y % base).float().mean())
-    return {"beta": options.beta, "epochs": epochs, "test": tests, "cpu_seconds": seconds}
+    return {
+        "beta": options.beta,
+        "rows": 6 * min(ROWS, options.sizes[0]),
+        "epochs": epochs,
+        "test": tests,
+        "cpu_seconds": seconds,
+    }
 
 
 def record(cell: dict[str, Any], folder: Path) -> None:

@@ -146,9 +146,10 @@ class AdditionDataModule(_Splits):
         >>> data = AdditionDataModule(base=10)
         >>> data.setup("fit")
         >>> x, y = data.train[0]
-        >>> x.shape, bool((y == (9 * x).sum(1).round()).all()), [loader.dataset[0][0].shape[0] - 1
-        ...     for loader in data.test_dataloader()]
-        (torch.Size([6, 3]), True, [5, 10, 25, 50])
+        >>> x.shape, bool((y == (9 * x).sum(1).round()).all())
+        (torch.Size([6, 3]), True)
+        >>> tuple(test.tensors[0].shape[1] - 1 for test in data.tests)
+        (5, 10, 25, 50)
     """
 
     def __init__(
