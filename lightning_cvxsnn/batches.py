@@ -15,12 +15,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import (
+    ConcatDataset,
     DataLoader,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    Subset,
     SubsetRandomSampler,
+    TensorDataset,
 )
 
 from lightning_cvxsnn.convex.ranks import Ranks
@@ -37,13 +40,15 @@ class Batch(NamedTuple):
 class TrainingRows:
     """The rows a ``DataLoader`` trains on, without shuffling and without touching the loader or its generators.
 
-    Every iteration seeds the global generators, so that augmentations repeat: iterate inside ``isolate_rng``.
+    Every iteration seeds the global generators, so that augmentations repeat: iterate inside ``isolate_rng``. Of an
+    ``IterableDataset`` a copy is read once, and the first batches that hold ``max_samples`` rows are kept in memory.
 
     Args:
         module: The LightningModule; its ``convex_batch`` unpacks a batch where it defines one.
         dataloader: The loader that training uses, or a list of batches.
         transfer: Puts a batch where the network is.
-        max_samples: Use this many rows, a random subset fixed by ``seed``; None: all.
+        max_samples: Use this many rows, a random subset fixed by ``seed``, stratified where the dataset tells class
+            labels without loading its rows; None: all.
         seed: Seed of the subset and of augmentations.
         ranks: The processes that train together; all see the same rows. None: this one alone.
 
@@ -70,10 +75,16 @@ class TrainingRows:
         self._seed = seed
         self._first = 0
         self._loader = dataloader
-        if isinstance(dataloader, DataLoader):
+        if isinstance(dataloader, DataLoader) and isinstance(dataloader.dataset, IterableDataset):
+            self._loader = self._head(dataloader, max_samples)
+        elif isinstance(dataloader, DataLoader):
             indices = self.ranks.exchange(_indices(dataloader, self.ranks.size))[0]
             if max_samples is not None and len(indices) > max_samples:
-                indices = sorted(_subset(indices, max_samples, seed))
+                if _unbatched(dataloader):
+                    raise _no_rows_to_count("DataLoader with batch_size=None")
+                by_position = all(isinstance(index, (int, np.integer)) for index in indices)
+                labels = _labels(dataloader.dataset) if by_position else None
+                indices = sorted(_subset(indices, max_samples, seed, labels))
             self._indices = indices
             self._loader = _loader(dataloader, indices, seed)
         elif not isinstance(dataloader, (list, tuple)) or not dataloader or isinstance(dataloader[0], DataLoader):
@@ -81,10 +92,17 @@ class TrainingRows:
                 f"The training data comes from {_describe(dataloader)}. Expected one torch DataLoader over a dataset "
                 "with a length, or a non-empty list of batches, which can be read again without disturbing training."
             )
+        elif max_samples is not None:
+            raise _no_rows_to_count("list of batches")
 
     def __len__(self) -> int:
         """Number of batches."""
         return len(self._loader)
+
+    def samples(self, first: int) -> int:
+        """Number of samples, where the first batch has ``first``; about, where batches come whole."""
+        composed = isinstance(self._loader, DataLoader) and not _unbatched(self._loader)
+        return len(self._indices) if composed else first * len(self)
 
     def __iter__(self) -> Iterator[Batch]:
         """Unpacked batches on the network's device."""
@@ -116,10 +134,44 @@ class TrainingRows:
                 break
         return batches
 
-    def _batches(self, loader: Any) -> Iterator[Batch]:
+    def _head(self, loader: DataLoader, max_samples: int | None) -> list[Any]:
+        """The first batches of an ``IterableDataset`` that hold ``max_samples`` rows, read from a copy of it."""
+        name = type(loader.dataset).__name__
+        if max_samples is None:
+            raise MisconfigurationException(
+                f"The training data is an IterableDataset ({name}), which may have no end. Set max_samples, such as "
+                "max_samples=10000: so many rows from the start of a pass are held in memory at each solve."
+            )
+        if self.ranks.size > 1:
+            raise MisconfigurationException(
+                f"The training data is an IterableDataset ({name}), of which each of {self.ranks.size} processes reads "
+                "a part of its own. Expected a dataset with a length and items by index, or Trainer(devices=1)."
+            )
+        try:
+            dataset = copy.deepcopy(loader.dataset)
+        except Exception as error:  # whatever the user's class does
+            raise MisconfigurationException(
+                f"The training data is an IterableDataset ({name}) that cannot be copied ({error}), so it cannot be "
+                "read without disturbing training. Open files, connections and generators in its `__iter__`, not in "
+                "its constructor."
+            ) from error
+        head, rows = [], 0
+        with isolate_rng():
+            self._seed_everything()
+            for batch in DataLoader(dataset, batch_size=loader.batch_size, collate_fn=loader.collate_fn):
+                head.append(batch)
+                rows += loader.batch_size or len(unpack(self._module, batch).y)
+                if rows >= max_samples:
+                    break
+        return head
+
+    def _seed_everything(self) -> None:
         torch.manual_seed(self._seed)
         random.seed(self._seed)
         np.random.seed(self._seed)
+
+    def _batches(self, loader: Any) -> Iterator[Batch]:
+        self._seed_everything()
         if isinstance(loader, DataLoader):
             loader.generator.manual_seed(self._seed)  # workers are seeded from it
         for index, batch in enumerate(loader, self._first):
@@ -175,11 +227,6 @@ def _describe(dataloader: Any) -> str:
 
 def _indices(loader: DataLoader, processes: int) -> list[Any]:
     """What one epoch of the loader's sampler visits, sorted; the user's generators are not advanced."""
-    if isinstance(loader.dataset, IterableDataset):
-        raise MisconfigurationException(
-            f"The training data is an IterableDataset ({type(loader.dataset).__name__}), which cannot be read again "
-            "without disturbing training. Expected a dataset with a length and items by index."
-        )
     sampler = loader.sampler
     if isinstance(sampler, DistributedSamplerWrapper):  # Lightning's, around the user's own
         sampler = sampler.dataset._sampler  # type: ignore[attr-defined]
@@ -207,13 +254,56 @@ def _undisturbed(sampler: Any) -> list[Any]:
         return list(twin)
 
 
-def _subset(indices: list[Any], count: int, seed: int) -> list[Any]:
+def _subset(indices: list[Any], count: int, seed: int, labels: Tensor | None = None) -> list[Any]:
+    """``count`` of ``indices`` at random; with ``labels`` of all rows, each class in proportion, to within one row."""
     order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
+    if labels is not None:  # every (n / count)-th row of the shuffled rows, sorted by class in order of appearance
+        found = labels[torch.tensor(indices)[order]]
+        _, group = found.unique(return_inverse=True)
+        first = torch.full((int(group.max()) + 1,), len(group)).scatter_reduce(
+            0, group, torch.arange(len(group)), "amin"
+        )
+        order = order[first[group].argsort(stable=True)]
+        order = order[torch.arange(count) * len(indices) // count]
     return [indices[i] for i in order[:count].tolist()]
 
 
+def _labels(dataset: Any) -> Tensor | None:
+    """Class labels ``[n]`` of a dataset that tells them without loading a row; None where it does not.
+
+    They are the last tensor of a ``TensorDataset`` or an attribute ``targets`` or ``labels``, as torchvision has it;
+    also through ``Subset`` and ``ConcatDataset``.
+    """
+    if isinstance(dataset, Subset):
+        labels = _labels(dataset.dataset)
+        return None if labels is None else labels[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [_labels(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else torch.cat(parts)  # type: ignore[arg-type]
+    told: Any = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    if isinstance(dataset, TensorDataset):
+        told = dataset.tensors[-1]
+    try:
+        classes = torch.as_tensor(told).cpu()
+    except (TypeError, ValueError, RuntimeError):  # anything may be called so
+        return None
+    fits = classes.dim() == 1 and len(classes) == len(dataset) and not classes.is_floating_point()
+    return classes if fits else None
+
+
+def _unbatched(loader: DataLoader) -> bool:
+    return loader.batch_size is None and loader.batch_sampler is None
+
+
+def _no_rows_to_count(what: str) -> MisconfigurationException:
+    return MisconfigurationException(
+        f"max_samples counts rows and the training data is a {what}, whose batches come whole. Expected a DataLoader "
+        "that composes its batches of rows; or leave max_samples=None and give fewer batches."
+    )
+
+
 def _loader(loader: DataLoader, indices: list[Any], seed: int) -> DataLoader:
-    batched = loader.batch_size is not None or loader.batch_sampler is not None
+    batched = not _unbatched(loader)
     return DataLoader(
         loader.dataset,
         batch_size=(loader.batch_size or 256) if batched else None,

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -19,7 +19,7 @@ from lightning_cvxsnn.agreement import batch_loss, warn_unless_same_loss
 from lightning_cvxsnn.batches import TrainingRows
 from lightning_cvxsnn.convex import Loss
 from lightning_cvxsnn.convex.ranks import Ranks
-from lightning_cvxsnn.patterns import Backend
+from lightning_cvxsnn.patterns import Backend, release_graphs
 from lightning_cvxsnn.progress import trainer_progress
 from lightning_cvxsnn.reconstruct import Occasion, Reconstructor
 from lightning_cvxsnn.report import SolveReport
@@ -69,7 +69,8 @@ class ConvexReconstruction(Callback):
             keep a gradient), 1 for the final solve and for ``squared``.
         max_overhead: Refused in this version unless None.
         gap_tolerance: Certified duality gap to reach, relative to the objective of the best constant predictor.
-        max_samples: Rows to use, a random subset fixed by ``seed``. None: all.
+        max_samples: Rows to use, a random subset fixed by ``seed``, stratified where the dataset tells class labels
+            without loading its rows; of an ``IterableDataset``, which needs it, the first batches. None: all.
         backend: Engine of candidates' patterns (``pool``, ``priced``): ``"cupy"``, the kernels on a CUDA device;
             ``"torch"``; ``"auto"``: CuPy where it is installed and the network is on such a device, else torch.
         dry_run: Diagnose and certify, write nothing.
@@ -164,6 +165,11 @@ class ConvexReconstruction(Callback):
                 f"ConvexReconstruction runs in several processes under DDP only; found {trainer.world_size} of them "
                 f"under {type(trainer.strategy).__name__}. Use Trainer(strategy='ddp') or Trainer(devices=1)."
             )
+        if _averages(trainer):  # in ``on_train_end`` they replace the weights; the final solve must come after that
+            trainer.callbacks = sorted(  # type: ignore[attr-defined]
+                trainer.callbacks,  # type: ignore[attr-defined]
+                key=lambda c: 2 if isinstance(c, Checkpoint) else int(c is self),
+            )
         if self._module is None or self._module() is not pl_module:
             self._begin_run()
             self._module = weakref.ref(pl_module)
@@ -171,7 +177,8 @@ class ConvexReconstruction(Callback):
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """The warm start: loaders, counters and optimisers are in place, nothing has trained yet."""
-        resumed = trainer.ckpt_path is not None
+        # The LR and batch-size finders set ``ckpt_path`` too, and go back to step 0.
+        resumed = trainer.ckpt_path is not None and trainer.global_step > 0
         if self.settings.warm_start and not self._warm_started and not resumed and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._solve(trainer, pl_module, "warm start", trainer.current_epoch)
         self._warm_started = True
@@ -213,7 +220,8 @@ class ConvexReconstruction(Callback):
             return
         last_epoch = trainer.max_epochs not in (None, -1) and finished >= trainer.max_epochs
         if settings.final_solve and (last_epoch or out_of_steps):
-            self._solve(trainer, pl_module, "final solve", finished)
+            if not _averages(trainer):
+                self._solve(trainer, pl_module, "final solve", finished)
         elif finished - self._solved_epoch >= settings.every_n_epochs:
             self._solve(trainer, pl_module, "periodic solve", finished)
 
@@ -231,6 +239,16 @@ class ConvexReconstruction(Callback):
         """The figure of all solves to TensorBoard."""
         if trainer.is_global_zero:
             plots.log_solves(trainer.loggers, self.reports, trainer.global_step)
+
+    @override
+    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        """Leave neurons whose deep copy works: weight averaging makes one as the next fit begins."""
+        release_graphs(pl_module)
+
+    @override
+    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+        """After an exception there is no ``teardown``."""
+        release_graphs(pl_module)
 
     def plot(self) -> "Figure":
         """Draw the solves: objective and bound, units, held-out loss and accuracy; see `plots.solves`.
@@ -305,8 +323,15 @@ def _transfer(trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
+def _averages(trainer: "pl.Trainer") -> list[Callback]:
+    """The callbacks that replace the weights by their averages at the end of training."""
+    return [c for c in trainer.callbacks if isinstance(c, (StochasticWeightAveraging, WeightAveraging))]  # type: ignore[attr-defined]
+
+
 def _save_beside_checkpoints(trainer: "pl.Trainer") -> None:
     """Save ``convex-last.ckpt`` where the user's checkpoints are; never over a file."""
+    # A full checkpoint would hold the average in the place of the network.
+    weights_only = any(isinstance(c, WeightAveraging) for c in _averages(trainer))
     folders = {
         os.path.dirname(path)
         for checkpoint in trainer.checkpoint_callbacks
@@ -318,5 +343,5 @@ def _save_beside_checkpoints(trainer: "pl.Trainer") -> None:
         while os.path.exists(path):
             version += 1
             path = os.path.join(folder, f"convex-last-v{version}.ckpt")
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=weights_only)
         rank_zero_info(f"ConvexReconstruction saved the network after its final solve: {path}")

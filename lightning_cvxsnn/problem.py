@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from lightning_cvxsnn.batches import TrainingRows, rows_of
 from lightning_cvxsnn.convex import Loss, Path, Solution, certificate, mean_loss, path, rho_max, solve
+from lightning_cvxsnn.memory import check_memory
 from lightning_cvxsnn.patterns import SpikeDictionary, capture, join, observe, undisturbed
+from lightning_cvxsnn.patterns.capture import Observed
 from lightning_cvxsnn.readout import Readout, find_readout, forward_of
 from lightning_cvxsnn.surroundings import Progress
 from lightning_cvxsnn.targets import row_targets, row_weights
@@ -144,7 +146,8 @@ def capture_problem(
         stage: What to call it.
 
     Raises:
-        MisconfigurationException: If targets or weights do not fit the outputs, or there are fewer than five samples.
+        MisconfigurationException: If targets or weights do not fit the outputs, there are fewer than five samples, or
+            the programme does not fit into memory.
         ValueError: If the data holds NaN or infinity.
     """
     reduction, num_outputs = readout.reduction, readout.module.out_features
@@ -161,7 +164,15 @@ def capture_problem(
                 yield batch.x
                 advance()
 
-        observed = observe(module, readout.module, reduction, forward_of(module), inputs())
+        def room(first: Tensor) -> int:
+            each = reduction.rows_per_sample
+            mine, everyones = (part.samples(len(first) // each) * each for part in (share, rows))
+            solved = everyones if rows.ranks.rank == 0 else mine
+            alike = join([Observed(first, first, 1.0, 1)], reduction).dictionary.counts  # rates become counts
+            check_memory(solved, first.shape[1], num_outputs, first.element_size(), alike.element_size())
+            return mine
+
+        observed = observe(module, readout.module, reduction, forward_of(module), inputs(), room)
     part = observed and (observed, torch.cat(targets), torch.cat(weights))
     parts = rows.ranks.collect(part, torch.device("cpu"))
     if parts is None:

@@ -117,6 +117,7 @@ class Reconstructor:
     ) -> tuple[SolveReport, list[CalibratedLayer]]:
         started = time.perf_counter()
         tolerance = _TOLERANCE if surroundings.precision is None else _LOW_PRECISION_TOLERANCE
+        _check_finite(module)
         if self.readout is None:
             first = next(iter(rows), None)
             if first is None:
@@ -343,6 +344,16 @@ def _synchronise(module: nn.Module, norms: list[Any], ranks: Ranks) -> None:
             buffers = [b for m in (*norms, *_constants(module)) for b in m.buffers()]
             for tensor in (*module.parameters(), *buffers):
                 tensor.copy_(ranks.broadcast(tensor))
+
+
+def _check_finite(module: nn.Module) -> None:
+    broken = [name for name, parameter in module.named_parameters() if not bool(parameter.isfinite().all())]
+    if broken:
+        raise ValueError(
+            f"The parameters {broken} hold NaN or infinite values before the solve: training has diverged, nothing was "
+            "written. Lower the learning rate, clip gradients, or train in a wider precision (float16 needs "
+            "'16-mixed', not '16-true')."
+        )
 
 
 def _dead_network(module: nn.Module, readout: Readout, rows: TrainingRows) -> str:

@@ -17,7 +17,8 @@ class SolveReport:
         primal: Objective at the float64 solution, over ``rows`` rows.
         dual: Certified lower bound on the optimum over the dictionary.
         gap: ``primal - dual``.
-        gap_written: Objective at the readout as it is stored after the solve (scaled, rounded, or kept) minus ``dual``.
+        gap_written: Objective at the readout as it is stored after the solve (scaled, rounded, or kept) minus the best
+            bound known then, ``dual`` or a tighter one.
         scope: Over what the bound holds: ``"dictionary"``, these columns.
         rows: Rows of the programme: all where the solution was accepted, else the four fifths that the guard fitted.
         columns: Units that the readout receives.

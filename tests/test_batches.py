@@ -3,14 +3,18 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from networks import Net, loader, rows
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     Dataset,
     IterableDataset,
     RandomSampler,
+    Subset,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -206,3 +210,89 @@ def test_nan_in_the_input(value):
     x[2, 1] = value
     with pytest.raises(ValueError, match="inputs of training batch 7 hold 1 NaN or infinite"):
         unpack(Net(), (x, y), 7)
+
+
+def classes_of(dataset, indices):
+    return torch.stack([dataset[i][1] for i in indices]).bincount(minlength=3).tolist()
+
+
+class Labelled(Dataset):
+    """As torchvision's: labels beside rows that are costly to load."""
+
+    def __init__(self, name, labels, first=0):
+        self.loads, self.first = 0, first
+        setattr(self, name, labels)
+        self.told = labels
+
+    def __len__(self):
+        return len(self.told)
+
+    def __getitem__(self, index):
+        self.loads += 1
+        return torch.tensor([float(self.first + index)]), torch.tensor(int(self.told[index]))
+
+
+LABELS = [0] * 700 + [1] * 200 + [2] * 100
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TensorDataset(torch.arange(1000.0)[:, None], torch.tensor(LABELS)),
+        lambda: Labelled("targets", LABELS),
+        lambda: Labelled("labels", np.array(LABELS)),
+        lambda: Subset(Labelled("targets", LABELS * 2), range(1000)),
+        lambda: ConcatDataset(
+            [Labelled("targets", LABELS[:400]), Labelled("targets", torch.tensor(LABELS[400:]), 400)]
+        ),
+    ],
+    ids=["tensors", "targets", "labels", "subset", "concatenation"],
+)
+def test_a_subset_holds_each_class_in_proportion(make, seed):
+    dataset = make()
+    mine = training_rows(DataLoader(dataset, batch_size=16, shuffle=True), max_samples=100, seed=seed)
+    assert getattr(dataset, "loads", 0) == 0
+    found = order_of_inputs(mine)
+    assert len(set(found)) == 100
+    assert found == sorted(found)
+    assert classes_of(make(), found) == [70, 20, 10]
+    assert found == order_of_inputs(training_rows(DataLoader(dataset, batch_size=16), max_samples=100, seed=seed))
+
+
+def order_of_inputs(batches):
+    return torch.cat([batch.x for batch in batches])[:, 0].int().tolist()
+
+
+@given(st.lists(st.integers(-3, 3), min_size=6, max_size=60), st.integers(5, 50), st.integers(0, 9))
+def test_any_labels_are_held_in_proportion_to_within_one_row(labels, count, seed):
+    dataset = TensorDataset(torch.arange(len(labels)).float()[:, None], torch.tensor(labels))
+    mine = training_rows(DataLoader(dataset, batch_size=7), max_samples=count, seed=seed)
+    found, count = order_of_inputs(mine), min(count, len(labels))
+    assert len(set(found)) == len(found) == count
+    for label in set(labels):
+        share = labels.count(label) * count / len(labels)
+        assert abs(sum(labels[i] == label for i in found) - share) < 1
+
+
+@pytest.mark.parametrize("labels", ["no labels", [0.5] * 1000, [1, 2], [[1, 2]] * 1000, lambda: None])
+def test_what_is_no_list_of_classes_gives_a_random_subset(labels):
+    dataset = Labelled("targets", labels)
+    dataset.told = LABELS
+    found = order_of_inputs(training_rows(DataLoader(dataset, batch_size=16), max_samples=100))
+    assert len(set(found)) == 100
+
+
+def test_max_samples_counts_rows_or_is_refused():
+    whole = DataLoader([(torch.zeros(3, 1), torch.zeros(3))] * 20, batch_size=None)
+    for dataloader, what in ((whole, "DataLoader with batch_size=None"), (list(numbered()), "list of batches")):
+        with pytest.raises(MisconfigurationException, match=f"the training data is a {what}, whose batches come whole"):
+            training_rows(dataloader, max_samples=5)
+
+
+def test_a_stream_is_refused_in_several_processes():
+    class Two:
+        size, rank = 2, 0
+
+    with pytest.raises(MisconfigurationException, match="of which each of 2 processes reads a part"):
+        TrainingRows(Net(), DataLoader(Endless()), transfer=lambda b: b, max_samples=5, seed=0, ranks=Two())

@@ -9,7 +9,7 @@ from lightning_cvxsnn.patterns.calibrate import CalibratedLayer, LayerActivity, 
 from lightning_cvxsnn.patterns.capture import ENCODER_DRAWS, Capture, capture, join, observe
 from lightning_cvxsnn.patterns.dictionary import DistinctColumns, SpikeDictionary
 from lightning_cvxsnn.patterns.dynamics import Neuron, PatternKind, spike_patterns, spike_trains
-from lightning_cvxsnn.patterns.isolation import fresh_state, undisturbed
+from lightning_cvxsnn.patterns.isolation import fresh_state, release_graphs, undisturbed
 from lightning_cvxsnn.patterns.kernels import Backend, resolve_backend
 from lightning_cvxsnn.patterns.lif import LIF
 from lightning_cvxsnn.patterns.reduction import Reduction
@@ -36,6 +36,7 @@ __all__ = [
     "join",
     "measure_activity",
     "observe",
+    "release_graphs",
     "resolve_backend",
     "spike_patterns",
     "spike_trains",

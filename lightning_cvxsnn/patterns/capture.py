@@ -14,6 +14,8 @@ from lightning_cvxsnn.patterns.reduction import Reduction
 #: Draws averaged per row where the network's encoder is random.
 ENCODER_DRAWS = 8
 
+_ROWS = 1024  # rows examined at a time
+
 
 @dataclass(frozen=True)
 class Observed:
@@ -75,8 +77,18 @@ def observe(
     reduction: Reduction,
     forward: Callable[[Any], Tensor],
     inputs: Iterable[Any],
+    room: Callable[[Tensor], int] = len,
 ) -> Observed | None:
-    """The pass of `capture` over some of the rows, to be joined with those over the others; ``None`` without rows."""
+    """The pass of `capture` over some of the rows, to be joined with those over the others; ``None`` without rows.
+
+    Args:
+        module: As for `capture`, like all but the last.
+        readout: See there.
+        reduction: See there.
+        forward: See there.
+        inputs: See there.
+        room: Told the rows that the first batch gave, answers for how many to make room; it may refuse.
+    """
     received: list[Tensor] = []
     handle = readout.register_forward_pre_hook(lambda _module, args: received.append(args[0].detach()))
 
@@ -90,7 +102,7 @@ def observe(
 
     draws = 1
     scale = 1.0
-    all_values, all_outputs = [], []
+    all_values, all_outputs = _Rows(), _Rows()
     try:
         for index, x in enumerate(inputs):
             values, scale, outputs = draw(x)
@@ -99,12 +111,15 @@ def observe(
             for _ in range(draws - 1):
                 more_values, _, more_outputs = draw(x)
                 values, outputs = values + more_values, outputs + more_outputs
-            all_values.append(SpikeDictionary.from_values(values).counts.cpu())
+            counts = SpikeDictionary.from_values(values).counts.cpu()
+            if index == 0:
+                all_values.room = all_outputs.room = room(counts)
+            all_values.append(counts)
             all_outputs.append((outputs / draws).cpu())
     finally:
         handle.remove()
         received.clear()
-    return Observed(_join(all_values), torch.cat(all_outputs), scale, draws) if all_values else None
+    return Observed(all_values.filled(), all_outputs.filled(), scale, draws) if len(all_values) else None
 
 
 def join(parts: Sequence[Observed | None], reduction: Reduction) -> Capture:
@@ -127,18 +142,63 @@ def join(parts: Sequence[Observed | None], reduction: Reduction) -> Capture:
     return Capture(SpikeDictionary(counts, scale), torch.cat([part.outputs for part in found]), draws)
 
 
+class _Rows:
+    """Rows one below the other in one piece of memory, in the widest of their types.
+
+    Batches kept one by one would lie scattered between the forward passes' temporaries, and cost several times their
+    size.
+
+    Attributes:
+        room: Rows to make room for.
+    """
+
+    def __init__(self) -> None:
+        self.room = 0
+        self._buffer, self._count = torch.empty(0, 0), 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, rows: Tensor) -> None:
+        """Copy ``rows`` below those that are there."""
+        end = self._count + len(rows)
+        if self._count == 0:
+            self._buffer = rows.new_empty(max(self.room, end), rows.shape[1])
+        dtype = _widest([self._buffer.dtype, rows.dtype])
+        if end > len(self._buffer):  # more rows than was said
+            more = self._buffer.new_empty(max(end, len(self._buffer) * 3 // 2) - len(self._buffer), rows.shape[1])
+            self._buffer = torch.cat([self._buffer, more])
+        self._buffer = self._buffer.to(dtype)
+        self._buffer[self._count : end] = rows.to(dtype)
+        self._count = end
+
+    def filled(self) -> Tensor:
+        """All rows."""
+        return self._buffer[: self._count]
+
+
+def _widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    return max(dtypes, key=lambda d: (d.is_floating_point, d.itemsize))
+
+
 def _join(parts: list[Tensor]) -> Tensor:
     """Counts one below the other, in the widest of their types."""
-    dtype = max((part.dtype for part in parts), key=lambda d: (d.is_floating_point, d.itemsize))
-    return torch.cat([part.to(dtype) for part in parts])
+    dtype = _widest(part.dtype for part in parts)
+    return parts[0] if len(parts) == 1 else torch.cat([part.to(dtype) for part in parts])
 
 
 def _as_counts(values: Tensor, scale: float, reduction: Reduction) -> tuple[Tensor, float]:
     """Recognise a firing rate that the network computed itself: multiples of 1/T with a T that it does not tell."""
     if reduction.layout != "static" or not values.is_floating_point():
         return values, scale
+    blocks = values.split(_ROWS)
     for steps in range(2, 129):
-        counts = values * steps
-        if torch.allclose(counts, counts.round(), rtol=0, atol=1e-3) and counts.min() >= 0 and counts.max() < 2**16:
-            return SpikeDictionary.from_values(counts.round()).counts, scale / steps
+        if all(_are_counts(block * steps) for block in blocks):
+            counts = [SpikeDictionary.from_values((block * steps).round()).counts for block in blocks]
+            return _join(counts), scale / steps
     return values, scale
+
+
+def _are_counts(values: Tensor) -> bool:
+    near = torch.allclose(values, values.round(), rtol=0, atol=1e-3)
+    return near and bool(values.min() >= 0 and values.max() < 2**16)

@@ -50,6 +50,22 @@ def fresh_state(module: nn.Module) -> None:
             submodule.reset()
 
 
+def release_graphs(module: nn.Module) -> None:
+    """Cut what spikingjelly's neurons hold from the graph of the pass that it came from; no value changes.
+
+    A network whose neurons hold such a graph cannot be deep-copied, which weight averaging does as a fit begins.
+    """
+    for submodule in module.modules():
+        held: list[tuple[str, object]] = []
+        if isinstance(submodule, base.MemoryModule):
+            held += submodule.named_memories()
+        if isinstance(submodule, base.StepModule):
+            held += vars(submodule).items()  # the ``v`` of non-spiking nodes, ``v_seq``
+        for name, value in held:
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                setattr(submodule, name, value.detach())  # in place it would fail for a view of the spike train
+
+
 def reached(
     module: nn.Module, forward: Callable[[Any], torch.Tensor], x: Any, wanted: Callable[[nn.Module], bool]
 ) -> list[str]:

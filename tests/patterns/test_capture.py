@@ -173,3 +173,39 @@ def test_other_neurons_are_captured_as_they_are():
     readout, found = captured(net, list(rows(50)[0].split(16)))
     coef, intercept = readout.read()
     assert torch.allclose((found.dictionary.to_dense() @ coef + intercept).float(), found.outputs, atol=1e-5)
+
+
+@pytest.mark.parametrize("said", [0, 3, 50, 1000])
+@pytest.mark.parametrize("kinds", [(1.0, 1.0, 1.0), (1.0, 300.0, 2.0), (1.0, 0.5, 300.0), (0.5, 300.0, 1.0)])
+def test_rows_are_one_below_the_other_however_many_were_announced(said, kinds):
+    """Also where later batches need a wider type than the first one."""
+    readout, told = nn.Linear(4, 2), []
+    batches = [torch.randint(0, 2, (size, 4)) * kind for size, kind in zip((20, 1, 29), kinds, strict=True)]
+
+    def room(first):
+        told.append(first)
+        return said
+
+    observed = observe(readout, readout, Reduction("none", "static", 1), readout, batches, room)
+    assert torch.equal(observed.values.float(), torch.cat(batches))
+    assert torch.equal(observed.outputs, torch.cat([readout(x) for x in batches]))
+    assert observed.values.is_floating_point() == (0.5 in kinds)
+    assert len(told) == 1
+    assert torch.equal(told[0].float(), batches[0])
+
+
+def test_a_refusal_of_room_reads_no_further_batch():
+    readout, read = nn.Linear(4, 2), []
+
+    def batches():
+        for _ in range(3):
+            read.append(0)
+            yield torch.ones(5, 4)
+
+    def room(first):
+        raise ValueError("too much")
+
+    with pytest.raises(ValueError, match="too much"):
+        observe(readout, readout, Reduction("none", "static", 1), readout, batches(), room)
+    assert len(read) == 1
+    assert not readout._forward_pre_hooks

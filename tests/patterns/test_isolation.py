@@ -1,10 +1,12 @@
+import copy
+
 import pytest
 import torch
 import torchmetrics
-from spikingjelly.activation_based import layer, neuron
+from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
-from lightning_cvxsnn.patterns import fresh_state, undisturbed
+from lightning_cvxsnn.patterns import fresh_state, release_graphs, undisturbed
 
 
 class Stateful(nn.Module):
@@ -95,3 +97,22 @@ def test_fresh_state_leaves_metrics_alone():
     module.metric.update(3.0)
     fresh_state(module)
     assert module.metric.compute() == 3.0
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_a_released_network_can_be_copied_and_goes_on_from_the_same_state(step_mode):
+    module = Stateful()
+    functional.set_step_mode(module.net, step_mode)
+    x = torch.randn(4, 3) if step_mode == "s" else torch.randn(2, 4, 3)
+    module.forward = lambda x: module.decoder(module.net(x).reshape(-1, 4, 5))
+    module.forward(x)
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(module.net)
+    before = snapshot(module)
+    release_graphs(module)
+    after = snapshot(module)
+    for key in ("v", "v_seq", "decoder"):
+        assert torch.equal(before[key], after[key])
+    for part in (module.net, module.decoder):
+        copy.deepcopy(part)
+    assert torch.equal(copy.deepcopy(module.net[2]).v, module.net[2].v)
