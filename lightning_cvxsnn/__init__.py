@@ -1,7 +1,7 @@
 """Certified convex warm starts, re-solves and reconstruction for spiking networks trained with PyTorch Lightning."""
 
 from lightning_cvxsnn.callback import ConvexReconstruction
-from lightning_cvxsnn.data import DigitsDataModule
+from lightning_cvxsnn.data import AdditionDataModule, DigitsDataModule, SequentialMNISTDataModule, XORDataModule
 from lightning_cvxsnn.hidden import calibrate
 from lightning_cvxsnn.metrics import (
     DeadUnits,
@@ -11,7 +11,7 @@ from lightning_cvxsnn.metrics import (
     SequenceAccuracy,
     TokenAccuracy,
 )
-from lightning_cvxsnn.models import LitSNN
+from lightning_cvxsnn.models import AdditionSNN, LitSNN, ParallelSNN
 from lightning_cvxsnn.problem import spike_dictionary
 from lightning_cvxsnn.prune import prune
 from lightning_cvxsnn.reconstruct import reconstruct
@@ -19,6 +19,8 @@ from lightning_cvxsnn.report import SolveReport
 from lightning_cvxsnn.widen import MarginReport, widen_margins
 
 __all__ = [
+    "AdditionDataModule",
+    "AdditionSNN",
     "ConvexReconstruction",
     "DeadUnits",
     "DigitsDataModule",
@@ -27,9 +29,12 @@ __all__ = [
     "FiringRate",
     "LitSNN",
     "MarginReport",
+    "ParallelSNN",
     "SequenceAccuracy",
+    "SequentialMNISTDataModule",
     "SolveReport",
     "TokenAccuracy",
+    "XORDataModule",
     "calibrate",
     "prune",
     "reconstruct",

@@ -2,11 +2,12 @@
 
 import sys
 
+import lightning.pytorch as pl
 from jsonargparse import auto_cli
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from typing_extensions import override
 
-import lightning_cvxsnn
+import lightning_cvxsnn  # noqa: F401  classes that are imported can be named without their package
 
 _USAGE = """\
 usage: cvxsnn {demo,fit,validate,test} ...
@@ -46,8 +47,8 @@ def main(args: ArgsType = None) -> None:
         auto_cli(demo, args=arguments[1:], as_positional=False)
     else:
         CvxsnnCLI(
-            lightning_cvxsnn.LitSNN,
-            lightning_cvxsnn.DigitsDataModule,
+            pl.LightningModule,
+            pl.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=arguments,

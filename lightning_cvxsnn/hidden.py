@@ -11,6 +11,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_cvxsnn.batches import TrainingRows, rows_of
+from lightning_cvxsnn.branches import BranchSearch
+from lightning_cvxsnn.models import ParallelSNN
 from lightning_cvxsnn.patterns import (
     CalibratedLayer,
     adapting_batch_norms,
@@ -39,6 +41,7 @@ CALIBRATION_ROWS = 1024
 
 _SHALLOW = 2  # spiking layers up to which biases bring fresh ones to life: nine of them trained worse on digits
 _PRICED_SAMPLES = 10_240  # that witnesses are chosen on, held-out ones included
+_BRANCH_SAMPLES = 2048  # that whole branches are chosen on
 
 
 def bring_to_life(
@@ -110,11 +113,12 @@ def replace_witnesses(
         estimate()
         calibrated(only_dead=False, only_dead_units=True)
         return None
+    if isinstance(module, ParallelSNN) and kind != "pairs":
+        _replace_branches(module, rows, problem, settings, beta)
+        return None
     calibrated(only_dead=False, skip_last=True)
     rows_per_sample = readout.reduction.rows_per_sample
-    count = len(problem.held_out) // rows_per_sample
-    samples = torch.zeros(count, dtype=torch.bool)
-    samples[torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:_PRICED_SAMPLES]] = True
+    samples = _chosen(len(problem.held_out) // rows_per_sample, _PRICED_SAMPLES, seed)
     layer = find_witness_layer(
         module, readout.module, readout.reduction, forward, (batch.x for batch in rows), samples,
         settings.backend,
@@ -134,6 +138,30 @@ def replace_witnesses(
         f"{priced.objectives[-1]:.4g} in {len(priced.objectives)} rounds{violates}."
     )
     return priced
+
+
+def _replace_branches(
+    module: ParallelSNN, rows: TrainingRows, problem: Problem, settings: Settings, beta: float | None
+) -> None:
+    """Write whole branches, constants included, that ``pool`` or ``priced`` finds."""
+    inputs = torch.cat([batch.x for batch in rows])
+    samples = _chosen(len(inputs), _BRANCH_SAMPLES, settings.seed)
+    part = problem.at(samples.repeat_interleave(len(problem.held_out) // len(inputs)))
+    search = BranchSearch(module, inputs[samples.to(inputs.device)], part, TARGET_RATE, settings.seed)
+    rho = None if beta is None else beta / module.readout.in_features**0.5
+    chosen = search.run(rho, price=settings.witnesses == "priced")
+    search.write(chosen.branches)
+    rank_zero_info(
+        f"ConvexReconstruction chose {len(chosen.branches)} branches among {chosen.candidates} on {int(samples.sum())} "
+        f"samples: objective {chosen.objectives[0]:.4g} -> {chosen.objectives[-1]:.4g}."
+    )
+
+
+def _chosen(count: int, most: int, seed: int) -> torch.Tensor:
+    """A bool mask ``[count]`` of at most ``most`` samples, by the seed."""
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most]] = True
+    return mask
 
 
 def calibrate(model: nn.Module, dataloader: Any, *, rate: float = TARGET_RATE, seed: int = 0) -> list[CalibratedLayer]:

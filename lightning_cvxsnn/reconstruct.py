@@ -21,6 +21,7 @@ from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.convex.ranks import Ranks, checksum
 from lightning_cvxsnn.hidden import CALIBRATION_ROWS, bring_to_life, describe_repairs, estimate_norms, replace_witnesses
 from lightning_cvxsnn.patterns import (
+    LIF,
     CalibratedLayer,
     adapting_batch_norms,
     capture,
@@ -116,11 +117,12 @@ class Reconstructor:
                 with meter.counting(readout.module) as work:
                     report, layers = self._act(module, rows, readout, occasion, surroundings, norms, tolerance)
                 statistics = [(b, b.clone()) for norm in norms for b in norm.buffers()]
+                constants = [(b, b.clone()) for neuron in _constants(module) for b in neuron.buffers()]
             if self.settings.dry_run:
                 transaction.roll_back()
             elif report.accepted or layers:
                 with torch.no_grad():
-                    for buffer, value in statistics:
+                    for buffer, value in statistics + constants:
                         buffer.copy_(value)
             told = rows.ranks.exchange((checksum(*module.parameters()), work()))
             if len({bits for bits, _ in told}) > 1:
@@ -180,7 +182,8 @@ class Reconstructor:
         estimate = partial(estimate_norms, module, norms, rows)
         estimate()
         layers: list[CalibratedLayer] = []
-        before = [(p, p.detach().clone()) for p in module.parameters()] if replacing else []
+        constants = [b for neuron in _constants(module) for b in neuron.buffers()]
+        before = [(t, t.detach().clone()) for t in (*module.parameters(), *constants)] if replacing else []
         priced = None
         if as_found is not None and replacing:  # on rank 0, whose parameters the others then take over
             with surroundings.progress("witnesses", None):
@@ -208,8 +211,8 @@ class Reconstructor:
             _verify(module, readout, next(iter(rows)).x, tolerance)
         if replacing and not report.accepted:
             with torch.no_grad():
-                for parameter, value in before:
-                    parameter.copy_(value)
+                for tensor, value in before:
+                    tensor.copy_(value)
             estimate()
             layers = bring_to_life(module, rows, estimate, only_dead=True)
             _synchronise(module, norms, rows.ranks)
@@ -407,11 +410,17 @@ def _starting_point(coef: Tensor, intercept: Tensor) -> Solution:
     )
 
 
+def _constants(module: nn.Module) -> list[Any]:
+    """The neurons whose constants are part of the witnesses."""
+    return [m for m in module.modules() if isinstance(m, LIF)]
+
+
 def _synchronise(module: nn.Module, norms: list[Any], ranks: Ranks) -> None:
-    """Give all processes rank 0's parameters and batch-norm statistics; DDP does as much for what follows."""
+    """Give all processes rank 0's parameters, neuron constants and batch-norm statistics, as DDP does afterwards."""
     if ranks.size > 1:
         with torch.no_grad():
-            for tensor in (*module.parameters(), *(b for norm in norms for b in norm.buffers())):
+            buffers = [b for m in (*norms, *_constants(module)) for b in m.buffers()]
+            for tensor in (*module.parameters(), *buffers):
                 tensor.copy_(ranks.broadcast(tensor))
 
 

@@ -11,10 +11,12 @@ from lightning_cvxsnn.patterns.dictionary import DistinctColumns, SpikeDictionar
 from lightning_cvxsnn.patterns.dynamics import Neuron, PatternKind, spike_patterns, spike_trains
 from lightning_cvxsnn.patterns.isolation import fresh_state, release_graphs, undisturbed
 from lightning_cvxsnn.patterns.kernels import Backend, resolve_backend
+from lightning_cvxsnn.patterns.lif import LIF
 from lightning_cvxsnn.patterns.reduction import Reduction
 
 __all__ = [
     "ENCODER_DRAWS",
+    "LIF",
     "AttainableTrains",
     "Backend",
     "CalibratedLayer",

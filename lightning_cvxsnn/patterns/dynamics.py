@@ -14,6 +14,7 @@ from lightning_cvxsnn.patterns import kernels
 from lightning_cvxsnn.patterns.bits import pack_bits
 from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
 from lightning_cvxsnn.patterns.isolation import undisturbed
+from lightning_cvxsnn.patterns.lif import LIF
 
 PatternKind = Literal["last", "membrane", "mean", "sum"]
 
@@ -76,7 +77,7 @@ class Neuron:
 
     @classmethod
     def from_module(cls, module: nn.Module) -> "Neuron":
-        """Read the constants of a spikingjelly ``IFNode``, ``LIFNode`` or ``ParametricLIFNode``.
+        """Read the constants of a spikingjelly ``IFNode``, ``LIFNode`` or ``ParametricLIFNode``, or of a `LIF`.
 
         Args:
             module: The neuron, in any step mode and state; it is not changed. A later change of its constants is not
@@ -91,7 +92,7 @@ class Neuron:
             Neuron(tau=4.0, decay=None, decay_input=True, v_threshold=1.0, v_reset=None, v_initial=0.0)
         """
         found = type(module).__name__
-        if type(module) not in (spiking.IFNode, spiking.LIFNode, spiking.ParametricLIFNode):
+        if type(module) not in (spiking.IFNode, spiking.LIFNode, spiking.ParametricLIFNode, LIF):
             raise ValueError(
                 f"Found a neuron of class {found}, whose dynamics are not known. Expected spikingjelly's IFNode, "
                 "LIFNode or ParametricLIFNode, not a subclass; use the module itself for any other."
@@ -105,6 +106,13 @@ class Neuron:
                 f"The surrogate {type(surrogate).__name__} of {found} gives {fired.tolist()} for "
                 f"voltages {probe.tolist()} above the threshold. Expected 0 below and 1 from it on; if it is in "
                 "non-spiking mode, call set_spiking_mode(True)."
+            )
+        if isinstance(module, LIF):
+            return cls(
+                tau=float(module.tau),
+                decay_input=module.decay_input,
+                v_threshold=float(module.v_threshold),
+                v_reset=None if module.soft_reset else float(module.v_reset),
             )
         if module._neuron_precision is not None:
             raise ValueError(f"{found} keeps its voltage in a precision of its own. Expected float32.")
