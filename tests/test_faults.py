@@ -59,7 +59,7 @@ def assert_same(left, right):
 
 
 def last_solve(**kwargs):
-    return ConvexReconstruction(beta=0.02, warm_start=False, every_n_epochs=0, **kwargs)
+    return ConvexReconstruction(beta=0.02, warm_start=False, every_n_epochs=0, apply="replace", **kwargs)
 
 
 # -- exceptions ---------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_a_keyboard_interrupt_in_a_solve_leaves_the_network_and_shuts_down_grace
     torch.manual_seed(1)
     net, handler = Interrupted(width=8), signal.getsignal(signal.SIGINT)
     before = Before(lambda: setattr(net, "press", True))
-    callback = ConvexReconstruction(beta=0.02)
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
 
     class Farewell(pl.Callback):
         def on_exception(self, trainer, pl_module, exception):
@@ -250,7 +250,7 @@ def test_a_crash_at_any_of_20_random_steps_changes_nothing(tmp_path, convex):
     """Resumed from a checkpoint of the step before, in the middle of epochs and at their ends."""
 
     def callbacks():
-        return [ConvexReconstruction(beta=0.05)] if convex else []
+        return [ConvexReconstruction(beta=0.05, max_overhead=None)] if convex else []
 
     whole, ours = to_the_end(tmp_path, callbacks)
     crashes = random.Random(0).sample(range(1, STEPS * EPOCHS), 20)
@@ -287,7 +287,7 @@ class Census(pl.Callback):
 
 def test_fifty_solves_leave_nothing_behind():
     torch.manual_seed(1)
-    census, callback = Census(), ConvexReconstruction(beta=0.5)
+    census, callback = Census(), ConvexReconstruction(beta=0.5, max_overhead=None)
     trainer(callback, census, max_epochs=50).fit(Net(width=100), loader(ROWS, 30))
     assert len(callback.reports) == 51
     first, *later = census.counts

@@ -387,7 +387,7 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_the_examples_of_spikingjelly(example):
-    callback = ConvexReconstruction(loss="squared")
+    callback = ConvexReconstruction(loss="squared", max_overhead=None)
     trainer(callback, max_epochs=2).fit(
         Rates(EXAMPLES[example]()), DataLoader(TensorDataset(*digits(100, size=28)), batch_size=32)
     )

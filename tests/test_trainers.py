@@ -117,7 +117,7 @@ class Windows(pl.Callback):
 
 @pytest.mark.parametrize("schedule", [3, {0: 2, 1: 3, 2: 1}], ids=str)
 def test_no_solve_lands_inside_an_accumulation_window(schedule):
-    callback = ConvexReconstruction(beta=0.05, warm_start=False, scale=1.0)
+    callback = ConvexReconstruction(beta=0.05, warm_start=False, scale=1.0, apply="replace", max_overhead=None)
     windows = Windows(callback)
     fixed = isinstance(schedule, int)
     others = [] if fixed else [GradientAccumulationScheduler(schedule)]
@@ -173,7 +173,7 @@ def test_ways_to_optimise(network, steps, options):
                 looked.append(trainer.global_step)
 
     torch.manual_seed(1)
-    looked, callback = [], ConvexReconstruction(beta=0.02)
+    looked, callback = [], ConvexReconstruction(beta=0.02, apply="replace", max_overhead=None)
     net = network(width=8)
     trainer(callback, Look(), **options).fit(net, data())
     assert [step for _, step in occasions(callback)] == steps
@@ -247,7 +247,7 @@ def test_the_final_solve_is_over_the_averaged_network_and_is_what_remains(kind, 
 def test_averaging_with_batch_norms_ends_with_a_solve_after_its_extra_epoch():
     net = small()
     net.hidden.insert(1, layer.BatchNorm1d(8, step_mode="m"))
-    callback = ConvexReconstruction(beta=0.02)
+    callback = ConvexReconstruction(beta=0.02, apply="replace", max_overhead=None)
     run = trainer(callback, averaging("SWA"), max_epochs=3)
     run.fit(net, data())
     assert [name for name, _ in occasions(callback)] == ["warm start"] + ["periodic solve"] * 3 + ["final solve"]
@@ -302,7 +302,9 @@ def test_two_callbacks_keep_two_states(tmp_path):
     def make():
         return [
             ConvexReconstruction(readout="readout", beta=0.02, every_n_epochs=0, final_solve=False),
-            ConvexReconstruction(readout="readout", loss="squared", beta=0.01, warm_start=False, final_solve=False),
+            ConvexReconstruction(
+                readout="readout", loss="squared", beta=0.01, warm_start=False, final_solve=False, max_overhead=None
+            ),
         ]
 
     def expected(epochs):
@@ -328,7 +330,7 @@ def trained(callback, dataloader, net=None):
 
 def test_persistent_workers_go_on_undisturbed():
     ends = []
-    for callback in (None, ConvexReconstruction(beta=0.05, dry_run=True)):
+    for callback in (None, ConvexReconstruction(beta=0.05, dry_run=True, max_overhead=None)):
         torch.manual_seed(2)
         net = small()
         ends.append(trained(callback, data(shuffle=True, num_workers=1, persistent_workers=True), net))
@@ -365,7 +367,7 @@ def test_a_stream_is_solved_over_its_first_rows_and_trains_undisturbed(size, bat
                 yield x[None].repeat(3, 1), y[None].repeat(3)
 
     ends = []
-    for callback in (None, ConvexReconstruction(beta=0.05, max_samples=30, dry_run=True)):
+    for callback in (None, ConvexReconstruction(beta=0.05, max_samples=30, dry_run=True, max_overhead=None)):
         net = small()
         stream = DataLoader(Stream(size), batch_size=BATCH) if batched else DataLoader(Chunks(size), batch_size=None)
         run = trainer(*([callback] if callback else []), max_epochs=2, limit_train_batches=4)
