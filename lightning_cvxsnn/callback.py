@@ -54,7 +54,7 @@ class ConvexReconstruction(Callback):
             chosen on held-out training rows along a path at the first solve, then kept.
         readout: Dotted name of the readout, such as ``"net.4"``. None: the last linear layer that a batch reaches.
         witnesses: What to do with hidden weights. ``"auto"`` keeps them and repairs layers that are silent or
-            saturated: in a network of at most two, one that holds its constructor's weights by one factor and its
+            saturated: with at most two spiking ones, one that holds its constructor's weights by a factor and its
             biases, any other by rescaling its silent and saturated units. ``"keep"`` refuses a network that is dead.
             The others act at the warm start only.
             ``"calibrated"`` rescales every unit to a firing rate of 0.1. ``"gaussian_standard"``,
