@@ -49,8 +49,9 @@ def bring_to_life(
 ) -> list[CalibratedLayer]:
     """Bring dead layers, or all, to `TARGET_RATE`.
 
-    In a network of at most two spiking layers the units of a dead one that holds its constructor's weights get one
-    factor and each a bias; elsewhere only the dead ones of them are rescaled. Of all layers, every unit is.
+    A dead layer that holds its constructor's weights is brought there as a whole: by one factor and a bias of each unit
+    in a network of at most two spiking layers, by a factor of each unit in a deeper one. Of any other dead layer only
+    the dead units are rescaled. Where all layers are meant, every unit is.
 
     Args:
         module: The network, changed in place.
@@ -65,7 +66,8 @@ def bring_to_life(
     by_bias = only_dead and sum(map(is_spiking, module.modules())) <= _SHALLOW
     return calibrate_layers(
         module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=only_dead, after_change=estimate,
-        only_dead_units=only_dead, by_bias=lambda affine: by_bias and is_initialised(affine),
+        only_dead_units=lambda affine: only_dead and not is_initialised(affine),
+        by_bias=lambda affine: by_bias and is_initialised(affine),
     )  # fmt: skip
 
 
@@ -111,7 +113,7 @@ def replace_witnesses(
         names = affine_names(module, forward, inputs[0], readout.module)
         write_gaussian(module, names, cast(GaussianKind, kind), seed)
         estimate()
-        calibrated(only_dead=False, only_dead_units=True)
+        calibrated(only_dead=False, only_dead_units=lambda affine: True)
         return None
     if isinstance(module, ParallelSNN) and kind != "pairs":
         _replace_branches(module, rows, problem, settings, beta)

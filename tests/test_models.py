@@ -47,4 +47,4 @@ def test_nine_dead_layers_come_to_life(capsys):
             print(f"\n{row.name}: start {row.start:.3f}, test {row.test:.3f}", end="")
     assert default.test < 0.2
     assert solved.test > 0.6
-    assert solved.start > calibrated.start + 0.03  # the solve alone, before any epoch
+    assert solved.start > calibrated.start + 0.05  # the solve alone, before any epoch

@@ -175,7 +175,7 @@ def calibrate_layers(
     rate: float,
     only_dead: bool,
     after_change: Callable[[], None] = lambda: None,
-    only_dead_units: bool = False,
+    only_dead_units: Callable[[nn.Module], bool] = lambda affine: False,
     skip_last: bool = False,
     by_bias: Callable[[nn.Module], bool] = lambda affine: False,
 ) -> list[CalibratedLayer]:
@@ -190,7 +190,7 @@ def calibrate_layers(
         rate: Target firing rate per unit, spikes per step, in (0, 1).
         only_dead: Leave layers alone that carry information (``LayerActivity.alive``).
         after_change: Called after each layer's change, such as to estimate batch-norm statistics again.
-        only_dead_units: Leave units alone that fire at some steps and not at others.
+        only_dead_units: Whether the units of an affine layer that fire at some steps and not at others are left alone.
         skip_last: Leave the last spiking layer alone.
         by_bias: Whether the units of an affine layer are all brought to ``rate`` by their biases, after one factor for
             all of its weights that gives the currents a standard deviation of 0.5.
@@ -219,7 +219,7 @@ def calibrate_layers(
             shifts = shifts_for(partial(currents.rates, factors), currents.units, rate, currents.device)
         else:
             factors = factors_for(partial(currents.rates, shifts=shifts), currents.units, rate, currents.device)
-            if only_dead_units:
+            if only_dead_units(affine):
                 now = currents.rates(ones, shifts)
                 factors = torch.where((now == 0) | (now == 1), factors, ones)
         for parameter in (affine.weight, affine.bias):
