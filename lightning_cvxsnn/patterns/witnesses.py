@@ -30,7 +30,7 @@ _ROUNDING = 3e-2  # relative
 _TINY = 1e-12
 _FLOAT32 = 1e-6  # rounding of a bound
 _LEVEL = 1e-3
-_INSTEAD = "Use witnesses='calibrated' for such a network."
+_INSTEAD = "Witnesses cannot be replaced, pruned or widened there; witnesses='calibrated' works for such a network."
 _KINDS: tuple[ReductionKind, ...] = ("last", "mean", "sum", "all")
 
 
