@@ -54,7 +54,8 @@ class ConvexReconstruction(Callback):
             chosen on held-out training rows along a path at the first solve, then kept.
         readout: Dotted name of the readout, such as ``"net.4"``. None: the last linear layer that a batch reaches.
         witnesses: What to do with hidden weights. ``"auto"`` keeps them and repairs layers that are silent or
-            saturated. One that holds its constructor's weights is changed as a whole: with at most two spiking layers
+            saturated. One that holds its constructor's weights is changed as a whole, and as soon as more than half
+            of its units are silent or saturated: with at most two spiking layers
             by one factor and its biases, else by rescaling its units. Of any other, silent and saturated units are
             rescaled. ``"keep"`` refuses a network that is dead. The others act at the warm start only.
             ``"calibrated"`` rescales every unit to a firing rate of 0.1. ``"gaussian_standard"``,

@@ -49,8 +49,9 @@ def bring_to_life(
 ) -> list[CalibratedLayer]:
     """Bring dead layers, or all, to `TARGET_RATE`.
 
-    A dead layer that holds its constructor's weights is brought there as a whole: by one factor and a bias of each unit
-    in a network of at most two spiking layers, by a factor of each unit in a deeper one. Of any other dead layer only
+    A layer that holds its constructor's weights, and half of whose units carry no information, is brought there as a
+    whole: by one factor and a bias of each unit in a network of at most two spiking layers, by a factor of each unit in
+    a deeper one. Of any other dead layer only
     the dead units are rescaled. Where all layers are meant, every unit is.
 
     Args:
@@ -67,6 +68,7 @@ def bring_to_life(
     return calibrate_layers(
         module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=only_dead, after_change=estimate,
         only_dead_units=lambda affine: only_dead and not is_initialised(affine),
+        unhealthy_too=is_initialised,
         by_bias=lambda affine: by_bias and is_initialised(affine),
     )  # fmt: skip
 
@@ -78,7 +80,7 @@ def describe_repairs(layers: list[CalibratedLayer]) -> str:
         f"'{r.affine_name}' times {r.scale:.2g}, {r.negated} units negated, biases {r.shift:+.2g}, firing rate "
         f"{r.before.rate:.3f} -> {r.after.rate:.3f})"
         for r in layers
-        if not r.before.alive
+        if not r.before.healthy
     )
 
 
