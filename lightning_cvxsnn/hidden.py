@@ -20,7 +20,7 @@ from lightning_cvxsnn.patterns import (
     estimate_batch_norm,
     undisturbed,
 )
-from lightning_cvxsnn.patterns.calibrate import is_spiking
+from lightning_cvxsnn.patterns.calibrate import LayerActivity, is_spiking, measure_activity
 from lightning_cvxsnn.patterns.witnesses import (
     GaussianKind,
     affine_names,
@@ -45,38 +45,72 @@ _BRANCH_SAMPLES = 2048  # that whole branches are chosen on
 
 
 def bring_to_life(
-    module: nn.Module, rows: TrainingRows, estimate: Callable[[], None], *, only_dead: bool
+    module: nn.Module, rows: TrainingRows, estimate: Callable[[], None], *, only_dead: bool, skip_last: bool = False
 ) -> list[CalibratedLayer]:
     """Bring dead layers, or all, to `TARGET_RATE`.
 
     A dead layer that holds its constructor's weights is brought there as a whole: by one factor and a bias of each unit
     in a network of at most two spiking layers, by a factor of each unit in a deeper one. Of any other dead layer only
-    the dead units are rescaled. Where all layers are meant, every unit is.
+    the dead units are rescaled. Where all layers are meant, every unit is; below new witnesses, fresh ones by biases.
 
     Args:
         module: The network, changed in place.
         rows: Its training rows, of which `CALIBRATION_ROWS` are looked at.
         estimate: Estimates the batch norms anew; called after each change.
         only_dead: Leave layers that carry information as they are.
+        skip_last: Leave the last spiking layer as it is: it gets new witnesses.
 
     Returns:
         What was done to each layer, in the order reached.
     """
     inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
-    by_bias = only_dead and sum(map(is_spiking, module.modules())) <= _SHALLOW
+    by_bias = (only_dead or skip_last) and _is_shallow(module)
     return calibrate_layers(
         module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=only_dead, after_change=estimate,
         only_dead_units=lambda affine: only_dead and not is_initialised(affine),
         by_bias=lambda affine: by_bias and is_initialised(affine),
+        skip_last=skip_last,
     )  # fmt: skip
+
+
+def _is_shallow(module: nn.Module) -> bool:
+    return sum(map(is_spiking, module.modules())) <= _SHALLOW
+
+
+@torch.no_grad()
+def wants_pairs(module: nn.Module, readout: Readout, settings: Settings, x: Any) -> bool:
+    """Whether ``witnesses="auto"`` gives the last hidden layer weights that tell pairs of training points apart.
+
+    It does where that was measured to train better: a classifier with one decision per sample and at most two spiking
+    layers, of which the last still holds its constructor's weights.
+
+    Args:
+        module: The network. Call this inside ``undisturbed``.
+        readout: Its proved readout.
+        settings: The callback's arguments.
+        x: A batch of inputs.
+    """
+    one_decision = settings.loss != "squared" and readout.reduction.rows_per_sample == 1
+    if settings.witnesses != "auto" or not one_decision or not _is_shallow(module) or isinstance(module, ParallelSNN):
+        return False
+    try:
+        layer = find_witness_layer(module, readout.module, readout.reduction, forward_of(module), [x])
+    except ValueError:
+        return False  # no plain layer of which units can be replaced one by one
+    return is_initialised(layer.affine)
 
 
 def describe_repairs(layers: list[CalibratedLayer]) -> str:
     """Which of ``layers`` carried no information, and what was done to them."""
+
+    def change(layer: CalibratedLayer) -> str:
+        if layer.replaced:
+            return "given new weights"
+        return f"times {layer.scale:.2g}, {layer.negated} units negated, biases {layer.shift:+.2g}"
+
     return "; ".join(
         f"'{r.name}' ({r.before.silent} of {r.before.units} units silent, {r.before.saturated} saturated; "
-        f"'{r.affine_name}' times {r.scale:.2g}, {r.negated} units negated, biases {r.shift:+.2g}, firing rate "
-        f"{r.before.rate:.3f} -> {r.after.rate:.3f})"
+        f"'{r.affine_name}' {change(r)}, firing rate {r.before.rate:.3f} -> {r.after.rate:.3f})"
         for r in layers
         if not r.before.alive
     )
@@ -91,8 +125,8 @@ def replace_witnesses(
     settings: Settings,
     beta: float | None,
     estimate: Callable[[], None],
-) -> Priced | None:
-    """Write the hidden weights that ``settings.witnesses`` names.
+) -> tuple[Priced | None, list[CalibratedLayer]]:
+    """Write the hidden weights that ``settings.witnesses`` names; for ``"auto"``, those of ``"pairs"``.
 
     Args:
         module: The network, changed in place.
@@ -104,21 +138,24 @@ def replace_witnesses(
         estimate: Estimates the batch norms anew; called after each change.
 
     Returns:
-        What a search by the programme found; None for the kinds that do not search.
+        What a search by the programme found, None for the kinds that do not search; and what was done to layers that
+        keep their weights but for factors and biases.
     """
     kind, seed, forward = settings.witnesses, settings.seed, forward_of(module)
-    inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
-    calibrated = partial(calibrate_layers, module, forward, inputs, rate=TARGET_RATE, after_change=estimate)
     if kind in get_args(GaussianKind):
+        inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
         names = affine_names(module, forward, inputs[0], readout.module)
         write_gaussian(module, names, cast(GaussianKind, kind), seed)
         estimate()
-        calibrated(only_dead=False, only_dead_units=lambda affine: True)
-        return None
+        calibrate_layers(
+            module, forward, inputs, rate=TARGET_RATE, after_change=estimate, only_dead=False,
+            only_dead_units=lambda affine: True,
+        )  # fmt: skip
+        return None, []
     if isinstance(module, ParallelSNN) and kind != "pairs":
         _replace_branches(module, rows, problem, settings, beta)
-        return None
-    calibrated(only_dead=False, skip_last=True)
+        return None, []
+    layers = bring_to_life(module, rows, estimate, only_dead=kind == "auto", skip_last=True)
     rows_per_sample = readout.reduction.rows_per_sample
     samples = _chosen(len(problem.held_out) // rows_per_sample, _PRICED_SAMPLES, seed)
     layer = find_witness_layer(
@@ -127,9 +164,16 @@ def replace_witnesses(
     )  # fmt: skip
     pricer = Pricer(layer, problem.at(samples.repeat_interleave(rows_per_sample)), TARGET_RATE, seed)
     width = layer.affine.out_features
-    if kind == "pairs":
+    if kind in ("auto", "pairs"):
+        before = _last_activity(module, rows, readout)
         layer.write(*pricer.draw_pairs(width))
-        return None
+        after = _last_activity(module, rows, readout)
+        layers.append(CalibratedLayer(before.name, layer.affine_name, before, after, replaced=True))
+        rank_zero_info(
+            f"ConvexReconstruction gave the {width} units of '{layer.affine_name}' weights that tell pairs of training "
+            "points apart."
+        )
+        return None, layers
     rho = None if beta is None else beta / width**0.5
     priced = pricer.run(width, rho, pool=POOL * width if kind == "pool" else None)
     layer.write(priced.units.weight, priced.units.bias)
@@ -139,7 +183,14 @@ def replace_witnesses(
         f"candidates on {int(samples.sum())} samples: objective {priced.objectives[0]:.4g} -> "
         f"{priced.objectives[-1]:.4g} in {len(priced.objectives)} rounds{violates}."
     )
-    return priced
+    return priced, layers
+
+
+def _last_activity(module: nn.Module, rows: TrainingRows, readout: Readout) -> LayerActivity:
+    """Activity of the neurons that the readout receives."""
+    inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
+    hidden = [a for a in measure_activity(module, forward_of(module), inputs) if a.name != readout.neuron_name]
+    return hidden[-1]
 
 
 def _replace_branches(

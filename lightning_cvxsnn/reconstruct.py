@@ -19,7 +19,15 @@ from lightning_cvxsnn.batches import TrainingRows, rows_of
 from lightning_cvxsnn.budget import Budget, Meter, measure
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.convex.ranks import Ranks, checksum
-from lightning_cvxsnn.hidden import CALIBRATION_ROWS, bring_to_life, describe_repairs, estimate_norms, replace_witnesses
+from lightning_cvxsnn.guard import Judgement, is_clear, judge_linear
+from lightning_cvxsnn.hidden import (
+    CALIBRATION_ROWS,
+    bring_to_life,
+    describe_repairs,
+    estimate_norms,
+    replace_witnesses,
+    wants_pairs,
+)
 from lightning_cvxsnn.patterns import (
     LIF,
     CalibratedLayer,
@@ -34,7 +42,7 @@ from lightning_cvxsnn.readout import Readout, find_readout, forward_of
 from lightning_cvxsnn.report import SolveReport
 from lightning_cvxsnn.settings import Settings
 from lightning_cvxsnn.shadow import Shadow
-from lightning_cvxsnn.spiking_output import SCALES, Judgement, judge
+from lightning_cvxsnn.spiking_output import SCALES, judge_spiking
 from lightning_cvxsnn.surroundings import Surroundings
 from lightning_cvxsnn.transaction import Transaction, all_or_nothing
 
@@ -178,6 +186,8 @@ class Reconstructor:
         _synchronise(module, norms, rows.ranks)
         fresh = occasion in ("warm start", "single solve")
         replacing = fresh and self.settings.witnesses not in ("auto", "keep", "calibrated")
+        if occasion == "warm start" and self._trains_on(occasion):
+            replacing |= wants_pairs(module, readout, self.settings, next(iter(rows)).x)
         as_found = captured(stage="patterns as found") if norms or replacing else None
         estimate = partial(estimate_norms, module, norms, rows)
         estimate()
@@ -187,10 +197,9 @@ class Reconstructor:
         priced = None
         if as_found is not None and replacing:  # on rank 0, whose parameters the others then take over
             with surroundings.progress("witnesses", None):
-                priced = replace_witnesses(module, rows, readout, as_found, self.settings, self.beta, estimate)
+                priced, layers = replace_witnesses(module, rows, readout, as_found, self.settings, self.beta, estimate)
             if priced is not None:
                 self.beta = priced.rho * readout.module.in_features**0.5
-                self.last = _starting_point(priced.solution.coef, priced.solution.intercept)
         elif not replacing and self.settings.witnesses != "keep":
             everything = fresh and self.settings.witnesses == "calibrated"
             layers = bring_to_life(module, rows, estimate, only_dead=not everything)
@@ -202,8 +211,9 @@ class Reconstructor:
         with surroundings.progress("convex solve", None):
             solved = None
             if problem is not None:
-                judge_spiking = partial(judge, module, rows, readout, problem)
-                solved = self._solve(problem, readout, occasion, surroundings, as_found, judge_spiking)
+                judge = self._judge(module, rows, readout, problem, as_found, occasion)
+                rough = None if priced is None else priced.solution
+                solved = self._solve(problem, readout, occasion, surroundings, rough, judge)
             if solved is not None and priced is not None:
                 solved = replace(solved, violation=priced.violation, candidates=priced.candidates)
             report = self._share(solved, readout, rows.ranks)
@@ -229,40 +239,29 @@ class Reconstructor:
         readout: Readout,
         occasion: Occasion,
         surroundings: Surroundings,
-        as_found: Problem | None,
-        judge_spiking: Callable[..., Judgement],
+        rough: Solution | None,
+        judge: Callable[[Solution], Judgement],
     ) -> SolveReport:
-        """Solve on four fifths, judge on the rest; only a pass is solved on all rows and written."""
+        """Solve on four fifths, judge on the rest; only a pass is solved on all rows and written.
+
+        A rough solution, such as a path of penalties or a search for witnesses leaves, need not be refined to be judged
+        if it wins clearly.
+        """
         settings, dictionary = self.settings, problem.dictionary
         tolerance, columns = settings.gap_tolerance, dictionary.shape[1]
-        init, beta_edge = self.last, None
+        beta_edge = None
         if self.beta is None:
             walk = problem.choose_rho()
-            init, beta_edge = walk.solution, walk.edge
+            rough, beta_edge = walk.solution, walk.edge
             self.beta = walk.rho * columns**0.5
         rho = self.beta / columns**0.5
         fitted: Tensor | None = ~problem.held_out
-        solution = problem.solve(rho, tolerance, init, fitted)
-
-        found = as_found or problem
-        if readout.neuron is None:
-            scale, right, told = self._scale(occasion), True, ""
-            candidate = scale * (dictionary.rows(problem.held_out) @ solution.coef + solution.intercept)
-            objective_before, objective_after = problem.found_loss(), problem.held_out_loss(candidate)
-            accuracy_before = found.held_out_accuracy(found.outputs[found.held_out])
-            accuracy_after = problem.held_out_accuracy(candidate)
+        if rough is not None and is_clear(judgement := judge(rough), problem):
+            solution = rough
         else:
-            judgement = judge_spiking(solution, SCALES if settings.scale == "auto" else [float(settings.scale)])
-            scale, right = judgement.scale, judgement.accepted
-            told = (
-                f" by the firing rates of '{readout.neuron_name}'; the certificate is about the linear programme only"
-            )
-            objective_before, objective_after = judgement.before, judgement.after
-            accuracy_before, accuracy_after = judgement.right_before, judgement.right_after
-        if as_found is not None:  # another network than that of `problem`: its batch norms and dead layers as they were
-            objective_before = min(objective_before, as_found.found_loss())
-        accepted = right and not objective_after >= objective_before  # answers of NaN are worse than anything
-        if accepted:
+            solution = problem.solve(rho, tolerance, rough or self.last, fitted)
+            judgement = judge(solution)
+        if judgement.accepted:
             fitted = None
             solution = problem.solve(rho, tolerance, solution)
         self.last = _starting_point(solution.coef, solution.intercept)
@@ -271,10 +270,16 @@ class Reconstructor:
                 f"The convex solve stopped at a certified gap of {solution.gap:.2e}, above "
                 f"gap_tolerance={tolerance:g}; its solution is valid, not optimal. Raise beta or gap_tolerance."
             )
-        verdict = "accepted" if accepted else "rejected, not better"
+        accepted, scale = judgement.accepted, judgement.scale
+        verdict = "rejected, not better"
+        if accepted:
+            verdict = "would be accepted" if settings.dry_run else "accepted"
+        if readout.neuron is not None:
+            verdict += (
+                f" by the firing rates of '{readout.neuron_name}'; the certificate is about the linear programme only"
+            )
         coef, intercept = scale * solution.coef, scale * solution.intercept
         if accepted and settings.dry_run:
-            verdict = "would be accepted"
             gap_written = problem.gap_at(coef, intercept, solution, rho, fitted)
         else:
             if accepted:
@@ -299,15 +304,40 @@ class Reconstructor:
             active=int((solution.coef != 0).any(1).sum()),
             scale=scale,
             accepted=accepted,
-            reason=f"{occasion}: {verdict}{told}",
-            objective_before=objective_before,
-            objective_after=objective_after,
+            reason=f"{occasion}: {verdict}",
+            objective_before=judgement.before,
+            objective_after=judgement.after,
             seconds_patterns=0.0,
             seconds_solve=0.0,
-            accuracy_before=accuracy_before,
-            accuracy_after=accuracy_after,
+            accuracy_before=judgement.right_before,
+            accuracy_after=judgement.right_after,
             beta_edge=beta_edge,
         )
+
+    def _judge(
+        self,
+        module: nn.Module,
+        rows: TrainingRows,
+        readout: Readout,
+        problem: Problem,
+        as_found: Problem | None,
+        occasion: Occasion,
+    ) -> Callable[[Solution], Judgement]:
+        """What compares a solution with the network as found."""
+
+        def judge(solution: Solution) -> Judgement:
+            if readout.neuron is None:
+                judgement = judge_linear(problem, as_found, solution, self._scale(occasion))
+            else:
+                scales = SCALES if self.settings.scale == "auto" else [float(self.settings.scale)]
+                judgement = judge_spiking(module, rows, readout, problem, solution, scales)
+            if as_found is not None:  # another network than that of `problem`: its batch norms, its dead layers
+                before = min(judgement.before, as_found.found_loss())
+                better = judgement.accepted and not judgement.after >= before
+                judgement = replace(judgement, before=before, accepted=better)
+            return judgement
+
+        return judge
 
     @staticmethod
     def _take_out(module: nn.Module, readout: Readout, transaction: Transaction, statistics: list[Tensor]) -> Shadow:
@@ -340,12 +370,14 @@ class Reconstructor:
             apply = "shadow" if occasion in ("periodic solve", "final solve") else "replace"
         return apply == "shadow" and occasion != "single solve"
 
+    def _trains_on(self, occasion: Occasion) -> bool:
+        return occasion in ("warm start", "periodic solve") and not self._shadows(occasion)
+
     def _scale(self, occasion: Occasion) -> float:
         if self.settings.scale != "auto":
             return float(self.settings.scale)
-        trains_on = occasion in ("warm start", "periodic solve") and not self._shadows(occasion)
         # A squared loss fits values, which a factor would spoil; the others fit decisions.
-        return CONTINUE_SCALE if trains_on and self.settings.loss != "squared" else 1.0
+        return CONTINUE_SCALE if self._trains_on(occasion) and self.settings.loss != "squared" else 1.0
 
 
 def reconstruct(model: nn.Module, dataloader: Any, **arguments: Any) -> SolveReport:

@@ -13,7 +13,7 @@ from lightning_cvxsnn.convex import mean_loss
 from lightning_cvxsnn.patterns import undisturbed
 from lightning_cvxsnn.problem import capture_problem
 from lightning_cvxsnn.readout import find_readout
-from lightning_cvxsnn.spiking_output import SCALES, firing_rates, judge
+from lightning_cvxsnn.spiking_output import SCALES, firing_rates, judge_spiking
 from lightning_cvxsnn.surroundings import no_progress
 
 
@@ -76,7 +76,7 @@ def test_the_scale_is_the_best_by_brute_force(loss):
     with undisturbed(net), torch.no_grad():
         readout, taken, problem = programme(net, loss)
         solution = problem.solve(1e-3, 1e-6, None, ~problem.held_out)
-        found = judge(net, taken, readout, problem, solution)
+        found = judge_spiking(net, taken, readout, problem, solution)
         x, y = rows()
         scores = {}
         for scale in SCALES:
@@ -100,7 +100,7 @@ def test_a_fall_of_the_loss_that_costs_decisions_is_refused():
         readout, taken, problem = programme(net)
         solution = problem.solve(1e-3, 1e-6, None, ~problem.held_out)
         readout.write(solution.coef, solution.intercept + 2)  # all outputs fire too much, the right one most
-        silent = judge(net, taken, readout, problem, solution, scales=[1 / 64])
+        silent = judge_spiking(net, taken, readout, problem, solution, scales=[1 / 64])
     assert silent.after < silent.before
     assert silent.right_after < silent.right_before
     assert not silent.accepted
@@ -112,7 +112,7 @@ def test_the_same_readout_is_not_better():
         readout, taken, problem = programme(net)
         solution = problem.solve(1e-3, 1e-6, None, ~problem.held_out)
         readout.write(4 * solution.coef, 4 * solution.intercept)
-        found = judge(net, taken, readout, problem, solution, scales=[4.0])
+        found = judge_spiking(net, taken, readout, problem, solution, scales=[4.0])
     assert (found.before, found.right_before) == (found.after, found.right_after)
     assert not found.accepted
 
