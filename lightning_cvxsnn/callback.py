@@ -304,8 +304,6 @@ class ConvexReconstruction(Callback):
                 batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
             )
             report = self._reconstructor.run(pl_module, rows, occasion, surroundings)
-        if self._reconstructor.shadow is not None:
-            self._reconstructor.shadow.enter(pl_module)
         self.reports.append(report)
         self._solved_epoch = epoch
         if occasion == "final solve" or self.settings.apply != "replace":  # a shadow is what a last solve would find

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -56,6 +55,7 @@ class Reconstructor:
         last: Coefficients and intercept of the last solution, the starting point of the next solve.
         readout: The proved readout; None before the first solve.
         shadow: The accepted solution that is not to be trained on, with what it stands in for; None: there is none.
+            After a solve the network holds it.
         budget: What the periodic solves have cost and may cost.
     """
 
@@ -97,8 +97,8 @@ class Reconstructor:
             surroundings: The Trainer's part.
 
         Returns:
-            The report. The solution is in the network or, if it is not to be trained on, in `shadow`. Whatever is
-            raised, parameters, buffers and optimiser states are as before.
+            The report. The solution is in the network; if it is not to be trained on, `shadow` takes it out again.
+            Whatever is raised, parameters, buffers and optimiser states are as before.
 
         Raises:
             MisconfigurationException: If the network, the data or a setting does not allow it.
@@ -130,10 +130,11 @@ class Reconstructor:
                     "The processes hold different parameters after a reconstruction, so nothing was written. Expected "
                     "the same bits in all; do they write to the network on their own?"
                 )
-            self.shadow = None
+            stand_ins: list[Tensor] = []
             if report.accepted and not self.settings.dry_run and self._shadows(occasion):
-                self.shadow = self._take_out(module, readout, transaction, [b for b, _ in statistics])
-            transaction.forget_history(transaction.changed())
+                stand_ins = _stand_ins(readout, transaction, [b for b, _ in statistics])
+            self.shadow = Shadow.of(module, stand_ins, transaction.found) if stand_ins else None
+            transaction.forget_history(p for p in transaction.changed() if not any(p is t for t in stand_ins))
         self.budget.charge(told[0][1], periodic=occasion == "periodic solve")
         return replace(report, work=told[0][1], overhead=self.budget.overhead(surroundings.epoch))
 
@@ -309,20 +310,6 @@ class Reconstructor:
             beta_edge=beta_edge,
         )
 
-    @staticmethod
-    def _take_out(module: nn.Module, readout: Readout, transaction: Transaction, statistics: list[Tensor]) -> Shadow:
-        """Take out again what the solve wrote: the readout and, of hidden weights as found, the statistics."""
-        written: list[Tensor] = list(readout.parameters)
-        if all(any(p is own for own in readout.parameters) for p in transaction.changed()):
-            written += statistics
-        names = {id(t): name for name, t in chain(module.named_parameters(), module.named_buffers())}
-        shadow = Shadow(
-            trained={names[id(t)]: transaction.found(t).cpu() for t in written},
-            solved={names[id(t)]: t.detach().cpu().clone() for t in written},
-        )
-        shadow.leave(module)
-        return shadow
-
     def _share(self, report: SolveReport | None, readout: Readout, ranks: Ranks) -> SolveReport:
         """Take over what rank 0 has solved, decided and written; the others wait for it here."""
         told = ranks.exchange(report and (report, self.state_dict(), readout.read()))[0]
@@ -346,6 +333,13 @@ class Reconstructor:
         trains_on = occasion in ("warm start", "periodic solve") and not self._shadows(occasion)
         # A squared loss fits values, which a factor would spoil; the others fit decisions.
         return CONTINUE_SCALE if trains_on and self.settings.loss != "squared" else 1.0
+
+
+def _stand_ins(readout: Readout, transaction: Transaction, statistics: list[Tensor]) -> list[Tensor]:
+    """What training is not to go on from: the readout and, of hidden weights as found, the statistics."""
+    written: list[Tensor] = list(readout.parameters)
+    only_readout = all(any(p is own for own in readout.parameters) for p in transaction.changed())
+    return written + statistics if only_readout else written
 
 
 def reconstruct(model: nn.Module, dataloader: Any, **arguments: Any) -> SolveReport:

@@ -82,14 +82,15 @@ class Writes(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-def test_an_exception_at_any_write_to_a_parameter_undoes_all_of_them():
-    """A dead network with Adam's history: the last solve repairs hidden weights and writes the readout."""
+@pytest.mark.parametrize("apply", ["replace", "shadow"])
+def test_an_exception_at_any_write_to_a_parameter_undoes_all_of_them(apply):
+    """A dead network with Adam's history: the last solve repairs hidden weights and writes, or puts in, the readout."""
     k, failures = 0, 0
     while True:
         net = small(gain=0.05, lr=1e-4)
         writes = Writes(net, k)
         before = Before(lambda writes=writes: setattr(writes, "armed", True))
-        callback = last_solve()
+        callback = ConvexReconstruction(beta=0.02, warm_start=False, every_n_epochs=0, apply=apply)
         run = trainer(before, callback, max_epochs=1)
         try:
             with writes:
@@ -106,7 +107,42 @@ def test_an_exception_at_any_write_to_a_parameter_undoes_all_of_them():
     assert callback.reports[0].accepted
     after, found = everything(run, net), before.seen
     assert not any(torch.equal(after[0][name], found[0][name]) for name in found[0])  # all new
-    assert after[1][0]["state"] == {}
+    trained_on = [name for name, _ in net.named_parameters() if apply == "replace" or name.startswith("hidden")]
+    remembered = {name for name, p in net.named_parameters() if p in run.optimizers[0].state}
+    assert remembered == found[0].keys() - set(trained_on)
+
+
+class AtTheStart(pl.Callback):
+    """Sets the fault for the warm start alone; comes before the callback."""
+
+    def __init__(self, writes):
+        self.writes = writes
+
+    def on_train_start(self, trainer, pl_module):
+        self.writes.armed = True
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.writes.armed = False
+
+
+@pytest.mark.parametrize("witnesses", ["calibrated", "pairs"])
+def test_an_exception_at_any_write_of_a_warm_start_undoes_all_of_them(witnesses):
+    k = 0
+    while True:
+        net = small()
+        before, writes = state(net), Writes(net, k)
+        callback = ConvexReconstruction(beta=0.02, witnesses=witnesses, every_n_epochs=0, final_solve=False)
+        try:
+            with writes:
+                trainer(AtTheStart(writes), callback, max_epochs=1, limit_train_batches=1).fit(net, loader(ROWS, BATCH))
+        except OSError:
+            assert callback.reports == []
+            assert_same_state(net, before)
+            k += 1
+        else:
+            break
+    assert k >= 4
+    assert callback.reports[0].accepted
 
 
 class Interrupted(Net):
