@@ -158,7 +158,7 @@ class Interrupted(Net):
 
 def test_a_keyboard_interrupt_in_a_solve_leaves_the_network_and_shuts_down_gracefully(tmp_path):
     torch.manual_seed(1)
-    net, handler = Interrupted(width=8), signal.getsignal(signal.SIGINT)
+    net, handler = Interrupted(width=8), signal.signal(signal.SIGINT, signal.default_int_handler)
     before = Before(lambda: setattr(net, "press", True))
     callback = ConvexReconstruction(beta=0.02, max_overhead=None)
 
