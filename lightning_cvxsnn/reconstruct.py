@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from lightning_cvxsnn.advice import advise
 from lightning_cvxsnn.batches import TrainingRows, rows_of
-from lightning_cvxsnn.budget import Budget, Meter, measure
+from lightning_cvxsnn.budget import FLOAT64, Budget, Meter, measure
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.convex.ranks import Ranks, checksum
+from lightning_cvxsnn.convex.work import Work, working
 from lightning_cvxsnn.hidden import CALIBRATION_ROWS, bring_to_life, describe_repairs, estimate_norms, replace_witnesses
 from lightning_cvxsnn.patterns import (
     LIF,
@@ -67,6 +68,7 @@ class Reconstructor:
         self.shadow: Shadow | None = None
         self.budget = Budget(settings.max_overhead)
         self._meter: Meter | None = None
+        self._once = Work()  # that part of the last solve's which the next one will not repeat
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors that make the next solve the same after a resume."""
@@ -106,6 +108,7 @@ class Reconstructor:
             RuntimeError: If another process fails, or the parameters are not the same in all of them afterwards.
         """
         surroundings = surroundings or Surroundings()
+        self._once = Work()
         tolerance = _TOLERANCE if surroundings.precision is None else _LOW_PRECISION_TOLERANCE
         norms = adapting_batch_norms(module)
         if self.shadow is not None:
@@ -124,8 +127,8 @@ class Reconstructor:
                 with torch.no_grad():
                     for buffer, value in statistics + constants:
                         buffer.copy_(value)
-            told = rows.ranks.exchange((checksum(*module.parameters()), work()))
-            if len({bits for bits, _ in told}) > 1:
+            told = rows.ranks.exchange((checksum(*module.parameters()), work(), FLOAT64 * self._once.multiply_adds))
+            if len({bits for bits, *_ in told}) > 1:
                 raise RuntimeError(
                     "The processes hold different parameters after a reconstruction, so nothing was written. Expected "
                     "the same bits in all; do they write to the network on their own?"
@@ -135,8 +138,9 @@ class Reconstructor:
                 stand_ins = _stand_ins(readout, transaction, [b for b, _ in statistics])
             self.shadow = Shadow.of(module, stand_ins, transaction.found) if stand_ins else None
             transaction.forget_history(p for p in transaction.changed() if not any(p is t for t in stand_ins))
-        self.budget.charge(told[0][1], periodic=occasion == "periodic solve")
-        return replace(report, work=told[0][1], overhead=self.budget.overhead(surroundings.epoch))
+        _, spent, once = told[0]
+        self.budget.charge(spent, periodic=occasion == "periodic solve", accepted=report.accepted, once=once)
+        return replace(report, work=spent, overhead=self.budget.overhead(surroundings.epoch))
 
     def _find(
         self, module: nn.Module, rows: TrainingRows, surroundings: Surroundings, tolerance: float
@@ -187,7 +191,7 @@ class Reconstructor:
         before = [(t, t.detach().clone()) for t in (*module.parameters(), *constants)] if replacing else []
         priced = None
         if as_found is not None and replacing:  # on rank 0, whose parameters the others then take over
-            with surroundings.progress("witnesses", None):
+            with surroundings.progress("witnesses", None), working(self._once):
                 priced = replace_witnesses(module, rows, readout, as_found, self.settings, self.beta, estimate)
             if priced is not None:
                 self.beta = priced.rho * readout.module.in_features**0.5
@@ -238,7 +242,8 @@ class Reconstructor:
         tolerance, columns = settings.gap_tolerance, dictionary.shape[1]
         init, beta_edge = self.last, None
         if self.beta is None:
-            walk = problem.choose_rho()
+            with working(self._once):
+                walk = problem.choose_rho()
             init, beta_edge = walk.solution, walk.edge
             self.beta = walk.rho * columns**0.5
         rho = self.beta / columns**0.5

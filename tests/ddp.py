@@ -1,7 +1,7 @@
 """What two processes under DDP do; ``test_ddp.py`` runs this file and looks at what each process saw.
 
 The first fit launches the second process as a user's script would; the other cases run in the same pair. In the last
-one a process is killed in a solve: the second, or, given a second argument, which leaves the other cases out, the first.
+one a process is killed in a solve: the second, or the first, given a second argument, which leaves out the other cases.
 """
 
 import os
