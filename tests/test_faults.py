@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, TensorDataset, get_worker_info
 
 from lightning_cvxsnn import ConvexReconstruction, reconstruct
-from lightning_cvxsnn.memory import available_memory, check_memory
+from lightning_cvxsnn.memory import available_memory, check_memory, check_witness_memory, free_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -351,6 +351,41 @@ def test_too_much_is_refused_with_both_figures_and_the_remedy(monkeypatch):
         check_memory(10**6, 4000, 10, 1, 1)
     monkeypatch.setattr("lightning_cvxsnn.memory.available_memory", lambda: None)  # an unknown system
     check_memory(10**9, 4000, 10, 1, 1)
+
+
+def test_a_search_for_witnesses_that_does_not_fit_is_refused(monkeypatch):
+    """On a GPU its own memory counts, what torch holds there unused included; elsewhere the host's."""
+    held = {"memory_reserved": 500_000, "memory_allocated": 300_000}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (700_000, 10**9))
+    for name, count in held.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, count=count: count)
+    monkeypatch.setattr("lightning_cvxsnn.memory.available_memory", lambda: 40_000)
+    assert free_memory(torch.device("cuda", 1)) == 900_000
+    assert free_memory(torch.device("cpu")) == 40_000
+    inputs = torch.zeros(4, 16, 6)
+    fitting = 40_000 // (2 * 4 * 6 * 4)
+    check_witness_memory(inputs, fitting)
+    with pytest.raises(
+        MisconfigurationException,
+        match=rf"{fitting + 1} samples x 4 steps x 6 features, which takes about 0.0 MiB of memory, and 0.0 MiB are "
+        rf"available on 'cpu'. Use fewer rows, such as max_samples={fitting}, or witnesses='calibrated'",
+    ):
+        check_witness_memory(inputs, fitting + 1)
+    monkeypatch.setattr("lightning_cvxsnn.memory.available_memory", lambda: None)  # an unknown system
+    check_witness_memory(inputs, 10**9)
+
+
+def test_a_network_whose_search_for_witnesses_does_not_fit_is_left_alone(monkeypatch):
+    monkeypatch.setattr("lightning_cvxsnn.memory.free_memory", lambda device: 30_000)
+    net = Net()
+    before = state(net)
+    with pytest.raises(
+        MisconfigurationException, match=r"240 samples x 4 steps x 6 features.*max_samples=156"
+    ) as error:
+        reconstruct(net, loader(), beta=0.02, witnesses="pairs")
+    assert_same_state(net, before)
+    fitting = int(str(error.value).split("max_samples=")[1].split(",")[0])
+    assert reconstruct(net, loader(), beta=0.02, witnesses="pairs", max_samples=fitting).accepted
 
 
 def test_the_available_memory_is_the_least_of_all_limits(tmp_path):
