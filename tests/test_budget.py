@@ -90,6 +90,7 @@ def test_an_accepted_solve_ends_the_wait():
     for accepted, epochs in ((True, 2), (False, 4), (False, 7), (True, 5)):
         budget.charge(1.0, periodic=True, accepted=accepted)
         assert [budget.allows(e) for e in (epochs - 1, epochs)] == [False, True]
+        assert Budget(share=1.0, **budget.state_dict()) == budget  # a resumed run waits as long
     budget.charge(1.0, periodic=False, accepted=False)  # a warm start says nothing about later solves
     assert budget.rejected == 0
     assert Budget(share=None, rejected=9, expected=1.0).allows(0)
