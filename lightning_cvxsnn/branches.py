@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.convex.work import spend
 from lightning_cvxsnn.models import ParallelSNN
 from lightning_cvxsnn.patterns import SpikeDictionary, fresh_state
 from lightning_cvxsnn.patterns.calibrate import factors_for
@@ -206,8 +207,9 @@ class BranchSearch:
 
     def _branch(self, layers: nn.Sequential) -> Branch:
         """The columns of a branch of any last width."""
-        steps = len(self._steps)
+        steps, samples, _ = self._steps.shape
         affines: Any = layers[::2]
+        spend(samples * steps * sum(affine.weight.numel() for affine in affines) // 2)  # of float32 numbers
         rows = max(_BLOCK // (steps * max(affine.out_features for affine in affines)), 1)
         parts = []
         for block in self._steps.split(rows, dim=1):

@@ -77,8 +77,9 @@ class ConvexReconstruction(Callback):
             layers keep a gradient), 1 elsewhere and for ``squared``; before a spiking output layer the factor at which
             its firing rates decide best on the held-out rows.
         max_overhead: Share of training work that periodic solves may take, counted in multiply-adds, so that runs
-            repeat exactly; they wait until it has accrued. The first, if there was no warm start, is tried at once.
-            None: no limit. Warm start and final solve are not charged.
+            repeat exactly; they wait until it has accrued, and for twice as much after each that was rejected in a row.
+            The first, if there was no warm start, is tried at once. None: no limit. Warm start and final solve are not
+            charged.
         gap_tolerance: Certified duality gap to reach, relative to the objective of the best constant predictor.
         max_samples: Rows to use, a random subset fixed by ``seed``, stratified where the dataset tells class labels
             without loading its rows; of an ``IterableDataset``, which needs it, the first batches. None: all.
@@ -304,8 +305,6 @@ class ConvexReconstruction(Callback):
                 batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
             )
             report = self._reconstructor.run(pl_module, rows, occasion, surroundings)
-        if self._reconstructor.shadow is not None:
-            self._reconstructor.shadow.enter(pl_module)
         self.reports.append(report)
         self._solved_epoch = epoch
         if occasion == "final solve" or self.settings.apply != "replace":  # a shadow is what a last solve would find

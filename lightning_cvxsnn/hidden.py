@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_cvxsnn.batches import TrainingRows, rows_of
 from lightning_cvxsnn.branches import BranchSearch
+from lightning_cvxsnn.memory import check_witness_memory
 from lightning_cvxsnn.models import ParallelSNN
 from lightning_cvxsnn.patterns import (
     CalibratedLayer,
@@ -160,7 +161,7 @@ def replace_witnesses(
     samples = _chosen(len(problem.held_out) // rows_per_sample, _PRICED_SAMPLES, seed)
     layer = find_witness_layer(
         module, readout.module, readout.reduction, forward, (batch.x for batch in rows), samples,
-        settings.backend,
+        settings.backend, partial(check_witness_memory, samples=int(samples.sum())),
     )  # fmt: skip
     pricer = Pricer(layer, problem.at(samples.repeat_interleave(rows_per_sample)), TARGET_RATE, seed)
     width = layer.affine.out_features

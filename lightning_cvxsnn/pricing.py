@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.convex.work import spend
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.patterns.witnesses import WitnessLayer, pairs, side_by_side
 from lightning_cvxsnn.problem import Problem
@@ -218,7 +219,7 @@ class Pricer:
 
     def _calibrated(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         inputs = self._some_inputs(_CALIBRATION_SAMPLES)[0]
-        self.work += len(weight) * inputs.shape[1]
+        self._count(len(weight), inputs.shape[1])
         if self.layer.affine.bias is None:
             bias = torch.zeros_like(bias)
         return self.layer.calibrated(inputs, weight, bias, self.rate)
@@ -242,7 +243,7 @@ class Pricer:
             weight, bias = torch.cat([weight, more[0]]), torch.cat([bias, more[1]])
         self.candidates += count
         inputs, rows = self._some_inputs(_SCORE_SAMPLES)
-        self.work += count * inputs.shape[1]
+        self._count(count, inputs.shape[1])
         columns = self.layer.columns(inputs, weight, bias)
         scores, _ = self._score(columns, solution.dual_point[rows])
         few = Units(weight, bias, columns)
@@ -262,7 +263,7 @@ class Pricer:
         self.layer.neuron.train()  # some neurons have a surrogate gradient in this mode only
         for _ in range(_ASCENT_STEPS):
             inputs, rows = self._some_inputs(_ASCENT_SAMPLES)
-            self.work += _BACKWARD * len(weight) * inputs.shape[1]
+            self._count(_BACKWARD * len(weight), inputs.shape[1])
             spikes = self.layer.spikes(inputs, point[0] * size, point[1] * size[:, 0])
             values, scale = self.layer.reduction.sum_steps(spikes)
             score, _ = self._correlate(values * scale, dual[rows].to(values))
@@ -275,6 +276,12 @@ class Pricer:
         self.layer.neuron.eval()
         return (point[0] * size).detach(), (point[1] * size[:, 0]).detach()
 
+    def _count(self, units: int, samples: int) -> None:
+        """Count a pass of ``units`` over ``samples``, here and, by its multiply-adds, in `convex.work`."""
+        self.work += units * samples
+        steps, _, fan_in = self.layer.inputs.shape
+        spend(units * samples * steps * fan_in // 2)  # of float32 numbers
+
     def _some_inputs(self, count: int) -> tuple[Tensor, Tensor]:
         """Inputs of random fitted samples (all if there are fewer), and their rows in the dual point."""
         samples = torch.randperm(self._inputs.shape[1], generator=self._generator)[:count]
@@ -282,7 +289,7 @@ class Pricer:
         return self._inputs.index_select(1, samples.to(self._inputs.device)), rows.flatten()
 
     def _units(self, weight: Tensor, bias: Tensor) -> Units:
-        self.work += len(weight) * self.layer.inputs.shape[1]
+        self._count(len(weight), self.layer.inputs.shape[1])
         return Units(weight, bias, self.layer.columns(self.layer.inputs, weight, bias))
 
     def _score(self, columns: SpikeDictionary, dual: Tensor) -> tuple[Tensor, Tensor]:

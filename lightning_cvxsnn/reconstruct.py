@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -16,9 +15,10 @@ from torch import Tensor, nn
 
 from lightning_cvxsnn.advice import advise
 from lightning_cvxsnn.batches import TrainingRows, rows_of
-from lightning_cvxsnn.budget import Budget, Meter, measure
+from lightning_cvxsnn.budget import FLOAT64, Budget, Meter, measure
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.convex.ranks import Ranks, checksum
+from lightning_cvxsnn.convex.work import Work, working
 from lightning_cvxsnn.guard import Judgement, is_clear, judge_linear
 from lightning_cvxsnn.hidden import (
     CALIBRATION_ROWS,
@@ -64,6 +64,7 @@ class Reconstructor:
         last: Coefficients and intercept of the last solution, the starting point of the next solve.
         readout: The proved readout; None before the first solve.
         shadow: The accepted solution that is not to be trained on, with what it stands in for; None: there is none.
+            After a solve the network holds it.
         budget: What the periodic solves have cost and may cost.
     """
 
@@ -75,6 +76,7 @@ class Reconstructor:
         self.shadow: Shadow | None = None
         self.budget = Budget(settings.max_overhead)
         self._meter: Meter | None = None
+        self._once = Work()  # that part of the last solve's which the next one will not repeat
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors that make the next solve the same after a resume."""
@@ -105,8 +107,8 @@ class Reconstructor:
             surroundings: The Trainer's part.
 
         Returns:
-            The report. The solution is in the network or, if it is not to be trained on, in `shadow`. Whatever is
-            raised, parameters, buffers and optimiser states are as before.
+            The report. The solution is in the network; if it is not to be trained on, `shadow` takes it out again.
+            Whatever is raised, parameters, buffers and optimiser states are as before.
 
         Raises:
             MisconfigurationException: If the network, the data or a setting does not allow it.
@@ -114,6 +116,7 @@ class Reconstructor:
             RuntimeError: If another process fails, or the parameters are not the same in all of them afterwards.
         """
         surroundings = surroundings or Surroundings()
+        self._once = Work()
         tolerance = _TOLERANCE if surroundings.precision is None else _LOW_PRECISION_TOLERANCE
         norms = adapting_batch_norms(module)
         if self.shadow is not None:
@@ -132,18 +135,20 @@ class Reconstructor:
                 with torch.no_grad():
                     for buffer, value in statistics + constants:
                         buffer.copy_(value)
-            told = rows.ranks.exchange((checksum(*module.parameters()), work()))
-            if len({bits for bits, _ in told}) > 1:
+            told = rows.ranks.exchange((checksum(*module.parameters()), work(), FLOAT64 * self._once.multiply_adds))
+            if len({bits for bits, *_ in told}) > 1:
                 raise RuntimeError(
                     "The processes hold different parameters after a reconstruction, so nothing was written. Expected "
                     "the same bits in all; do they write to the network on their own?"
                 )
-            self.shadow = None
+            stand_ins: list[Tensor] = []
             if report.accepted and not self.settings.dry_run and self._shadows(occasion):
-                self.shadow = self._take_out(module, readout, transaction, [b for b, _ in statistics])
-            transaction.forget_history(transaction.changed())
-        self.budget.charge(told[0][1], periodic=occasion == "periodic solve")
-        return replace(report, work=told[0][1], overhead=self.budget.overhead(surroundings.epoch))
+                stand_ins = _stand_ins(readout, transaction, [b for b, _ in statistics])
+            self.shadow = Shadow.of(module, stand_ins, transaction.found) if stand_ins else None
+            transaction.forget_history(p for p in transaction.changed() if not any(p is t for t in stand_ins))
+        _, spent, once = told[0]
+        self.budget.charge(spent, periodic=occasion == "periodic solve", accepted=report.accepted, once=once)
+        return replace(report, work=spent, overhead=self.budget.overhead(surroundings.epoch))
 
     def _find(
         self, module: nn.Module, rows: TrainingRows, surroundings: Surroundings, tolerance: float
@@ -196,7 +201,7 @@ class Reconstructor:
         before = [(t, t.detach().clone()) for t in (*module.parameters(), *constants)] if replacing else []
         priced = None
         if as_found is not None and replacing:  # on rank 0, whose parameters the others then take over
-            with surroundings.progress("witnesses", None):
+            with surroundings.progress("witnesses", None), working(self._once):
                 priced, layers = replace_witnesses(module, rows, readout, as_found, self.settings, self.beta, estimate)
             if priced is not None:
                 self.beta = priced.rho * readout.module.in_features**0.5
@@ -251,7 +256,8 @@ class Reconstructor:
         tolerance, columns = settings.gap_tolerance, dictionary.shape[1]
         beta_edge = None
         if self.beta is None:
-            walk = problem.choose_rho()
+            with working(self._once):
+                walk = problem.choose_rho()
             rough, beta_edge = walk.solution, walk.edge
             self.beta = walk.rho * columns**0.5
         rho = self.beta / columns**0.5
@@ -339,20 +345,6 @@ class Reconstructor:
 
         return judge
 
-    @staticmethod
-    def _take_out(module: nn.Module, readout: Readout, transaction: Transaction, statistics: list[Tensor]) -> Shadow:
-        """Take out again what the solve wrote: the readout and, of hidden weights as found, the statistics."""
-        written: list[Tensor] = list(readout.parameters)
-        if all(any(p is own for own in readout.parameters) for p in transaction.changed()):
-            written += statistics
-        names = {id(t): name for name, t in chain(module.named_parameters(), module.named_buffers())}
-        shadow = Shadow(
-            trained={names[id(t)]: transaction.found(t).cpu() for t in written},
-            solved={names[id(t)]: t.detach().cpu().clone() for t in written},
-        )
-        shadow.leave(module)
-        return shadow
-
     def _share(self, report: SolveReport | None, readout: Readout, ranks: Ranks) -> SolveReport:
         """Take over what rank 0 has solved, decided and written; the others wait for it here."""
         told = ranks.exchange(report and (report, self.state_dict(), readout.read()))[0]
@@ -378,6 +370,13 @@ class Reconstructor:
             return float(self.settings.scale)
         # A squared loss fits values, which a factor would spoil; the others fit decisions.
         return CONTINUE_SCALE if self._trains_on(occasion) and self.settings.loss != "squared" else 1.0
+
+
+def _stand_ins(readout: Readout, transaction: Transaction, statistics: list[Tensor]) -> list[Tensor]:
+    """What training is not to go on from: the readout and, of hidden weights as found, the statistics."""
+    written: list[Tensor] = list(readout.parameters)
+    only_readout = all(any(p is own for own in readout.parameters) for p in transaction.changed())
+    return written + statistics if only_readout else written
 
 
 def reconstruct(model: nn.Module, dataloader: Any, **arguments: Any) -> SolveReport:

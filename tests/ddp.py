@@ -1,6 +1,7 @@
 """What two processes under DDP do; ``test_ddp.py`` runs this file and looks at what each process saw.
 
-The first fit launches the second process as a user's script would; the other cases run in the same pair.
+The first fit launches the second process as a user's script would; the other cases run in the same pair. In the last
+one a process is killed in a solve: the second, or the first, given a second argument, which leaves out the other cases.
 """
 
 import os
@@ -43,6 +44,28 @@ class NormNet(Net):
             layer.Linear(6, 24), layer.BatchNorm1d(24, step_mode="m"), neuron.LIFNode(step_mode="m")
         )
         self.hidden[0].step_mode = "m"
+
+
+class Killed(Net):
+    """The process of one rank is gone in the middle of a solve."""
+
+    passes = 0
+
+    def forward(self, x):
+        self.passes += not (self.training or self.trainer.sanity_checking)
+        if self.passes == 5 and dist.get_rank() == self.victim:
+            (self.folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+def kill(rank, folder):
+    """Fit until ``rank`` is gone; the other process tells what it saw and ends."""
+    net = network(Killed)
+    net.victim, net.folder = rank, folder
+    _, message = fit(ConvexReconstruction(beta=0.02), net, data(), max_epochs=1)["error"]
+    (folder / "survived").write_text(message)
+    sys.exit(1)
 
 
 class AfterWarmStart(pl.Callback):
@@ -159,11 +182,10 @@ def main(folder):
     except MisconfigurationException as error:
         results["batch sampler"] = str(error)
     torch.save(results, folder / f"{rank}.pt")
-    dist.barrier()
-    if rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    sys.exit("error" in fit(ConvexReconstruction(beta=0.02), network(), data(), max_epochs=1))
+    kill(1, folder)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) == 2:
+        main(Path(sys.argv[1]))
+    kill(0, Path(sys.argv[1]))

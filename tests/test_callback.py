@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from networks import Net, assert_same_state, loader, rows, state, trainer
 from torch.nn import functional as F
@@ -420,6 +420,7 @@ def by_other_means():
     [
         (by_other_means(), "under DDP only; found 2 of them under SingleDeviceStrategy"),
         (FSDPStrategy(), "does not support FSDPStrategy, which shards parameters"),
+        (DeepSpeedStrategy.__new__(DeepSpeedStrategy), "does not support DeepSpeedStrategy, which shards parameters"),
         (ModelParallelStrategy(), "does not support ModelParallelStrategy, which shards parameters"),
     ],
     ids=lambda value: type(value).__name__,
@@ -547,7 +548,7 @@ def test_auto_gives_a_fresh_last_layer_weights_that_tell_pairs_apart(reduction, 
     torch.manual_seed(3)
     fresh, chosen = Net(reduction, lr=0.0), Net(reduction, lr=0.0)
     with torch.no_grad():
-        chosen.hidden[0].weight.mul_(0.9)  # no constructor draws these
+        chosen.hidden[0].weight.mul_(2)  # no constructor draws these
     for net, replaced in ((fresh, True), (chosen, False)):
         before = net.hidden[0].weight.clone()
         with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
