@@ -8,13 +8,14 @@ are kept, units that the solution does not use are replaced by others on the sam
 import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.convex.work import spend
 from lightning_cvxsnn.models import ParallelSNN
 from lightning_cvxsnn.patterns import SpikeDictionary, fresh_state
 from lightning_cvxsnn.patterns.calibrate import factors_for
@@ -75,7 +76,8 @@ class BranchSearch:
 
     def __init__(self, network: ParallelSNN, inputs: Tensor, problem: Problem, rate: float, seed: int) -> None:
         self.network, self.problem, self.rate = network, problem, rate
-        self.candidates = 0
+        self.candidates = self._work = 0
+        self.samples = len(inputs)
         self._steps = inputs.transpose(0, 1)
         self._seed = seed
         self._fitted = ~problem.held_out
@@ -110,10 +112,29 @@ class BranchSearch:
                 for _ in range(_DRAWN * len(kept)):
                     kept, solution = self._challenged(kept, solution, rho, price, vary=index > 0)
                 if price:
-                    kept = self._exchanged(kept, solution)
+                    kept = self._exchanged(kept, solution, ~solution.coef.any(1))
                     solution = self._solve(kept, rho, solution)
                 objectives.append(solution.primal)
         return ChosenBranches(kept, rho, objectives, self.candidates)
+
+    def recycle(self, free: Tensor, rho: float, start: Solution | None) -> None:
+        """Write new units into the places of those that are free and that the programme does not use.
+
+        Lower layers and constants stay. The work counts in `convex.work`.
+
+        Args:
+            free: Bool ``[P]``.
+            rho: Penalty of the programme.
+            start: A point to start its solve from.
+        """
+        with isolate_rng(), torch.no_grad():
+            torch.manual_seed(self._seed)
+            kept = [self._branch(copy.deepcopy(branch)) for branch in cast(Any, self.network.branches)]
+            solution = self._solve(kept, rho, start)
+            unused = free & ~solution.coef.any(1)
+            if bool(unused.any()):
+                self.write(self._exchanged(kept, solution, unused))
+        spend(self._work // 2)  # in float32
 
     @torch.no_grad()
     def write(self, branches: list[Branch]) -> None:
@@ -150,18 +171,17 @@ class BranchSearch:
         found = self._solve([*rest, branch], rho, start)
         return ([*rest, branch], found) if found.primal < solution.primal else (kept, solution)
 
-    def _exchanged(self, kept: list[Branch], solution: Solution) -> list[Branch]:
-        """The same branches with unused units replaced by the best of new ones."""
+    def _exchanged(self, kept: list[Branch], solution: Solution, unused: Tensor) -> list[Branch]:
+        """The same branches with ``unused`` units, bool ``[P]``, replaced by the best of new ones."""
         exchanged = []
-        for branch, coef in zip(kept, solution.coef.split(self._width), strict=True):
-            used = coef.any(1)
+        for branch, free in zip(kept, unused.split(self._width), strict=True):
             layers = self._wider(copy.deepcopy(branch.layers))
             affine: Any = layers[-2]
             wide = self._branch(self._calibrated(layers, only_last=True))
-            best = self._best(wide.columns, solution)[: int((~used).sum())]
+            best = self._best(wide.columns, solution)[: int(free.sum())]
             own: Any = copy.deepcopy(branch.layers)
-            own[-2].weight[~used] = affine.weight[best]
-            own[-2].bias[~used] = affine.bias[best]
+            own[-2].weight[free] = affine.weight[best]
+            own[-2].bias[free] = affine.bias[best]
             exchanged.append(self._branch(own))
         return exchanged
 
@@ -208,6 +228,7 @@ class BranchSearch:
         """The columns of a branch of any last width."""
         steps = len(self._steps)
         affines: Any = layers[::2]
+        self._work += self.samples * steps * sum(affine.weight.numel() for affine in affines)
         rows = max(_BLOCK // (steps * max(affine.out_features for affine in affines)), 1)
         parts = []
         for block in self._steps.split(rows, dim=1):

@@ -5,19 +5,22 @@ from functools import partial
 from typing import Any, cast, get_args
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from lightning_cvxsnn.batches import TrainingRows, rows_of
 from lightning_cvxsnn.branches import BranchSearch
+from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.models import ParallelSNN
 from lightning_cvxsnn.patterns import (
     CalibratedLayer,
     adapting_batch_norms,
     calibrate_layers,
     estimate_batch_norm,
+    fresh_state,
     undisturbed,
 )
 from lightning_cvxsnn.patterns.calibrate import is_spiking
@@ -28,7 +31,7 @@ from lightning_cvxsnn.patterns.witnesses import (
     is_initialised,
     write_gaussian,
 )
-from lightning_cvxsnn.pricing import POOL, Priced, Pricer
+from lightning_cvxsnn.pricing import POOL, Priced, Pricer, Recycled
 from lightning_cvxsnn.problem import Problem
 from lightning_cvxsnn.readout import Readout, forward_of
 from lightning_cvxsnn.settings import Settings
@@ -40,6 +43,7 @@ TARGET_RATE = 0.1
 CALIBRATION_ROWS = 1024
 
 _SHALLOW = 2  # spiking layers up to which biases bring fresh ones to life: nine of them trained worse on digits
+_SAME = 1e-3  # relative deviation of answers that should be equal but for rounding
 _PRICED_SAMPLES = 10_240  # that witnesses are chosen on, held-out ones included
 _BRANCH_SAMPLES = 2048  # that whole branches are chosen on
 
@@ -119,14 +123,8 @@ def replace_witnesses(
         _replace_branches(module, rows, problem, settings, beta)
         return None
     calibrated(only_dead=False, skip_last=True)
-    rows_per_sample = readout.reduction.rows_per_sample
-    samples = _chosen(len(problem.held_out) // rows_per_sample, _PRICED_SAMPLES, seed)
-    layer = find_witness_layer(
-        module, readout.module, readout.reduction, forward, (batch.x for batch in rows), samples,
-        settings.backend,
-    )  # fmt: skip
-    pricer = Pricer(layer, problem.at(samples.repeat_interleave(rows_per_sample)), TARGET_RATE, seed)
-    width = layer.affine.out_features
+    pricer = _pricer(module, rows, readout, problem, settings)
+    layer, width = pricer.layer, pricer.layer.affine.out_features
     if kind == "pairs":
         layer.write(*pricer.draw_pairs(width))
         return None
@@ -136,27 +134,115 @@ def replace_witnesses(
     violates = "" if priced.violation is None else f"; the last ones violate optimality by up to {priced.violation:.2f}"
     rank_zero_info(
         f"ConvexReconstruction chose {width} witnesses for '{layer.affine_name}' among {priced.candidates} "
-        f"candidates on {int(samples.sum())} samples: objective {priced.objectives[0]:.4g} -> "
+        f"candidates on {layer.inputs.shape[1]} samples: objective {priced.objectives[0]:.4g} -> "
         f"{priced.objectives[-1]:.4g} in {len(priced.objectives)} rounds{violates}."
     )
     return priced
+
+
+@torch.no_grad()
+def recycle_units(
+    module: nn.Module,
+    rows: TrainingRows,
+    readout: Readout,
+    problem: Problem,
+    settings: Settings,
+    rho: float,
+    start: Solution | None,
+) -> Recycled | None:
+    """Write priced witnesses for the last hidden units that the readout does not use; no answer changes.
+
+    These are units whose readout row is zero, or made zero first because their column is constant: the bias takes over
+    what they contribute. What takes their places starts with that row.
+
+    Args:
+        module: The network, changed in place.
+        rows: Its training rows.
+        readout: Its proved readout.
+        problem: The programme over its columns.
+        settings: The callback's arguments.
+        rho: Penalty of the programme.
+        start: A point to start its solve from.
+
+    Returns:
+        What was tried; None where no unit is free.
+    """
+    coef, intercept = readout.read()
+    idle = _idle_columns(readout, problem, coef, intercept)
+    free = ~coef.any(1) | idle
+    if not bool(free.any()):
+        return None
+    search = (
+        _branch_search(module, rows, problem, settings)
+        if isinstance(module, ParallelSNN)
+        else _pricer(module, rows, readout, problem, settings)
+    )
+    x = next(iter(rows)).x
+    tensors = [*module.parameters()]
+    found, before = [t.detach().clone() for t in tensors], _answers(module, x)
+    if bool(coef[idle].any()):
+        values = problem.dictionary.block(slice(0, 1))[0].double().cpu() * problem.dictionary.scale
+        contributed = values[idle] @ coef[idle]
+        readout.write(torch.where(idle[:, None], 0.0, coef), contributed + (0.0 if intercept is None else intercept))
+    recycled = search.recycle(free, rho, start)
+    same = zip(before, _answers(module, x), strict=True)
+    if not all(torch.allclose(a, b, rtol=_SAME, atol=_SAME * float(a.abs().max())) for a, b in same):
+        for tensor, value in zip(tensors, found, strict=True):
+            tensor.copy_(value)
+        rank_zero_warn(
+            f"Units that '{readout.name}' does not use were not given other weights: something else that the network "
+            "returns depends on them. Use witnesses='auto' for such a network."
+        )
+    return recycled
+
+
+def _idle_columns(readout: Readout, problem: Problem, coef: Tensor, intercept: Tensor | None) -> Tensor:
+    """``[P]`` bool: silent units and, where there is a bias to take over what they contribute, saturated ones."""
+    if readout.neuron is not None:  # spiking outputs also depend on when a unit fires
+        return torch.zeros(len(coef), dtype=torch.bool)
+    constant = problem.dictionary.constant.cpu()
+    return constant if intercept is not None else constant & (problem.dictionary.rates.cpu() == 0)
+
+
+def _answers(module: nn.Module, x: Any) -> list[Tensor]:
+    """All tensors that the network returns for ``x``; the same ones again for the same weights."""
+    fresh_state(module)
+    with isolate_rng():
+        torch.manual_seed(0)
+        return [leaf.float() for leaf in tree_flatten(forward_of(module)(x))[0] if isinstance(leaf, Tensor)]
+
+
+def _pricer(module: nn.Module, rows: TrainingRows, readout: Readout, problem: Problem, settings: Settings) -> Pricer:
+    """A search of the last hidden units on at most `_PRICED_SAMPLES`."""
+    rows_per_sample = readout.reduction.rows_per_sample
+    samples = _chosen(len(problem.held_out) // rows_per_sample, _PRICED_SAMPLES, settings.seed)
+    layer = find_witness_layer(
+        module, readout.module, readout.reduction, forward_of(module), (batch.x for batch in rows), samples,
+        settings.backend,
+    )  # fmt: skip
+    return Pricer(layer, problem.at(samples.repeat_interleave(rows_per_sample)), TARGET_RATE, settings.seed)
 
 
 def _replace_branches(
     module: ParallelSNN, rows: TrainingRows, problem: Problem, settings: Settings, beta: float | None
 ) -> None:
     """Write whole branches, constants included, that ``pool`` or ``priced`` finds."""
-    inputs = torch.cat([batch.x for batch in rows])
-    samples = _chosen(len(inputs), _BRANCH_SAMPLES, settings.seed)
-    part = problem.at(samples.repeat_interleave(len(problem.held_out) // len(inputs)))
-    search = BranchSearch(module, inputs[samples.to(inputs.device)], part, TARGET_RATE, settings.seed)
+    search = _branch_search(module, rows, problem, settings)
     rho = None if beta is None else beta / module.readout.in_features**0.5
     chosen = search.run(rho, price=settings.witnesses == "priced")
     search.write(chosen.branches)
     rank_zero_info(
-        f"ConvexReconstruction chose {len(chosen.branches)} branches among {chosen.candidates} on {int(samples.sum())} "
+        f"ConvexReconstruction chose {len(chosen.branches)} branches among {chosen.candidates} on {search.samples} "
         f"samples: objective {chosen.objectives[0]:.4g} -> {chosen.objectives[-1]:.4g}."
     )
+
+
+def _branch_search(module: ParallelSNN, rows: TrainingRows, problem: Problem, settings: Settings) -> BranchSearch:
+    """A search of whole branches on at most `_BRANCH_SAMPLES`."""
+    inputs = torch.cat([batch.x for batch in rows])
+    samples = _chosen(len(inputs), _BRANCH_SAMPLES, settings.seed)
+    part = problem.at(samples.repeat_interleave(len(problem.held_out) // len(inputs)))
+    return BranchSearch(module, inputs[samples.to(inputs.device)], part, TARGET_RATE, settings.seed)
 
 
 def _chosen(count: int, most: int, seed: int) -> torch.Tensor:

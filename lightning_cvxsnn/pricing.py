@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.convex.work import spend
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.patterns.witnesses import WitnessLayer, pairs, side_by_side
 from lightning_cvxsnn.problem import Problem
@@ -91,6 +92,19 @@ class Priced:
     violation: float | None
     candidates: int
     work: int
+
+
+@dataclass(frozen=True)
+class Recycled:
+    """What a search for better units tried.
+
+    Attributes:
+        candidates: Number of candidates.
+        violation: Largest ``|d^T U| / rho`` of them; above 1, they lower the objective. None if none were needed.
+    """
+
+    candidates: int
+    violation: float | None
 
 
 class Pricer:
@@ -199,6 +213,40 @@ class Pricer:
             candidates=self.candidates,
             work=self.work,
         )
+
+    @torch.no_grad()
+    def recycle(self, free: Tensor, rho: float, start: Solution | None) -> Recycled:
+        """Write better weights into units of the layer that are free and that the programme does not use.
+
+        Those of constant columns are replaced in any case, others as long as there are candidates that violate. The
+        work counts in `convex.work`.
+
+        Args:
+            free: Bool ``[P]``.
+            rho: Penalty of the programme.
+            start: A point to start its solve from.
+        """
+        weight, bias = self.layer.affine.weight.detach().clone(), self.layer.affine.bias
+        units = self._units(weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().clone())
+        solution = replace(self.problem, dictionary=units.columns).solve(rho, _TOLERANCE, start, self._fitted)
+        used = solution.coef.any(1)
+        places = (free & ~used).nonzero()[:, 0]
+        constant = units.columns.constant[places]
+        places = places[(~constant).int().argsort(stable=True)]
+        if not len(places):
+            return Recycled(0, None)
+        kept = (~free | used).nonzero()[:, 0]
+        others, solution = units.pick(kept), replace(solution, coef=solution.coef[kept])
+        found = self._search(len(places), others, solution, ascend=True, mutate=True)
+        scores, violations = self._score(found.columns.rows(self._fitted), solution.dual_point)
+        order = scores.argsort(descending=True)
+        order = order[(violations[order] <= rho).int().argsort(stable=True)]
+        chosen = self._distinct(found, order, others, len(places), fill=False)
+        chosen = chosen[: max(int((violations[chosen] > rho).sum()), int(constant.sum()))]
+        new, places = found.pick(chosen), places[: len(chosen)]
+        self.layer.write(units.weight.index_copy(0, places, new.weight), units.bias.index_copy(0, places, new.bias))
+        spend(self.work * self.layer.inputs.shape[0] * self.layer.affine.in_features // 2)  # in float32
+        return Recycled(self.candidates, float(violations.max()) / rho)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Weights ``[count, F]`` and biases ``[count]``, half from pairs, half random, mixed and calibrated."""

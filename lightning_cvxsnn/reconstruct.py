@@ -19,7 +19,14 @@ from lightning_cvxsnn.batches import TrainingRows, rows_of
 from lightning_cvxsnn.budget import Budget, Meter, measure
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.convex.ranks import Ranks, checksum
-from lightning_cvxsnn.hidden import CALIBRATION_ROWS, bring_to_life, describe_repairs, estimate_norms, replace_witnesses
+from lightning_cvxsnn.hidden import (
+    CALIBRATION_ROWS,
+    bring_to_life,
+    describe_repairs,
+    estimate_norms,
+    recycle_units,
+    replace_witnesses,
+)
 from lightning_cvxsnn.patterns import (
     LIF,
     CalibratedLayer,
@@ -209,6 +216,9 @@ class Reconstructor:
             report = self._share(solved, readout, rows.ranks)
         if report.accepted and not self.settings.dry_run:
             _verify(module, readout, next(iter(rows)).x, tolerance)
+        if self._recycles(occasion):
+            report = self._recycle(module, rows, readout, problem, surroundings, report)
+            _synchronise(module, norms, rows.ranks)
         if replacing and not report.accepted:
             with torch.no_grad():
                 for tensor, value in before:
@@ -222,6 +232,23 @@ class Reconstructor:
             report, seconds_patterns=seconds_patterns, seconds_solve=seconds_solve, repaired=describe_repairs(layers)
         )
         return report, layers
+
+    def _recycle(
+        self,
+        module: nn.Module,
+        rows: TrainingRows,
+        readout: Readout,
+        problem: Problem | None,
+        surroundings: Surroundings,
+        report: SolveReport,
+    ) -> SolveReport:
+        """Give units that contribute nothing other weights, on rank 0, and report on the search in all processes."""
+        tried = None
+        with surroundings.progress("witnesses", None):
+            if problem is not None:
+                tried = recycle_units(module, rows, readout, problem, self.settings, report.rho, self.last)
+        tried = rows.ranks.exchange(tried)[0]
+        return report if tried is None else replace(report, violation=tried.violation, candidates=tried.candidates)
 
     def _solve(
         self,
@@ -339,6 +366,10 @@ class Reconstructor:
         if apply == "auto":  # a start is there to be trained on
             apply = "shadow" if occasion in ("periodic solve", "final solve") else "replace"
         return apply == "shadow" and occasion != "single solve"
+
+    def _recycles(self, occasion: Occasion) -> bool:
+        """Whether training goes on from this solve's weights, and is to find better ones for units without a part."""
+        return self.settings.witnesses == "priced" and occasion == "periodic solve" and not self._shadows(occasion)
 
     def _scale(self, occasion: Occasion) -> float:
         if self.settings.scale != "auto":
