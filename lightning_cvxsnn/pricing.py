@@ -242,7 +242,9 @@ class Pricer:
         order = scores.argsort(descending=True)
         order = order[(violations[order] <= rho).int().argsort(stable=True)]
         chosen = self._distinct(found, order, others, len(places), fill=False)
-        chosen = chosen[: max(int((violations[chosen] > rho).sum()), int(constant.sum()))]
+        chosen = chosen[violations[chosen] > rho]
+        if len(chosen) < constant.sum():
+            chosen = self._distinct(found, order, others, int(constant.sum()), fill=True)
         new, places = found.pick(chosen), places[: len(chosen)]
         self.layer.write(units.weight.index_copy(0, places, new.weight), units.bias.index_copy(0, places, new.bias))
         spend(self.work * self.layer.inputs.shape[0] * self.layer.affine.in_features // 2)  # in float32
