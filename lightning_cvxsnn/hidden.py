@@ -43,7 +43,6 @@ TARGET_RATE = 0.1
 CALIBRATION_ROWS = 1024
 
 _SHALLOW = 2  # spiking layers up to which biases bring fresh ones to life: nine of them trained worse on digits
-_SAME = 1e-3  # relative deviation of answers that should be equal but for rounding
 _PRICED_SAMPLES = 10_240  # that witnesses are chosen on, held-out ones included
 _BRANCH_SAMPLES = 2048  # that whole branches are chosen on
 
@@ -149,11 +148,12 @@ def recycle_units(
     settings: Settings,
     rho: float,
     start: Solution | None,
+    tolerance: float,
 ) -> Recycled | None:
-    """Write priced witnesses for the last hidden units that the readout does not use; no answer changes.
+    """Write priced witnesses for last hidden units that have no part in the answers to the training rows.
 
-    These are units whose readout row is zero, or made zero first because their column is constant: the bias takes over
-    what they contribute. What takes their places starts with that row.
+    Their readout row is zero, or made zero first because their column is constant: the bias takes over what they
+    contribute. What takes their places starts with that row, so that no answer changes.
 
     Args:
         module: The network, changed in place.
@@ -163,6 +163,7 @@ def recycle_units(
         settings: The callback's arguments.
         rho: Penalty of the programme.
         start: A point to start its solve from.
+        tolerance: Of a forward pass, relative.
 
     Returns:
         What was tried; None where no unit is free.
@@ -186,7 +187,7 @@ def recycle_units(
         readout.write(torch.where(idle[:, None], 0.0, coef), contributed + (0.0 if intercept is None else intercept))
     recycled = search.recycle(free, rho, start)
     same = zip(before, _answers(module, x), strict=True)
-    if not all(torch.allclose(a, b, rtol=_SAME, atol=_SAME * float(a.abs().max())) for a, b in same):
+    if not all(bool((a - b).abs().max() <= tolerance * a.abs().max()) for a, b in same):
         for tensor, value in zip(tensors, found, strict=True):
             tensor.copy_(value)
         rank_zero_warn(

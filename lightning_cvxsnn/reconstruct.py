@@ -217,7 +217,7 @@ class Reconstructor:
         if report.accepted and not self.settings.dry_run:
             _verify(module, readout, next(iter(rows)).x, tolerance)
         if self._recycles(occasion):
-            report = self._recycle(module, rows, readout, problem, surroundings, report)
+            report = self._recycle(module, rows, readout, problem, surroundings, report, tolerance)
             _synchronise(module, norms, rows.ranks)
         if replacing and not report.accepted:
             with torch.no_grad():
@@ -241,12 +241,14 @@ class Reconstructor:
         problem: Problem | None,
         surroundings: Surroundings,
         report: SolveReport,
+        tolerance: float,
     ) -> SolveReport:
         """Give units that contribute nothing other weights, on rank 0, and report on the search in all processes."""
         tried = None
+        settings = replace(self.settings, seed=self.settings.seed + surroundings.step)  # other candidates each time
         with surroundings.progress("witnesses", None):
             if problem is not None:
-                tried = recycle_units(module, rows, readout, problem, self.settings, report.rho, self.last)
+                tried = recycle_units(module, rows, readout, problem, settings, report.rho, self.last, tolerance)
         tried = rows.ranks.exchange(tried)[0]
         return report if tried is None else replace(report, violation=tried.violation, candidates=tried.candidates)
 
