@@ -31,7 +31,7 @@ from lightning_cvxsnn.patterns.witnesses import (
     is_initialised,
     write_gaussian,
 )
-from lightning_cvxsnn.pricing import POOL, Priced, Pricer, Recycled
+from lightning_cvxsnn.pricing import POOL, Priced, Pricer, Tried
 from lightning_cvxsnn.problem import Problem
 from lightning_cvxsnn.readout import Readout, forward_of
 from lightning_cvxsnn.settings import Settings
@@ -94,7 +94,7 @@ def replace_witnesses(
     settings: Settings,
     beta: float | None,
     estimate: Callable[[], None],
-) -> Priced | None:
+) -> Priced | Tried | None:
     """Write the hidden weights that ``settings.witnesses`` names.
 
     Args:
@@ -119,8 +119,7 @@ def replace_witnesses(
         calibrated(only_dead=False, only_dead_units=lambda affine: True)
         return None
     if isinstance(module, ParallelSNN) and kind != "pairs":
-        _replace_branches(module, rows, problem, settings, beta)
-        return None
+        return _replace_branches(module, rows, problem, settings, beta)
     calibrated(only_dead=False, skip_last=True)
     pricer = _pricer(module, rows, readout, problem, settings)
     layer, width = pricer.layer, pricer.layer.affine.out_features
@@ -149,7 +148,7 @@ def recycle_units(
     rho: float,
     start: Solution | None,
     tolerance: float,
-) -> Recycled | None:
+) -> Tried | None:
     """Write priced witnesses for last hidden units that have no part in the answers to the training rows.
 
     Their readout row is zero, or made zero first because their column is constant: the bias takes over what they
@@ -226,7 +225,7 @@ def _pricer(module: nn.Module, rows: TrainingRows, readout: Readout, problem: Pr
 
 def _replace_branches(
     module: ParallelSNN, rows: TrainingRows, problem: Problem, settings: Settings, beta: float | None
-) -> None:
+) -> Tried:
     """Write whole branches, constants included, that ``pool`` or ``priced`` finds."""
     search = _branch_search(module, rows, problem, settings)
     rho = None if beta is None else beta / module.readout.in_features**0.5
@@ -236,6 +235,7 @@ def _replace_branches(
         f"ConvexReconstruction chose {len(chosen.branches)} branches among {chosen.candidates} on {search.samples} "
         f"samples: objective {chosen.objectives[0]:.4g} -> {chosen.objectives[-1]:.4g}."
     )
+    return chosen.tried
 
 
 def _branch_search(module: ParallelSNN, rows: TrainingRows, problem: Problem, settings: Settings) -> BranchSearch:

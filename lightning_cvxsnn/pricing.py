@@ -95,12 +95,13 @@ class Priced:
 
 
 @dataclass(frozen=True)
-class Recycled:
-    """What a search for better units tried.
+class Tried:
+    """How hard a search for units tried.
 
     Attributes:
-        candidates: Number of candidates.
-        violation: Largest ``|d^T U| / rho`` of them; above 1, they lower the objective. None if none were needed.
+        candidates: Units tried.
+        violation: Largest ``|d^T U| / rho`` of the last ones; above 1, they lower the objective. None if none were
+            needed or priced.
     """
 
     candidates: int
@@ -215,7 +216,7 @@ class Pricer:
         )
 
     @torch.no_grad()
-    def recycle(self, free: Tensor, rho: float, start: Solution | None) -> Recycled:
+    def recycle(self, free: Tensor, rho: float, start: Solution | None) -> Tried:
         """Write better weights into units of the layer that are free and that the programme does not use.
 
         Those of constant columns are replaced in any case, others as long as there are candidates that violate. The
@@ -234,7 +235,7 @@ class Pricer:
         constant = units.columns.constant[places]
         places = places[(~constant).int().argsort(stable=True)]
         if not len(places):
-            return Recycled(0, None)
+            return Tried(0, None)
         kept = (~free | used).nonzero()[:, 0]
         others, solution = units.pick(kept), replace(solution, coef=solution.coef[kept])
         found = self._search(len(places), others, solution, ascend=True, mutate=True)
@@ -248,7 +249,7 @@ class Pricer:
         new, places = found.pick(chosen), places[: len(chosen)]
         self.layer.write(units.weight.index_copy(0, places, new.weight), units.bias.index_copy(0, places, new.bias))
         spend(self.work * self.layer.inputs.shape[0] * self.layer.affine.in_features // 2)  # in float32
-        return Recycled(self.candidates, float(violations.max()) / rho)
+        return Tried(self.candidates, float(violations.max()) / rho)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Weights ``[count, F]`` and biases ``[count]``, half from pairs, half random, mixed and calibrated."""

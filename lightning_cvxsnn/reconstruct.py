@@ -36,6 +36,7 @@ from lightning_cvxsnn.patterns import (
     resolve_backend,
     undisturbed,
 )
+from lightning_cvxsnn.pricing import Priced
 from lightning_cvxsnn.problem import Problem, capture_problem
 from lightning_cvxsnn.readout import Readout, find_readout, forward_of
 from lightning_cvxsnn.report import SolveReport
@@ -191,13 +192,13 @@ class Reconstructor:
         layers: list[CalibratedLayer] = []
         constants = [b for neuron in _constants(module) for b in neuron.buffers()]
         before = [(t, t.detach().clone()) for t in (*module.parameters(), *constants)] if replacing else []
-        priced = None
+        tried = None
         if as_found is not None and replacing:  # on rank 0, whose parameters the others then take over
             with surroundings.progress("witnesses", None):
-                priced = replace_witnesses(module, rows, readout, as_found, self.settings, self.beta, estimate)
-            if priced is not None:
-                self.beta = priced.rho * readout.module.in_features**0.5
-                self.last = _starting_point(priced.solution.coef, priced.solution.intercept)
+                tried = replace_witnesses(module, rows, readout, as_found, self.settings, self.beta, estimate)
+            if isinstance(tried, Priced):
+                self.beta = tried.rho * readout.module.in_features**0.5
+                self.last = _starting_point(tried.solution.coef, tried.solution.intercept)
         elif not replacing and self.settings.witnesses != "keep":
             everything = fresh and self.settings.witnesses == "calibrated"
             layers = bring_to_life(module, rows, estimate, only_dead=not everything)
@@ -211,8 +212,8 @@ class Reconstructor:
             if problem is not None:
                 judge_spiking = partial(judge, module, rows, readout, problem)
                 solved = self._solve(problem, readout, occasion, surroundings, as_found, judge_spiking)
-            if solved is not None and priced is not None:
-                solved = replace(solved, violation=priced.violation, candidates=priced.candidates)
+            if solved is not None and tried is not None:
+                solved = replace(solved, violation=tried.violation, candidates=tried.candidates)
             report = self._share(solved, readout, rows.ranks)
         if report.accepted and not self.settings.dry_run:
             _verify(module, readout, next(iter(rows)).x, tolerance)

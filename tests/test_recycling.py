@@ -215,6 +215,8 @@ def test_units_of_branches_are_recycled_on_the_same_lower_layers_and_constants(b
     assert idle[-64 // branches :][:3].all()
     report = solved(net, data=rows, scale=REJECTED)
     assert not report.accepted
+    assert report.candidates == 3 * 64
+    assert report.violation > 0
     assert torch.allclose(net(data.train.tensors[0]), outputs, atol=1e-5)
     changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
     assert f"branches.{branches - 1}.{len(net.branches[-1]) - 2}.weight" in changed
