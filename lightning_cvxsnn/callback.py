@@ -63,7 +63,8 @@ class ConvexReconstruction(Callback):
             ``"pool"`` and ``"priced"`` calibrate the layers below and replace the last hidden ``nn.Linear``: by weights
             that tell pairs of training points apart, by the best of many candidates, by column generation. In a
             `ParallelSNN` the last two replace whole branches and their neurons' constants. New weights are rolled back
-            where the held-out rows reject what comes of them.
+            where the held-out rows reject what comes of them. With ``apply="replace"``, periodic solves of ``"priced"``
+            also give new weights to units without a part in the answers to the training rows, which stay the same.
         warm_start: Solve before the first epoch; once per run, not on resume, not under ``fast_dev_run``.
         every_n_epochs: Solve after the last batch of every n-th epoch at the earliest, before its validation. 0: never.
         final_solve: Solve at the end of training, before the last validation where the last epoch is known, else in

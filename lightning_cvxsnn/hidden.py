@@ -5,13 +5,15 @@ from functools import partial
 from typing import Any, cast, get_args
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from lightning_cvxsnn.batches import TrainingRows, rows_of
 from lightning_cvxsnn.branches import BranchSearch
+from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.memory import check_witness_memory
 from lightning_cvxsnn.models import ParallelSNN
 from lightning_cvxsnn.patterns import (
@@ -19,6 +21,7 @@ from lightning_cvxsnn.patterns import (
     adapting_batch_norms,
     calibrate_layers,
     estimate_batch_norm,
+    fresh_state,
     undisturbed,
 )
 from lightning_cvxsnn.patterns.calibrate import LayerActivity, is_spiking, measure_activity
@@ -29,7 +32,7 @@ from lightning_cvxsnn.patterns.witnesses import (
     is_initialised,
     write_gaussian,
 )
-from lightning_cvxsnn.pricing import POOL, Priced, Pricer
+from lightning_cvxsnn.pricing import POOL, Priced, Pricer, Tried
 from lightning_cvxsnn.problem import Problem
 from lightning_cvxsnn.readout import Readout, forward_of
 from lightning_cvxsnn.settings import Settings
@@ -126,7 +129,7 @@ def replace_witnesses(
     settings: Settings,
     beta: float | None,
     estimate: Callable[[], None],
-) -> tuple[Priced | None, list[CalibratedLayer]]:
+) -> tuple[Priced | Tried | None, list[CalibratedLayer]]:
     """Write the hidden weights that ``settings.witnesses`` names; for ``"auto"``, those of ``"pairs"``.
 
     Args:
@@ -154,17 +157,10 @@ def replace_witnesses(
         )  # fmt: skip
         return None, []
     if isinstance(module, ParallelSNN) and kind != "pairs":
-        _replace_branches(module, rows, problem, settings, beta)
-        return None, []
+        return _replace_branches(module, rows, problem, settings, beta), []
     layers = bring_to_life(module, rows, estimate, only_dead=kind == "auto", skip_last=True)
-    rows_per_sample = readout.reduction.rows_per_sample
-    samples = _chosen(len(problem.held_out) // rows_per_sample, _PRICED_SAMPLES, seed)
-    layer = find_witness_layer(
-        module, readout.module, readout.reduction, forward, (batch.x for batch in rows), samples,
-        settings.backend, partial(check_witness_memory, samples=int(samples.sum())),
-    )  # fmt: skip
-    pricer = Pricer(layer, problem.at(samples.repeat_interleave(rows_per_sample)), TARGET_RATE, seed)
-    width = layer.affine.out_features
+    pricer = _pricer(module, rows, readout, problem, settings)
+    layer, width = pricer.layer, pricer.layer.affine.out_features
     if kind in ("auto", "pairs"):
         before = _last_activity(module, rows, readout)
         layer.write(*pricer.draw_pairs(width))
@@ -181,7 +177,7 @@ def replace_witnesses(
     violates = "" if priced.violation is None else f"; the last ones violate optimality by up to {priced.violation:.2f}"
     rank_zero_info(
         f"ConvexReconstruction chose {width} witnesses for '{layer.affine_name}' among {priced.candidates} "
-        f"candidates on {int(samples.sum())} samples: objective {priced.objectives[0]:.4g} -> "
+        f"candidates on {layer.inputs.shape[1]} samples: objective {priced.objectives[0]:.4g} -> "
         f"{priced.objectives[-1]:.4g} in {len(priced.objectives)} rounds{violates}."
     )
     return priced, layers
@@ -194,21 +190,112 @@ def _last_activity(module: nn.Module, rows: TrainingRows, readout: Readout) -> L
     return hidden[-1]
 
 
+@torch.no_grad()
+def recycle_units(
+    module: nn.Module,
+    rows: TrainingRows,
+    readout: Readout,
+    problem: Problem,
+    settings: Settings,
+    rho: float,
+    start: Solution | None,
+    tolerance: float,
+) -> Tried | None:
+    """Write priced witnesses for last hidden units that have no part in the answers to the training rows.
+
+    Their readout row is zero, or made zero first because their column is constant: the bias takes over what they
+    contribute. What takes their places starts with that row, so that no answer changes.
+
+    Args:
+        module: The network, changed in place.
+        rows: Its training rows.
+        readout: Its proved readout.
+        problem: The programme over its columns.
+        settings: The callback's arguments.
+        rho: Penalty of the programme.
+        start: A point to start its solve from.
+        tolerance: Of a forward pass, relative.
+
+    Returns:
+        What was tried; None where no unit is free.
+    """
+    coef, intercept = readout.read()
+    idle = _idle_columns(readout, problem, coef, intercept)
+    free = ~coef.any(1) | idle
+    if not bool(free.any()):
+        return None
+    search = (
+        _branch_search(module, rows, problem, settings)
+        if isinstance(module, ParallelSNN)
+        else _pricer(module, rows, readout, problem, settings)
+    )
+    x = next(iter(rows)).x
+    tensors = [*module.parameters()]
+    found, before = [t.detach().clone() for t in tensors], _answers(module, x)
+    if bool(coef[idle].any()):
+        values = problem.dictionary.block(slice(0, 1))[0].double().cpu() * problem.dictionary.scale
+        contributed = values[idle] @ coef[idle]
+        readout.write(torch.where(idle[:, None], 0.0, coef), contributed + (0.0 if intercept is None else intercept))
+    recycled = search.recycle(free, rho, start)
+    same = zip(before, _answers(module, x), strict=True)
+    if not all(bool((a - b).abs().max() <= tolerance * a.abs().max()) for a, b in same):
+        for tensor, value in zip(tensors, found, strict=True):
+            tensor.copy_(value)
+        rank_zero_warn(
+            f"Units that '{readout.name}' does not use were not given other weights: something else that the network "
+            "returns depends on them. Use witnesses='auto' for such a network."
+        )
+    return recycled
+
+
+def _idle_columns(readout: Readout, problem: Problem, coef: Tensor, intercept: Tensor | None) -> Tensor:
+    """``[P]`` bool: silent units and, where there is a bias to take over what they contribute, saturated ones."""
+    if readout.neuron is not None:  # spiking outputs also depend on when a unit fires
+        return torch.zeros(len(coef), dtype=torch.bool)
+    constant = problem.dictionary.constant.cpu()
+    return constant if intercept is not None else constant & (problem.dictionary.rates.cpu() == 0)
+
+
+def _answers(module: nn.Module, x: Any) -> list[Tensor]:
+    """All tensors that the network returns for ``x``; the same ones again for the same weights."""
+    fresh_state(module)
+    with isolate_rng():
+        torch.manual_seed(0)
+        return [leaf.float() for leaf in tree_flatten(forward_of(module)(x))[0] if isinstance(leaf, Tensor)]
+
+
+def _pricer(module: nn.Module, rows: TrainingRows, readout: Readout, problem: Problem, settings: Settings) -> Pricer:
+    """A search of the last hidden units on at most `_PRICED_SAMPLES`."""
+    rows_per_sample = readout.reduction.rows_per_sample
+    samples = _chosen(len(problem.held_out) // rows_per_sample, _PRICED_SAMPLES, settings.seed)
+    layer = find_witness_layer(
+        module, readout.module, readout.reduction, forward_of(module), (batch.x for batch in rows), samples,
+        settings.backend, partial(check_witness_memory, samples=int(samples.sum())),
+    )  # fmt: skip
+    return Pricer(layer, problem.at(samples.repeat_interleave(rows_per_sample)), TARGET_RATE, settings.seed)
+
+
 def _replace_branches(
     module: ParallelSNN, rows: TrainingRows, problem: Problem, settings: Settings, beta: float | None
-) -> None:
+) -> Tried:
     """Write whole branches, constants included, that ``pool`` or ``priced`` finds."""
-    inputs = torch.cat([batch.x for batch in rows])
-    samples = _chosen(len(inputs), _BRANCH_SAMPLES, settings.seed)
-    part = problem.at(samples.repeat_interleave(len(problem.held_out) // len(inputs)))
-    search = BranchSearch(module, inputs[samples.to(inputs.device)], part, TARGET_RATE, settings.seed)
+    search = _branch_search(module, rows, problem, settings)
     rho = None if beta is None else beta / module.readout.in_features**0.5
     chosen = search.run(rho, price=settings.witnesses == "priced")
     search.write(chosen.branches)
     rank_zero_info(
-        f"ConvexReconstruction chose {len(chosen.branches)} branches among {chosen.candidates} on {int(samples.sum())} "
+        f"ConvexReconstruction chose {len(chosen.branches)} branches among {chosen.candidates} on {search.samples} "
         f"samples: objective {chosen.objectives[0]:.4g} -> {chosen.objectives[-1]:.4g}."
     )
+    return chosen.tried
+
+
+def _branch_search(module: ParallelSNN, rows: TrainingRows, problem: Problem, settings: Settings) -> BranchSearch:
+    """A search of whole branches on at most `_BRANCH_SAMPLES`."""
+    inputs = torch.cat([batch.x for batch in rows])
+    samples = _chosen(len(inputs), _BRANCH_SAMPLES, settings.seed)
+    part = problem.at(samples.repeat_interleave(len(problem.held_out) // len(inputs)))
+    return BranchSearch(module, inputs[samples.to(inputs.device)], part, TARGET_RATE, settings.seed)
 
 
 def _chosen(count: int, most: int, seed: int) -> torch.Tensor:

@@ -94,6 +94,20 @@ class Priced:
     work: int
 
 
+@dataclass(frozen=True)
+class Tried:
+    """How hard a search for units tried.
+
+    Attributes:
+        candidates: Units tried.
+        violation: Largest ``|d^T U| / rho`` of the last ones; above 1, they lower the objective. None if none were
+            needed or priced.
+    """
+
+    candidates: int
+    violation: float | None
+
+
 class Pricer:
     """Searches the units of one layer for one programme.
 
@@ -200,6 +214,41 @@ class Pricer:
             candidates=self.candidates,
             work=self.work,
         )
+
+    @torch.no_grad()
+    def recycle(self, free: Tensor, rho: float, start: Solution | None) -> Tried:
+        """Write better weights into units of the layer that are free and that the programme does not use.
+
+        Those of constant columns are replaced in any case, others as long as there are candidates that violate. The
+        work counts in `convex.work`.
+
+        Args:
+            free: Bool ``[P]``.
+            rho: Penalty of the programme.
+            start: A point to start its solve from.
+        """
+        weight, bias = self.layer.affine.weight.detach().clone(), self.layer.affine.bias
+        units = self._units(weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().clone())
+        solution = replace(self.problem, dictionary=units.columns).solve(rho, _TOLERANCE, start, self._fitted)
+        used = solution.coef.any(1)
+        places = (free & ~used).nonzero()[:, 0]
+        constant = units.columns.constant[places]
+        places = places[(~constant).int().argsort(stable=True)]
+        if not len(places):
+            return Tried(0, None)
+        kept = (~free | used).nonzero()[:, 0]
+        others, solution = units.pick(kept), replace(solution, coef=solution.coef[kept])
+        found = self._search(len(places), others, solution, ascend=True, mutate=True)
+        scores, violations = self._score(found.columns.rows(self._fitted), solution.dual_point)
+        order = scores.argsort(descending=True)
+        order = order[(violations[order] <= rho).int().argsort(stable=True)]
+        chosen = self._distinct(found, order, others, len(places), fill=False)
+        chosen = chosen[violations[chosen] > rho]
+        if len(chosen) < constant.sum():
+            chosen = self._distinct(found, order, others, int(constant.sum()), fill=True)
+        new, places = found.pick(chosen), places[: len(chosen)]
+        self.layer.write(units.weight.index_copy(0, places, new.weight), units.bias.index_copy(0, places, new.bias))
+        return Tried(self.candidates, float(violations.max()) / rho)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Weights ``[count, F]`` and biases ``[count]``, half from pairs, half random, mixed and calibrated."""

@@ -25,6 +25,7 @@ from lightning_cvxsnn.hidden import (
     bring_to_life,
     describe_repairs,
     estimate_norms,
+    recycle_units,
     replace_witnesses,
     wants_pairs,
 )
@@ -37,6 +38,7 @@ from lightning_cvxsnn.patterns import (
     resolve_backend,
     undisturbed,
 )
+from lightning_cvxsnn.pricing import Priced
 from lightning_cvxsnn.problem import Problem, capture_problem
 from lightning_cvxsnn.readout import Readout, find_readout, forward_of
 from lightning_cvxsnn.report import SolveReport
@@ -199,12 +201,12 @@ class Reconstructor:
         layers: list[CalibratedLayer] = []
         constants = [b for neuron in _constants(module) for b in neuron.buffers()]
         before = [(t, t.detach().clone()) for t in (*module.parameters(), *constants)] if replacing else []
-        priced = None
+        tried = None
         if as_found is not None and replacing:  # on rank 0, whose parameters the others then take over
             with surroundings.progress("witnesses", None), working(self._once):
-                priced, layers = replace_witnesses(module, rows, readout, as_found, self.settings, self.beta, estimate)
-            if priced is not None:
-                self.beta = priced.rho * readout.module.in_features**0.5
+                tried, layers = replace_witnesses(module, rows, readout, as_found, self.settings, self.beta, estimate)
+            if isinstance(tried, Priced):
+                self.beta = tried.rho * readout.module.in_features**0.5
         elif not replacing and self.settings.witnesses != "keep":
             everything = fresh and self.settings.witnesses == "calibrated"
             layers = bring_to_life(module, rows, estimate, only_dead=not everything)
@@ -217,13 +219,16 @@ class Reconstructor:
             solved = None
             if problem is not None:
                 judge = self._judge(module, rows, readout, problem, as_found, occasion)
-                rough = None if priced is None else priced.solution
+                rough = tried.solution if isinstance(tried, Priced) else None
                 solved = self._solve(problem, readout, occasion, surroundings, rough, judge)
-            if solved is not None and priced is not None:
-                solved = replace(solved, violation=priced.violation, candidates=priced.candidates)
+            if solved is not None and tried is not None:
+                solved = replace(solved, violation=tried.violation, candidates=tried.candidates)
             report = self._share(solved, readout, rows.ranks)
         if report.accepted and not self.settings.dry_run:
             _verify(module, readout, next(iter(rows)).x, tolerance)
+        if self._recycles(occasion):
+            report = self._recycle(module, rows, readout, problem, surroundings, report, tolerance)
+            _synchronise(module, norms, rows.ranks)
         if replacing and not report.accepted:
             with torch.no_grad():
                 for tensor, value in before:
@@ -237,6 +242,25 @@ class Reconstructor:
             report, seconds_patterns=seconds_patterns, seconds_solve=seconds_solve, repaired=describe_repairs(layers)
         )
         return report, layers
+
+    def _recycle(
+        self,
+        module: nn.Module,
+        rows: TrainingRows,
+        readout: Readout,
+        problem: Problem | None,
+        surroundings: Surroundings,
+        report: SolveReport,
+        tolerance: float,
+    ) -> SolveReport:
+        """Give units that contribute nothing other weights, on rank 0, and report on the search in all processes."""
+        tried = None
+        settings = replace(self.settings, seed=self.settings.seed + surroundings.step)  # other candidates each time
+        with surroundings.progress("witnesses", None):
+            if problem is not None:
+                tried = recycle_units(module, rows, readout, problem, settings, report.rho, self.last, tolerance)
+        tried = rows.ranks.exchange(tried)[0]
+        return report if tried is None else replace(report, violation=tried.violation, candidates=tried.candidates)
 
     def _solve(
         self,
@@ -364,6 +388,10 @@ class Reconstructor:
 
     def _trains_on(self, occasion: Occasion) -> bool:
         return occasion in ("warm start", "periodic solve") and not self._shadows(occasion)
+
+    def _recycles(self, occasion: Occasion) -> bool:
+        """Whether training goes on from this solve's weights, and is to find better ones for units without a part."""
+        return self.settings.witnesses == "priced" and occasion == "periodic solve" and not self._shadows(occasion)
 
     def _scale(self, occasion: Occasion) -> float:
         if self.settings.scale != "auto":

@@ -37,7 +37,7 @@ class SolveReport:
         overhead: Work of all periodic solves so far over that of training so far.
         violation: Largest ``|d^T U| / rho`` of the last candidate units that a search for witnesses tried (``pool``,
             ``priced``): above 1, more units would lower the objective. It proves nothing about units not tried. None
-            without a search.
+            without a search, and for a ``pool`` of branches, which are compared by their objectives.
         candidates: Units that the search tried.
         accuracy_before: Share of held-out rows that the network as found classifies rightly; None for
             ``squared``, unless firing rates decide (a spiking output layer).

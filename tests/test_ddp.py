@@ -54,7 +54,10 @@ def timeless(report):
     return {k: v for k, v in report.items() if not k.startswith("seconds")}
 
 
-@pytest.mark.parametrize("case", ["fit", "shadow", "batch norm", "dead", "priced", "subset", "late"])
+@pytest.mark.parametrize(
+    "case",
+    ["fit", "shadow", "batch norm", "dead", "priced", "branches", "recycled", "recycled branches", "subset", "late"],
+)
 def test_all_processes_end_with_the_same_bits_and_the_same_reports(outcomes, case):
     first, second = outcomes[0][case], outcomes[1][case]
     assert "error" not in first
@@ -64,7 +67,7 @@ def test_all_processes_end_with_the_same_bits_and_the_same_reports(outcomes, cas
     assert not same(first["before"], first["after"])
 
 
-@pytest.mark.parametrize("case", ["fit", "batch norm", "dead", "priced"])
+@pytest.mark.parametrize("case", ["fit", "batch norm", "dead", "priced", "branches"])
 def test_the_warm_start_is_that_of_one_process(outcomes, case):
     for rank in range(2):
         together, one = outcomes[rank][case], outcomes[rank][f"{case} alone"]
@@ -72,6 +75,12 @@ def test_the_warm_start_is_that_of_one_process(outcomes, case):
         ours, theirs = (timeless(report) for report in (together["reports"][0], one["report"]))
         own = {"reason": "", "work": 0}  # passes over the rows are shared out
         assert ours | own == theirs | own
+
+
+def test_units_are_recycled_in_all_processes(outcomes):
+    for result in outcomes[:2]:
+        for case in ("recycled", "recycled branches"):
+            assert any(report["candidates"] > 0 for report in result[case]["reports"])
 
 
 @pytest.mark.parametrize("case", ["dictionary", "fewer batches than processes", "a list of batches"])

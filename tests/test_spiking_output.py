@@ -13,6 +13,8 @@ from lightning_cvxsnn.convex import mean_loss
 from lightning_cvxsnn.patterns import undisturbed
 from lightning_cvxsnn.problem import capture_problem
 from lightning_cvxsnn.readout import find_readout
+from lightning_cvxsnn.reconstruct import Reconstructor
+from lightning_cvxsnn.settings import Settings
 from lightning_cvxsnn.spiking_output import SCALES, firing_rates, judge_spiking
 from lightning_cvxsnn.surroundings import no_progress
 
@@ -171,6 +173,23 @@ def test_witnesses_of_the_layer_below():
     report = reconstruct(net, loader(), loss="squared", beta=0.01, witnesses="priced")
     assert report.accepted
     assert not torch.equal(net.hidden[0].weight, weights)
+
+
+def test_a_silent_unit_is_recycled_only_where_its_row_is_zero_as_outputs_depend_on_each_step():
+    torch.manual_seed(0)
+    net = SpikingNet()
+    reconstruct(net, loader(), loss="squared", beta=0.01)
+    with torch.no_grad():
+        net.hidden[0].weight[:2], net.hidden[0].bias[:2] = 0.0, -1.0
+        net.readout.weight[:, 0], net.readout.weight[:, 1] = 0.5, 0.0
+    before = state(net)
+    settings = Settings(loss="squared", beta=0.01, scale=1e-3, witnesses="priced", apply="replace")
+    report = Reconstructor(settings).run(net, rows_of(net, loader()), "periodic solve")
+    assert not report.accepted
+    changed = (net.hidden[0].weight != before["hidden.0.weight"]).any(1)
+    assert changed[1]
+    assert not changed[0]
+    assert torch.equal(net.readout.weight, before["readout.weight"])
 
 
 def test_no_witnesses_below():
