@@ -32,12 +32,13 @@ from lightning_cvxsnn import (
 XOR_METHODS = ("random CVX", "SG, default weights", "SG, calibrated", "defaults")
 ADDITION_METHODS = ("random CVX", "SG + CVX", "priced branches")
 NEURONS = {
-    "paper": {"tau": 100.0, "reset": "soft"},
-    "leak 0.1": {"tau": 1 / 0.9, "reset": "soft"},
-    "drawn": {"tau": (1.05, 100.0), "reset": "mixed"},
+    "paper": {"branches": 1, "tau": 100.0, "reset": "soft"},
+    "leak 0.1": {"branches": 1, "tau": 1 / 0.9, "reset": "soft"},
+    "drawn": {"branches": 4, "tau": (1.05, 100.0), "reset": "mixed"},
+    "thresholds drawn": {"branches": 20, "tau": 1.01, "v_threshold": (0.02, 1.0), "reset": "soft"},
 }
+XOR_TRAINING = {"lr": 5e-4, "batch_size": 32}
 RATE = 0.2  # spikes per unit and step, of calibrated weights for XOR
-ROWS = 2000  # numbers that a solve for addition uses at most: 12,000 rows
 
 
 def trainer(epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -57,10 +58,10 @@ def trainer(epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
 def xor(steps: int, depth: int, method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Test accuracy of one network."""
     pl.seed_everything(seed, verbose=False)
-    data = XORDataModule(steps, sizes=options.sizes, seed=seed)
+    data = XORDataModule(steps, options.sizes, XOR_TRAINING["batch_size"], seed)
     data.setup("fit")
     width, last_width = (250, 500) if depth < 10 else (128, 256)
-    net = ParallelSNN(2, width, last_width, depth, branches=1, lr=1e-3)
+    net = ParallelSNN(2, width, last_width, depth, branches=1, lr=XOR_TRAINING["lr"])
     started, epochs, callbacks = time.process_time(), 0, []
     if method == "random CVX":
         reconstruct(net, data.train_dataloader(), witnesses="gaussian_normalized", seed=seed)
@@ -77,7 +78,14 @@ def xor(steps: int, depth: int, method: str, seed: int, options: argparse.Namesp
     x, y = data.test.tensors
     with torch.no_grad():
         test = float((net(x).argmax(1) == y).float().mean())
-    return {"width": width, "last_width": last_width, "epochs": epochs, "test": test, "cpu_seconds": seconds}
+    return {
+        "width": width,
+        "last_width": last_width,
+        **XOR_TRAINING,
+        "epochs": epochs,
+        "test": test,
+        "cpu_seconds": seconds,
+    }
 
 
 def addition(base: int, neuron: str, method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -85,9 +93,9 @@ def addition(base: int, neuron: str, method: str, seed: int, options: argparse.N
     pl.seed_everything(seed, verbose=False)
     data = AdditionDataModule(base, sizes=options.sizes, seed=seed)
     data.setup("fit")
-    net = AdditionSNN(base, branches=4 if neuron == "drawn" else 1, lr=3e-3, **NEURONS[neuron])
+    net = AdditionSNN(base, lr=3e-3, **NEURONS[neuron])
     started, epochs = time.process_time(), 0
-    solve: dict[str, Any] = {"beta": options.beta, "max_samples": ROWS, "gap_tolerance": 1e-2, "seed": seed}
+    solve: dict[str, Any] = {"beta": options.beta, "max_samples": options.numbers, "gap_tolerance": 1e-2, "seed": seed}
     solve["witnesses"] = "priced" if method == "priced branches" else "gaussian_standard"
     if method == "SG + CVX":
         run = trainer(options.epochs, [ConvexReconstruction(every_n_epochs=0, **solve)])
@@ -103,7 +111,7 @@ def addition(base: int, neuron: str, method: str, seed: int, options: argparse.N
         tests[str(digits)] = float((sums % base == y % base).float().mean())
     return {
         "beta": options.beta,
-        "rows": 6 * min(ROWS, options.sizes[0]),
+        "rows": 6 * min(options.numbers, options.sizes[0]),
         "epochs": epochs,
         "test": tests,
         "cpu_seconds": seconds,
@@ -133,6 +141,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs=3, type=int, default=[2000, 2000, 4000])
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--beta", type=float, default=1e-3, help="penalty of the solves for addition")
+    parser.add_argument("--numbers", type=int, default=2000, help="numbers (six rows each) in a solve, at most")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

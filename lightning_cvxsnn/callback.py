@@ -54,17 +54,19 @@ class ConvexReconstruction(Callback):
             chosen on held-out training rows along a path at the first solve, then kept.
         readout: Dotted name of the readout, such as ``"net.4"``. None: the last linear layer that a batch reaches.
         witnesses: What to do with hidden weights. ``"auto"`` keeps them and repairs layers that are silent or
-            saturated. One that holds its constructor's weights is changed as a whole: with at most two spiking layers
-            by one factor and its biases, else by rescaling its units. Of any other, silent and saturated units are
-            rescaled. ``"keep"`` refuses a network that is dead. The others act at the warm start only.
-            ``"calibrated"`` rescales every unit to a firing rate of 0.1. ``"gaussian_standard"``,
-            ``"gaussian_normalized"`` and ``"gaussian_orthogonal"`` draw the weights of every hidden layer: N(0, 1),
-            rows of unit norm, orthonormal rows; units that are then silent or saturated are rescaled. ``"pairs"``,
-            ``"pool"`` and ``"priced"`` calibrate the layers below and replace the last hidden ``nn.Linear``: by weights
-            that tell pairs of training points apart, by the best of many candidates, by column generation. In a
-            `ParallelSNN` the last two replace whole branches and their neurons' constants. New weights are rolled back
-            where the held-out rows reject what comes of them. With ``apply="replace"``, periodic solves of ``"priced"``
-            also give new weights to units without a part in the answers to the training rows, which stay the same.
+            saturated. One that holds its constructor's weights is changed as a whole, and as soon as more than half of
+            its units are silent or saturated: with at most two spiking layers by one factor and its biases, else by
+            rescaling its units. Of any other, silent and saturated units are rescaled. Where training goes on from the
+            warm start, a classifier of one decision per sample and at most two spiking layers, of which the last holds
+            its constructor's weights, gets those of ``"pairs"`` there. ``"keep"`` refuses a network that is dead. The
+            others act at the warm start only. ``"calibrated"`` rescales every unit to a firing rate of 0.1.
+            ``"gaussian_standard"``, ``"gaussian_normalized"`` and ``"gaussian_orthogonal"`` draw the weights of every
+            hidden layer: N(0, 1), rows of unit norm, orthonormal rows; units that are then silent or saturated are
+            rescaled. ``"pairs"``, ``"pool"`` and ``"priced"`` bring the layers below to that firing rate and replace
+            the last hidden ``nn.Linear``: by weights that tell pairs of training points apart, by the best of many
+            candidates, by column generation. In a `ParallelSNN` the last two replace whole branches and their neurons'
+            constants. New weights are rolled back where the held-out rows reject what comes of them. With
+            ``"priced"``, later solves that are trained on give units without a part in the answers new weights.
         warm_start: Solve before the first epoch; once per run, not on resume, not under ``fast_dev_run``.
         every_n_epochs: Solve after the last batch of every n-th epoch at the earliest, before its validation. 0: never.
         final_solve: Solve at the end of training, before the last validation where the last epoch is known, else in

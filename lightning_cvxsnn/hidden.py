@@ -53,9 +53,10 @@ def bring_to_life(
 ) -> list[CalibratedLayer]:
     """Bring dead layers, or all, to `TARGET_RATE`.
 
-    A dead layer that holds its constructor's weights is brought there as a whole: by one factor and a bias of each unit
-    in a network of at most two spiking layers, by a factor of each unit in a deeper one. Of any other dead layer only
-    the dead units are rescaled. Where all layers are meant, every unit is; below new witnesses, fresh ones by biases.
+    A layer that holds its constructor's weights, and half of whose units carry no information, is brought there as a
+    whole: by one factor and a bias of each unit in a network of at most two spiking layers, by a factor of each unit in
+    a deeper one. Of any other dead layer only the dead units are rescaled. Where all layers are meant, every unit is;
+    below new witnesses, fresh ones by biases.
 
     Args:
         module: The network, changed in place.
@@ -72,6 +73,7 @@ def bring_to_life(
     return calibrate_layers(
         module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=only_dead, after_change=estimate,
         only_dead_units=lambda affine: only_dead and not is_initialised(affine),
+        unhealthy_too=is_initialised,
         by_bias=lambda affine: by_bias and is_initialised(affine),
         skip_last=skip_last,
     )  # fmt: skip
@@ -116,7 +118,7 @@ def describe_repairs(layers: list[CalibratedLayer]) -> str:
         f"'{r.name}' ({r.before.silent} of {r.before.units} units silent, {r.before.saturated} saturated; "
         f"'{r.affine_name}' {change(r)}, firing rate {r.before.rate:.3f} -> {r.after.rate:.3f})"
         for r in layers
-        if not r.before.alive
+        if not r.before.healthy
     )
 
 

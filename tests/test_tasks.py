@@ -36,7 +36,7 @@ def write_digits(folder):
 
 @pytest.mark.parametrize("task", ["xor", "addition", "mnist"])
 def test_the_configuration_trains_and_tests(task, tmp_path, capsys):
-    small = [*SMALL, "--data.sizes=[100, 50, 50]", "--model.width=16", "--model.last_width=32"]
+    small = [*SMALL, "--data.sizes=[100, 50, 50]", "--model.width=20", "--model.last_width=40"]
     if task == "mnist":
         write_digits(tmp_path / "images")
         small.append("--data.folder=images")

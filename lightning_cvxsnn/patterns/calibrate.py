@@ -53,6 +53,11 @@ class LayerActivity:
         """Whether more than one unit in twenty carries information: neither silent nor saturated."""
         return (self.units - self.silent - self.saturated) * 20 > self.units
 
+    @property
+    def healthy(self) -> bool:
+        """Whether at least half of the units carry information."""
+        return (self.units - self.silent - self.saturated) * 2 >= self.units
+
 
 @dataclass
 class CalibratedLayer:
@@ -179,6 +184,7 @@ def calibrate_layers(
     after_change: Callable[[], None] = lambda: None,
     only_dead_units: Callable[[nn.Module], bool] = lambda affine: False,
     skip_last: bool = False,
+    unhealthy_too: Callable[[nn.Module], bool] = lambda affine: False,
     by_bias: Callable[[nn.Module], bool] = lambda affine: False,
 ) -> list[CalibratedLayer]:
     """Scale the rows of each layer's affine, in place and in the order reached, until its units fire at ``rate``.
@@ -194,6 +200,8 @@ def calibrate_layers(
         after_change: Called after each layer's change, such as to estimate batch-norm statistics again.
         only_dead_units: Whether the units of an affine layer that fire at some steps and not at others are left alone.
         skip_last: Leave the last spiking layer alone.
+        unhealthy_too: Whether ``only_dead`` also changes the layer behind an affine layer where it is not
+            ``LayerActivity.healthy``.
         by_bias: Whether the units of an affine layer are all brought to ``rate`` by their biases, after one factor for
             all of its weights that gives the currents a standard deviation of 0.5.
 
@@ -207,10 +215,10 @@ def calibrate_layers(
     activities = measure_activity(module, forward, inputs)
     for position in range(len(activities) - skip_last):
         before = activities[position]
-        if before.alive and only_dead:
+        if only_dead and before.healthy:
             continue
         affine = _writable_affine(module, before, required=not before.alive)
-        if affine is None:
+        if affine is None or (only_dead and before.alive and not unhealthy_too(affine)):
             continue
         currents = _Currents(module, forward, inputs, before.name, affine)
         ones = torch.ones(currents.units, device=currents.device)

@@ -86,6 +86,21 @@ def test_only_dead_layers_are_repaired():
         assert torch.equal(p, before[name]) == (not name.startswith("4."))
 
 
+def test_a_layer_of_which_a_quarter_fires_is_changed_where_half_must():
+    net = deep(2)
+    calibrated(net, INPUTS)
+    with torch.no_grad():
+        net[0].weight[8:].mul_(1e-3)
+        net[0].bias[8:].mul_(1e-3)
+    before = net[0].weight.clone()
+    calibrated(net, INPUTS, only_dead=True)
+    assert torch.equal(net[0].weight, before)
+    changed = calibrated(net, INPUTS, only_dead=True, unhealthy_too=lambda affine: affine is net[0])
+    assert (changed[0].name, changed[0].before.silent, changed[0].after.silent) == ("1", 24, 0)
+    assert changed[0].before.alive
+    assert not changed[0].before.healthy
+
+
 def test_saturated_layers_are_brought_down():
     net = deep(1)
     with torch.no_grad():
