@@ -38,6 +38,7 @@ LOOKS = (*range(1, 8), *range(10, 41, 5))  # epochs after which runs are evaluat
 CALIBRATED = "SG, calibrated weights"
 # name: data, hidden layers, what the readout sees, learning rate, batch, epochs
 TASKS: dict[str, tuple[str, list[int], Any, float, int, int]] = {
+    "digits, one layer": ("digits", [128], "mean", 1e-2, 64, 20),
     "digits, two layers": ("digits", [128, 128], "mean", 1e-2, 64, 20),
     "digits, nine layers": ("digits", [128] * 9, "mean", 1e-2, 64, 20),
     "mnist, mean, one layer": ("mnist", [512], "mean", 1e-3, 128, 40),

@@ -9,7 +9,6 @@ eight pixels; learning rate 1e-2, batch 64.
 """
 
 import argparse
-import gzip
 import json
 import logging
 import time
@@ -22,18 +21,16 @@ from typing import Any
 from unittest import mock
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from machine import RESULTS, write
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_cvxsnn import ConvexReconstruction, DigitsDataModule, calibrate
+from lightning_cvxsnn import ConvexReconstruction, DigitsDataModule, SequentialMNISTDataModule, calibrate
 from lightning_cvxsnn.models import LitSNN
 from lightning_cvxsnn.pricing import Pricer
 
-STEPS, PIXELS = 4, 196
 EPOCHS = (0, 5, 10, 12, 20, 40)
 TRAINING = {"mnist": {"learning_rate": 1e-3, "batch": 128}, "digits": {"learning_rate": 1e-2, "batch": 64}}
 SG = ("SG, default weights", "SG, calibrated weights")
@@ -45,15 +42,10 @@ KINDS = (
 
 def sequential_mnist(folder: Path, seed: int, rows: int) -> list[TensorDataset]:
     """Training, validation and test rows ``(x [T, F] in [0, 1], y)``; ``rows`` of them in all."""
-    images, labels = (
-        np.frombuffer(gzip.decompress((folder / name).read_bytes()), np.uint8, offset=offset)
-        for name, offset in (("t10k-images-idx3-ubyte.gz", 16), ("t10k-labels-idx1-ubyte.gz", 8))
-    )
-    x = torch.tensor(images).reshape(-1, STEPS, PIXELS).float() / 255
-    y = torch.tensor(labels).long()
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:rows]
-    cuts = order.split([rows - 2 * (rows // 5), rows // 5, rows // 5])
-    return [TensorDataset(x[cut], y[cut]) for cut in cuts]
+    fifth = rows // 5
+    data: Any = SequentialMNISTDataModule(str(folder), sizes=(rows - 2 * fifth, fifth, fifth), seed=seed)
+    data.setup("fit")
+    return [data.train, data.val, data.test]
 
 
 def digits(seed: int) -> list[TensorDataset]:

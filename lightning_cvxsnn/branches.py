@@ -8,17 +8,19 @@ are kept, units that the solution does not use are replaced by others on the sam
 import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.convex.work import spend
 from lightning_cvxsnn.models import ParallelSNN
 from lightning_cvxsnn.patterns import SpikeDictionary, fresh_state
 from lightning_cvxsnn.patterns.calibrate import factors_for
 from lightning_cvxsnn.patterns.witnesses import side_by_side
+from lightning_cvxsnn.pricing import Tried
 from lightning_cvxsnn.problem import Problem
 
 _ROUNDS = 3
@@ -54,12 +56,14 @@ class ChosenBranches:
         rho: The penalty they were compared at.
         objectives: Objective over the network's own branches, calibrated, then after each round; it never rises.
         candidates: Number of branches tried.
+        tried: Their units, and those that unused ones were compared with.
     """
 
     branches: list[Branch]
     rho: float
     objectives: list[float]
     candidates: int
+    tried: Tried
 
 
 class BranchSearch:
@@ -75,7 +79,9 @@ class BranchSearch:
 
     def __init__(self, network: ParallelSNN, inputs: Tensor, problem: Problem, rate: float, seed: int) -> None:
         self.network, self.problem, self.rate = network, problem, rate
-        self.candidates = 0
+        self.candidates = self._units = 0
+        self._violation: float | None = None
+        self.samples = len(inputs)
         self._steps = inputs.transpose(0, 1)
         self._seed = seed
         self._fitted = ~problem.held_out
@@ -110,10 +116,29 @@ class BranchSearch:
                 for _ in range(_DRAWN * len(kept)):
                     kept, solution = self._challenged(kept, solution, rho, price, vary=index > 0)
                 if price:
-                    kept = self._exchanged(kept, solution)
+                    kept = self._exchanged(kept, solution, ~solution.coef.any(1), rho)
                     solution = self._solve(kept, rho, solution)
                 objectives.append(solution.primal)
-        return ChosenBranches(kept, rho, objectives, self.candidates)
+        return ChosenBranches(kept, rho, objectives, self.candidates, Tried(self._units, self._violation))
+
+    def recycle(self, free: Tensor, rho: float, start: Solution | None) -> Tried:
+        """Write new units into the places of those that are free and that the programme does not use.
+
+        Lower layers and constants stay. The work counts in `convex.work`.
+
+        Args:
+            free: Bool ``[P]``.
+            rho: Penalty of the programme.
+            start: A point to start its solve from.
+        """
+        with isolate_rng(), torch.no_grad():
+            torch.manual_seed(self._seed)
+            kept = [self._branch(copy.deepcopy(branch)) for branch in cast(Any, self.network.branches)]
+            solution = self._solve(kept, rho, start)
+            unused = free & ~solution.coef.any(1)
+            if bool(unused.any()):
+                self.write(self._exchanged(kept, solution, unused, rho))
+        return Tried(self._units, self._violation)
 
     @torch.no_grad()
     def write(self, branches: list[Branch]) -> None:
@@ -138,6 +163,7 @@ class BranchSearch:
         )
         if price:
             branch = self._branch(self._calibrated(self._wider(layers)))
+            self._units += branch.columns.shape[1]
             wide = self._solve([*rest, branch], rho, self._padded(solution, held, _WIDER * self._width))
             units = self._masses([*rest, branch], wide)[len(held) :].argsort(descending=True, stable=True)[
                 : self._width
@@ -146,22 +172,26 @@ class BranchSearch:
             start = replace(wide, coef=torch.cat([wide.coef[: len(held)], wide.coef[len(held) :][units]]))
         else:
             branch = self._branch(self._calibrated(layers))
+            self._units += branch.columns.shape[1]
             start = self._padded(solution, held, self._width)
         found = self._solve([*rest, branch], rho, start)
         return ([*rest, branch], found) if found.primal < solution.primal else (kept, solution)
 
-    def _exchanged(self, kept: list[Branch], solution: Solution) -> list[Branch]:
-        """The same branches with unused units replaced by the best of new ones."""
+    def _exchanged(self, kept: list[Branch], solution: Solution, unused: Tensor, rho: float) -> list[Branch]:
+        """The same branches with ``unused`` units, bool ``[P]``, replaced by the best of new ones."""
         exchanged = []
-        for branch, coef in zip(kept, solution.coef.split(self._width), strict=True):
-            used = coef.any(1)
+        self._violation = 0.0
+        for branch, free in zip(kept, unused.split(self._width), strict=True):
             layers = self._wider(copy.deepcopy(branch.layers))
             affine: Any = layers[-2]
             wide = self._branch(self._calibrated(layers, only_last=True))
-            best = self._best(wide.columns, solution)[: int((~used).sum())]
+            self._units += wide.columns.shape[1]
+            products = wide.columns.rows(self._fitted).column_scores(solution.dual_point)
+            self._violation = max(self._violation, float(products.abs().max()) / rho)
+            best = self._best(wide.columns, products)[: int(free.sum())]
             own: Any = copy.deepcopy(branch.layers)
-            own[-2].weight[~used] = affine.weight[best]
-            own[-2].bias[~used] = affine.bias[best]
+            own[-2].weight[free] = affine.weight[best]
+            own[-2].bias[free] = affine.bias[best]
             exchanged.append(self._branch(own))
         return exchanged
 
@@ -206,8 +236,9 @@ class BranchSearch:
 
     def _branch(self, layers: nn.Sequential) -> Branch:
         """The columns of a branch of any last width."""
-        steps = len(self._steps)
+        steps, samples, _ = self._steps.shape
         affines: Any = layers[::2]
+        spend(samples * steps * sum(affine.weight.numel() for affine in affines) // 2)  # of float32 numbers
         rows = max(_BLOCK // (steps * max(affine.out_features for affine in affines)), 1)
         parts = []
         for block in self._steps.split(rows, dim=1):
@@ -234,11 +265,11 @@ class BranchSearch:
         """How much each unit contributes: its coefficients times how much it varies, float64 ``[units]``."""
         return solution.coef.abs().sum(1) * torch.cat([self._spread(branch.columns) for branch in branches])
 
-    def _best(self, columns: SpikeDictionary, solution: Solution) -> Tensor:
-        """Positions of the columns by how much they correlate with the dual point, duplicates last."""
+    def _best(self, columns: SpikeDictionary, products: Tensor) -> Tensor:
+        """Positions of the columns by the size of ``products``, ``D^T U``, duplicates last."""
         fitted = columns.rows(self._fitted)
         size = self._spread(fitted) + fitted.shape[0] ** -0.5  # so that a column of few spikes wins nothing
-        scores = fitted.column_scores(solution.dual_point).norm(dim=1) / size
+        scores = products.norm(dim=1) / size
         first = torch.zeros(columns.shape[1], dtype=torch.bool)
         first[fitted.distinct_columns().witness] = True
         return torch.where(first, scores, -1.0).argsort(descending=True, stable=True)

@@ -16,8 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_cvxsnn.convex.work import working
 from lightning_cvxsnn.patterns import fresh_state
 
+#: A multiply-add of float64 numbers, in those of float32.
+FLOAT64 = 2
+
 _TRAINING_STEP = 3
-_FLOAT64 = 2
 
 
 @dataclass
@@ -28,22 +30,30 @@ class Budget:
         share: Of training work that they may take; None: any.
         epoch: Work of one training epoch; 0 before the first solve.
         spent: Work of the periodic solves so far.
-        expected: Work of the next one: that of the last solve, whatever its occasion.
+        expected: Work of the next one: that of the last solve, whatever its occasion, without what is done only once.
+        rejected: Periodic solves in a row that changed nothing.
     """
 
     share: float | None
     epoch: float = 0.0
     spent: float = 0.0
     expected: float = 0.0
+    rejected: int = 0
 
     def allows(self, epochs: int) -> bool:
-        """Whether the share of ``epochs`` finished epochs pays for one more solve; the first of all is always tried."""
-        return self.share is None or self.spent + self.expected <= self.share * self.epoch * epochs
+        """Whether the share of ``epochs`` finished epochs pays for one more solve; the first of all is always tried.
 
-    def charge(self, work: float, *, periodic: bool) -> None:
-        """Enter a solve."""
-        self.expected = work
-        self.spent += work * periodic
+        After rejections it must pay for more: twice as much for each.
+        """
+        wanted = self.expected * 2**self.rejected
+        return self.share is None or self.spent + wanted <= self.share * self.epoch * epochs
+
+    def charge(self, work: float, *, periodic: bool, accepted: bool, once: float = 0.0) -> None:
+        """Enter a solve of which the part ``once`` (a search for witnesses, the choice of beta) is not repeated."""
+        self.expected = work - once
+        if periodic:
+            self.spent += work
+            self.rejected = 0 if accepted else self.rejected + 1
 
     def overhead(self, epochs: int) -> float:
         """What the periodic solves took of the work of ``epochs`` epochs."""
@@ -82,7 +92,7 @@ class Meter:
         handle = readout.register_forward_pre_hook(arrive)
         try:
             with working() as solving:
-                yield lambda: self.row * rows + _FLOAT64 * solving.multiply_adds
+                yield lambda: self.row * rows + FLOAT64 * solving.multiply_adds
         finally:
             handle.remove()
 

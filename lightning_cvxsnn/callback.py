@@ -54,17 +54,19 @@ class ConvexReconstruction(Callback):
             chosen on held-out training rows along a path at the first solve, then kept.
         readout: Dotted name of the readout, such as ``"net.4"``. None: the last linear layer that a batch reaches.
         witnesses: What to do with hidden weights. ``"auto"`` keeps them and repairs layers that are silent or
-            saturated. One that holds its constructor's weights is changed as a whole, and as soon as more than half
-            of its units are silent or saturated: with at most two spiking layers
-            by one factor and its biases, else by rescaling its units. Of any other, silent and saturated units are
-            rescaled. ``"keep"`` refuses a network that is dead. The others act at the warm start only.
-            ``"calibrated"`` rescales every unit to a firing rate of 0.1. ``"gaussian_standard"``,
-            ``"gaussian_normalized"`` and ``"gaussian_orthogonal"`` draw the weights of every hidden layer: N(0, 1),
-            rows of unit norm, orthonormal rows; units that are then silent or saturated are rescaled. ``"pairs"``,
-            ``"pool"`` and ``"priced"`` calibrate the layers below and replace the last hidden ``nn.Linear``: by weights
-            that tell pairs of training points apart, by the best of many candidates, by column generation. In a
-            `ParallelSNN` the last two replace whole branches and their neurons' constants. New weights are rolled back
-            where the held-out rows reject what comes of them.
+            saturated. One that holds its constructor's weights is changed as a whole, and as soon as more than half of
+            its units are silent or saturated: with at most two spiking layers by one factor and its biases, else by
+            rescaling its units. Of any other, silent and saturated units are rescaled. Where training goes on from the
+            warm start, a classifier of one decision per sample and at most two spiking layers, of which the last holds
+            its constructor's weights, gets those of ``"pairs"`` there. ``"keep"`` refuses a network that is dead. The
+            others act at the warm start only. ``"calibrated"`` rescales every unit to a firing rate of 0.1.
+            ``"gaussian_standard"``, ``"gaussian_normalized"`` and ``"gaussian_orthogonal"`` draw the weights of every
+            hidden layer: N(0, 1), rows of unit norm, orthonormal rows; units that are then silent or saturated are
+            rescaled. ``"pairs"``, ``"pool"`` and ``"priced"`` bring the layers below to that firing rate and replace
+            the last hidden ``nn.Linear``: by weights that tell pairs of training points apart, by the best of many
+            candidates, by column generation. In a `ParallelSNN` the last two replace whole branches and their neurons'
+            constants. New weights are rolled back where the held-out rows reject what comes of them. With
+            ``"priced"``, later solves that are trained on give units without a part in the answers new weights.
         warm_start: Solve before the first epoch; once per run, not on resume, not under ``fast_dev_run``.
         every_n_epochs: Solve after the last batch of every n-th epoch at the earliest, before its validation. 0: never.
         final_solve: Solve at the end of training, before the last validation where the last epoch is known, else in
@@ -78,8 +80,9 @@ class ConvexReconstruction(Callback):
             layers keep a gradient), 1 elsewhere and for ``squared``; before a spiking output layer the factor at which
             its firing rates decide best on the held-out rows.
         max_overhead: Share of training work that periodic solves may take, counted in multiply-adds, so that runs
-            repeat exactly; they wait until it has accrued. The first, if there was no warm start, is tried at once.
-            None: no limit. Warm start and final solve are not charged.
+            repeat exactly; they wait until it has accrued, and for twice as much after each that was rejected in a row.
+            The first, if there was no warm start, is tried at once. None: no limit. Warm start and final solve are not
+            charged.
         gap_tolerance: Certified duality gap to reach, relative to the objective of the best constant predictor.
         max_samples: Rows to use, a random subset fixed by ``seed``, stratified where the dataset tells class labels
             without loading its rows; of an ``IterableDataset``, which needs it, the first batches. None: all.
@@ -305,8 +308,6 @@ class ConvexReconstruction(Callback):
                 batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
             )
             report = self._reconstructor.run(pl_module, rows, occasion, surroundings)
-        if self._reconstructor.shadow is not None:
-            self._reconstructor.shadow.enter(pl_module)
         self.reports.append(report)
         self._solved_epoch = epoch
         if occasion == "final solve" or self.settings.apply != "replace":  # a shadow is what a last solve would find

@@ -5,22 +5,26 @@ from functools import partial
 from typing import Any, cast, get_args
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from lightning_cvxsnn.batches import TrainingRows, rows_of
 from lightning_cvxsnn.branches import BranchSearch
+from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.memory import check_witness_memory
 from lightning_cvxsnn.models import ParallelSNN
 from lightning_cvxsnn.patterns import (
     CalibratedLayer,
     adapting_batch_norms,
     calibrate_layers,
     estimate_batch_norm,
+    fresh_state,
     undisturbed,
 )
-from lightning_cvxsnn.patterns.calibrate import is_spiking
+from lightning_cvxsnn.patterns.calibrate import LayerActivity, is_spiking, measure_activity
 from lightning_cvxsnn.patterns.witnesses import (
     GaussianKind,
     affine_names,
@@ -28,7 +32,7 @@ from lightning_cvxsnn.patterns.witnesses import (
     is_initialised,
     write_gaussian,
 )
-from lightning_cvxsnn.pricing import POOL, Priced, Pricer
+from lightning_cvxsnn.pricing import POOL, Priced, Pricer, Tried
 from lightning_cvxsnn.problem import Problem
 from lightning_cvxsnn.readout import Readout, forward_of
 from lightning_cvxsnn.settings import Settings
@@ -45,40 +49,74 @@ _BRANCH_SAMPLES = 2048  # that whole branches are chosen on
 
 
 def bring_to_life(
-    module: nn.Module, rows: TrainingRows, estimate: Callable[[], None], *, only_dead: bool
+    module: nn.Module, rows: TrainingRows, estimate: Callable[[], None], *, only_dead: bool, skip_last: bool = False
 ) -> list[CalibratedLayer]:
     """Bring dead layers, or all, to `TARGET_RATE`.
 
     A layer that holds its constructor's weights, and half of whose units carry no information, is brought there as a
     whole: by one factor and a bias of each unit in a network of at most two spiking layers, by a factor of each unit in
-    a deeper one. Of any other dead layer only
-    the dead units are rescaled. Where all layers are meant, every unit is.
+    a deeper one. Of any other dead layer only the dead units are rescaled. Where all layers are meant, every unit is;
+    below new witnesses, fresh ones by biases.
 
     Args:
         module: The network, changed in place.
         rows: Its training rows, of which `CALIBRATION_ROWS` are looked at.
         estimate: Estimates the batch norms anew; called after each change.
         only_dead: Leave layers that carry information as they are.
+        skip_last: Leave the last spiking layer as it is: it gets new witnesses.
 
     Returns:
         What was done to each layer, in the order reached.
     """
     inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
-    by_bias = only_dead and sum(map(is_spiking, module.modules())) <= _SHALLOW
+    by_bias = (only_dead or skip_last) and _is_shallow(module)
     return calibrate_layers(
         module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=only_dead, after_change=estimate,
         only_dead_units=lambda affine: only_dead and not is_initialised(affine),
         unhealthy_too=is_initialised,
         by_bias=lambda affine: by_bias and is_initialised(affine),
+        skip_last=skip_last,
     )  # fmt: skip
+
+
+def _is_shallow(module: nn.Module) -> bool:
+    return sum(map(is_spiking, module.modules())) <= _SHALLOW
+
+
+@torch.no_grad()
+def wants_pairs(module: nn.Module, readout: Readout, settings: Settings, x: Any) -> bool:
+    """Whether ``witnesses="auto"`` gives the last hidden layer weights that tell pairs of training points apart.
+
+    It does where that was measured to train better: a classifier with one decision per sample and at most two spiking
+    layers, of which the last still holds its constructor's weights.
+
+    Args:
+        module: The network. Call this inside ``undisturbed``.
+        readout: Its proved readout.
+        settings: The callback's arguments.
+        x: A batch of inputs.
+    """
+    one_decision = settings.loss != "squared" and readout.reduction.rows_per_sample == 1
+    if settings.witnesses != "auto" or not one_decision or not _is_shallow(module) or isinstance(module, ParallelSNN):
+        return False
+    try:
+        layer = find_witness_layer(module, readout.module, readout.reduction, forward_of(module), [x])
+    except ValueError:
+        return False  # no plain layer of which units can be replaced one by one
+    return is_initialised(layer.affine)
 
 
 def describe_repairs(layers: list[CalibratedLayer]) -> str:
     """Which of ``layers`` carried no information, and what was done to them."""
+
+    def change(layer: CalibratedLayer) -> str:
+        if layer.replaced:
+            return "given new weights"
+        return f"times {layer.scale:.2g}, {layer.negated} units negated, biases {layer.shift:+.2g}"
+
     return "; ".join(
         f"'{r.name}' ({r.before.silent} of {r.before.units} units silent, {r.before.saturated} saturated; "
-        f"'{r.affine_name}' times {r.scale:.2g}, {r.negated} units negated, biases {r.shift:+.2g}, firing rate "
-        f"{r.before.rate:.3f} -> {r.after.rate:.3f})"
+        f"'{r.affine_name}' {change(r)}, firing rate {r.before.rate:.3f} -> {r.after.rate:.3f})"
         for r in layers
         if not r.before.healthy
     )
@@ -93,8 +131,8 @@ def replace_witnesses(
     settings: Settings,
     beta: float | None,
     estimate: Callable[[], None],
-) -> Priced | None:
-    """Write the hidden weights that ``settings.witnesses`` names.
+) -> tuple[Priced | Tried | None, list[CalibratedLayer]]:
+    """Write the hidden weights that ``settings.witnesses`` names; for ``"auto"``, those of ``"pairs"``.
 
     Args:
         module: The network, changed in place.
@@ -106,59 +144,160 @@ def replace_witnesses(
         estimate: Estimates the batch norms anew; called after each change.
 
     Returns:
-        What a search by the programme found; None for the kinds that do not search.
+        What a search by the programme found, None for the kinds that do not search; and what was done to layers that
+        keep their weights but for factors and biases.
     """
     kind, seed, forward = settings.witnesses, settings.seed, forward_of(module)
-    inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
-    calibrated = partial(calibrate_layers, module, forward, inputs, rate=TARGET_RATE, after_change=estimate)
     if kind in get_args(GaussianKind):
+        inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
         names = affine_names(module, forward, inputs[0], readout.module)
         write_gaussian(module, names, cast(GaussianKind, kind), seed)
         estimate()
-        calibrated(only_dead=False, only_dead_units=lambda affine: True)
-        return None
+        calibrate_layers(
+            module, forward, inputs, rate=TARGET_RATE, after_change=estimate, only_dead=False,
+            only_dead_units=lambda affine: True,
+        )  # fmt: skip
+        return None, []
     if isinstance(module, ParallelSNN) and kind != "pairs":
-        _replace_branches(module, rows, problem, settings, beta)
-        return None
-    calibrated(only_dead=False, skip_last=True)
-    rows_per_sample = readout.reduction.rows_per_sample
-    samples = _chosen(len(problem.held_out) // rows_per_sample, _PRICED_SAMPLES, seed)
-    layer = find_witness_layer(
-        module, readout.module, readout.reduction, forward, (batch.x for batch in rows), samples,
-        settings.backend,
-    )  # fmt: skip
-    pricer = Pricer(layer, problem.at(samples.repeat_interleave(rows_per_sample)), TARGET_RATE, seed)
-    width = layer.affine.out_features
-    if kind == "pairs":
+        return _replace_branches(module, rows, problem, settings, beta), []
+    layers = bring_to_life(module, rows, estimate, only_dead=kind == "auto", skip_last=True)
+    pricer = _pricer(module, rows, readout, problem, settings)
+    layer, width = pricer.layer, pricer.layer.affine.out_features
+    if kind in ("auto", "pairs"):
+        before = _last_activity(module, rows, readout)
         layer.write(*pricer.draw_pairs(width))
-        return None
+        after = _last_activity(module, rows, readout)
+        layers.append(CalibratedLayer(before.name, layer.affine_name, before, after, replaced=True))
+        rank_zero_info(
+            f"ConvexReconstruction gave the {width} units of '{layer.affine_name}' weights that tell pairs of training "
+            "points apart."
+        )
+        return None, layers
     rho = None if beta is None else beta / width**0.5
     priced = pricer.run(width, rho, pool=POOL * width if kind == "pool" else None)
     layer.write(priced.units.weight, priced.units.bias)
     violates = "" if priced.violation is None else f"; the last ones violate optimality by up to {priced.violation:.2f}"
     rank_zero_info(
         f"ConvexReconstruction chose {width} witnesses for '{layer.affine_name}' among {priced.candidates} "
-        f"candidates on {int(samples.sum())} samples: objective {priced.objectives[0]:.4g} -> "
+        f"candidates on {layer.inputs.shape[1]} samples: objective {priced.objectives[0]:.4g} -> "
         f"{priced.objectives[-1]:.4g} in {len(priced.objectives)} rounds{violates}."
     )
-    return priced
+    return priced, layers
+
+
+def _last_activity(module: nn.Module, rows: TrainingRows, readout: Readout) -> LayerActivity:
+    """Activity of the neurons that the readout receives."""
+    inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
+    hidden = [a for a in measure_activity(module, forward_of(module), inputs) if a.name != readout.neuron_name]
+    return hidden[-1]
+
+
+@torch.no_grad()
+def recycle_units(
+    module: nn.Module,
+    rows: TrainingRows,
+    readout: Readout,
+    problem: Problem,
+    settings: Settings,
+    rho: float,
+    start: Solution | None,
+    tolerance: float,
+) -> Tried | None:
+    """Write priced witnesses for last hidden units that have no part in the answers to the training rows.
+
+    Their readout row is zero, or made zero first because their column is constant: the bias takes over what they
+    contribute. What takes their places starts with that row, so that no answer changes.
+
+    Args:
+        module: The network, changed in place.
+        rows: Its training rows.
+        readout: Its proved readout.
+        problem: The programme over its columns.
+        settings: The callback's arguments.
+        rho: Penalty of the programme.
+        start: A point to start its solve from.
+        tolerance: Of a forward pass, relative.
+
+    Returns:
+        What was tried; None where no unit is free.
+    """
+    coef, intercept = readout.read()
+    idle = _idle_columns(readout, problem, coef, intercept)
+    free = ~coef.any(1) | idle
+    if not bool(free.any()):
+        return None
+    search = (
+        _branch_search(module, rows, problem, settings)
+        if isinstance(module, ParallelSNN)
+        else _pricer(module, rows, readout, problem, settings)
+    )
+    x = next(iter(rows)).x
+    tensors = [*module.parameters()]
+    found, before = [t.detach().clone() for t in tensors], _answers(module, x)
+    if bool(coef[idle].any()):
+        values = problem.dictionary.block(slice(0, 1))[0].double().cpu() * problem.dictionary.scale
+        contributed = values[idle] @ coef[idle]
+        readout.write(torch.where(idle[:, None], 0.0, coef), contributed + (0.0 if intercept is None else intercept))
+    recycled = search.recycle(free, rho, start)
+    same = zip(before, _answers(module, x), strict=True)
+    if not all(bool((a - b).abs().max() <= tolerance * a.abs().max()) for a, b in same):
+        for tensor, value in zip(tensors, found, strict=True):
+            tensor.copy_(value)
+        rank_zero_warn(
+            f"Units that '{readout.name}' does not use were not given other weights: something else that the network "
+            "returns depends on them. Use witnesses='auto' for such a network."
+        )
+    return recycled
+
+
+def _idle_columns(readout: Readout, problem: Problem, coef: Tensor, intercept: Tensor | None) -> Tensor:
+    """``[P]`` bool: silent units and, where there is a bias to take over what they contribute, saturated ones."""
+    if readout.neuron is not None:  # spiking outputs also depend on when a unit fires
+        return torch.zeros(len(coef), dtype=torch.bool)
+    constant = problem.dictionary.constant.cpu()
+    return constant if intercept is not None else constant & (problem.dictionary.rates.cpu() == 0)
+
+
+def _answers(module: nn.Module, x: Any) -> list[Tensor]:
+    """All tensors that the network returns for ``x``; the same ones again for the same weights."""
+    fresh_state(module)
+    with isolate_rng():
+        torch.manual_seed(0)
+        return [leaf.float() for leaf in tree_flatten(forward_of(module)(x))[0] if isinstance(leaf, Tensor)]
+
+
+def _pricer(module: nn.Module, rows: TrainingRows, readout: Readout, problem: Problem, settings: Settings) -> Pricer:
+    """A search of the last hidden units on at most `_PRICED_SAMPLES`."""
+    rows_per_sample = readout.reduction.rows_per_sample
+    samples = _chosen(len(problem.held_out) // rows_per_sample, _PRICED_SAMPLES, settings.seed)
+    layer = find_witness_layer(
+        module, readout.module, readout.reduction, forward_of(module), (batch.x for batch in rows), samples,
+        settings.backend, partial(check_witness_memory, samples=int(samples.sum())),
+    )  # fmt: skip
+    return Pricer(layer, problem.at(samples.repeat_interleave(rows_per_sample)), TARGET_RATE, settings.seed)
 
 
 def _replace_branches(
     module: ParallelSNN, rows: TrainingRows, problem: Problem, settings: Settings, beta: float | None
-) -> None:
+) -> Tried:
     """Write whole branches, constants included, that ``pool`` or ``priced`` finds."""
-    inputs = torch.cat([batch.x for batch in rows])
-    samples = _chosen(len(inputs), _BRANCH_SAMPLES, settings.seed)
-    part = problem.at(samples.repeat_interleave(len(problem.held_out) // len(inputs)))
-    search = BranchSearch(module, inputs[samples.to(inputs.device)], part, TARGET_RATE, settings.seed)
+    search = _branch_search(module, rows, problem, settings)
     rho = None if beta is None else beta / module.readout.in_features**0.5
     chosen = search.run(rho, price=settings.witnesses == "priced")
     search.write(chosen.branches)
     rank_zero_info(
-        f"ConvexReconstruction chose {len(chosen.branches)} branches among {chosen.candidates} on {int(samples.sum())} "
+        f"ConvexReconstruction chose {len(chosen.branches)} branches among {chosen.candidates} on {search.samples} "
         f"samples: objective {chosen.objectives[0]:.4g} -> {chosen.objectives[-1]:.4g}."
     )
+    return chosen.tried
+
+
+def _branch_search(module: ParallelSNN, rows: TrainingRows, problem: Problem, settings: Settings) -> BranchSearch:
+    """A search of whole branches on at most `_BRANCH_SAMPLES`."""
+    inputs = torch.cat([batch.x for batch in rows])
+    samples = _chosen(len(inputs), _BRANCH_SAMPLES, settings.seed)
+    part = problem.at(samples.repeat_interleave(len(problem.held_out) // len(inputs)))
+    return BranchSearch(module, inputs[samples.to(inputs.device)], part, TARGET_RATE, settings.seed)
 
 
 def _chosen(count: int, most: int, seed: int) -> torch.Tensor:

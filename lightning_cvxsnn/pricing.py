@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.convex.work import spend
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.patterns.witnesses import WitnessLayer, pairs, side_by_side
 from lightning_cvxsnn.problem import Problem
@@ -91,6 +92,20 @@ class Priced:
     violation: float | None
     candidates: int
     work: int
+
+
+@dataclass(frozen=True)
+class Tried:
+    """How hard a search for units tried.
+
+    Attributes:
+        candidates: Units tried.
+        violation: Largest ``|d^T U| / rho`` of the last ones; above 1, they lower the objective. None if none were
+            needed or priced.
+    """
+
+    candidates: int
+    violation: float | None
 
 
 class Pricer:
@@ -200,6 +215,41 @@ class Pricer:
             work=self.work,
         )
 
+    @torch.no_grad()
+    def recycle(self, free: Tensor, rho: float, start: Solution | None) -> Tried:
+        """Write better weights into units of the layer that are free and that the programme does not use.
+
+        Those of constant columns are replaced in any case, others as long as there are candidates that violate. The
+        work counts in `convex.work`.
+
+        Args:
+            free: Bool ``[P]``.
+            rho: Penalty of the programme.
+            start: A point to start its solve from.
+        """
+        weight, bias = self.layer.affine.weight.detach().clone(), self.layer.affine.bias
+        units = self._units(weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().clone())
+        solution = replace(self.problem, dictionary=units.columns).solve(rho, _TOLERANCE, start, self._fitted)
+        used = solution.coef.any(1)
+        places = (free & ~used).nonzero()[:, 0]
+        constant = units.columns.constant[places]
+        places = places[(~constant).int().argsort(stable=True)]
+        if not len(places):
+            return Tried(0, None)
+        kept = (~free | used).nonzero()[:, 0]
+        others, solution = units.pick(kept), replace(solution, coef=solution.coef[kept])
+        found = self._search(len(places), others, solution, ascend=True, mutate=True)
+        scores, violations = self._score(found.columns.rows(self._fitted), solution.dual_point)
+        order = scores.argsort(descending=True)
+        order = order[(violations[order] <= rho).int().argsort(stable=True)]
+        chosen = self._distinct(found, order, others, len(places), fill=False)
+        chosen = chosen[violations[chosen] > rho]
+        if len(chosen) < constant.sum():
+            chosen = self._distinct(found, order, others, int(constant.sum()), fill=True)
+        new, places = found.pick(chosen), places[: len(chosen)]
+        self.layer.write(units.weight.index_copy(0, places, new.weight), units.bias.index_copy(0, places, new.bias))
+        return Tried(self.candidates, float(violations.max()) / rho)
+
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Weights ``[count, F]`` and biases ``[count]``, half from pairs, half random, mixed and calibrated."""
         fan_in, paired = self.layer.affine.in_features, count // 2
@@ -218,7 +268,7 @@ class Pricer:
 
     def _calibrated(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         inputs = self._some_inputs(_CALIBRATION_SAMPLES)[0]
-        self.work += len(weight) * inputs.shape[1]
+        self._count(len(weight), inputs.shape[1])
         if self.layer.affine.bias is None:
             bias = torch.zeros_like(bias)
         return self.layer.calibrated(inputs, weight, bias, self.rate)
@@ -242,7 +292,7 @@ class Pricer:
             weight, bias = torch.cat([weight, more[0]]), torch.cat([bias, more[1]])
         self.candidates += count
         inputs, rows = self._some_inputs(_SCORE_SAMPLES)
-        self.work += count * inputs.shape[1]
+        self._count(count, inputs.shape[1])
         columns = self.layer.columns(inputs, weight, bias)
         scores, _ = self._score(columns, solution.dual_point[rows])
         few = Units(weight, bias, columns)
@@ -262,7 +312,7 @@ class Pricer:
         self.layer.neuron.train()  # some neurons have a surrogate gradient in this mode only
         for _ in range(_ASCENT_STEPS):
             inputs, rows = self._some_inputs(_ASCENT_SAMPLES)
-            self.work += _BACKWARD * len(weight) * inputs.shape[1]
+            self._count(_BACKWARD * len(weight), inputs.shape[1])
             spikes = self.layer.spikes(inputs, point[0] * size, point[1] * size[:, 0])
             values, scale = self.layer.reduction.sum_steps(spikes)
             score, _ = self._correlate(values * scale, dual[rows].to(values))
@@ -275,6 +325,12 @@ class Pricer:
         self.layer.neuron.eval()
         return (point[0] * size).detach(), (point[1] * size[:, 0]).detach()
 
+    def _count(self, units: int, samples: int) -> None:
+        """Count a pass of ``units`` over ``samples``, here and, by its multiply-adds, in `convex.work`."""
+        self.work += units * samples
+        steps, _, fan_in = self.layer.inputs.shape
+        spend(units * samples * steps * fan_in // 2)  # of float32 numbers
+
     def _some_inputs(self, count: int) -> tuple[Tensor, Tensor]:
         """Inputs of random fitted samples (all if there are fewer), and their rows in the dual point."""
         samples = torch.randperm(self._inputs.shape[1], generator=self._generator)[:count]
@@ -282,7 +338,7 @@ class Pricer:
         return self._inputs.index_select(1, samples.to(self._inputs.device)), rows.flatten()
 
     def _units(self, weight: Tensor, bias: Tensor) -> Units:
-        self.work += len(weight) * self.layer.inputs.shape[1]
+        self._count(len(weight), self.layer.inputs.shape[1])
         return Units(weight, bias, self.layer.columns(self.layer.inputs, weight, bias))
 
     def _score(self, columns: SpikeDictionary, dual: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from lightning_cvxsnn.targets import row_targets, row_weights
 
 _HELD_OUT = 5  # one sample in five judges
 _PATH_ROWS = 2048  # of the others are fitted to choose a penalty,
-_PATH_TOLERANCE = 0.1  # to this relative gap: the loss that is compared hardly depends on either,
+ROUGH = 0.1  # to this relative gap: the loss that is compared hardly depends on either,
 _PATH_VALUES = 10  # at so many penalties;
 _PATH_LOSS = 0.02  # of what the best of them gains may be lost to a larger one
 
@@ -128,7 +128,7 @@ class Problem:
             num_outputs=self.num_outputs,
             sample_weight=few.weights,
             num_values=_PATH_VALUES,
-            gap_tolerance=_PATH_TOLERANCE,
+            gap_tolerance=ROUGH,
         )
         if walk.edge == "smallest":
             return walk  # better ones lie beyond

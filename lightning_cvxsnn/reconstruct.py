@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -16,10 +15,20 @@ from torch import Tensor, nn
 
 from lightning_cvxsnn.advice import advise
 from lightning_cvxsnn.batches import TrainingRows, rows_of
-from lightning_cvxsnn.budget import Budget, Meter, measure
+from lightning_cvxsnn.budget import FLOAT64, Budget, Meter, measure
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.convex.ranks import Ranks, checksum
-from lightning_cvxsnn.hidden import CALIBRATION_ROWS, bring_to_life, describe_repairs, estimate_norms, replace_witnesses
+from lightning_cvxsnn.convex.work import Work, working
+from lightning_cvxsnn.guard import Judgement, is_clear, judge_linear
+from lightning_cvxsnn.hidden import (
+    CALIBRATION_ROWS,
+    bring_to_life,
+    describe_repairs,
+    estimate_norms,
+    recycle_units,
+    replace_witnesses,
+    wants_pairs,
+)
 from lightning_cvxsnn.patterns import (
     LIF,
     CalibratedLayer,
@@ -29,12 +38,13 @@ from lightning_cvxsnn.patterns import (
     resolve_backend,
     undisturbed,
 )
+from lightning_cvxsnn.pricing import Priced
 from lightning_cvxsnn.problem import Problem, capture_problem
 from lightning_cvxsnn.readout import Readout, find_readout, forward_of
 from lightning_cvxsnn.report import SolveReport
 from lightning_cvxsnn.settings import Settings
 from lightning_cvxsnn.shadow import Shadow
-from lightning_cvxsnn.spiking_output import SCALES, Judgement, judge
+from lightning_cvxsnn.spiking_output import SCALES, judge_spiking
 from lightning_cvxsnn.surroundings import Surroundings
 from lightning_cvxsnn.transaction import Transaction, all_or_nothing
 
@@ -56,6 +66,7 @@ class Reconstructor:
         last: Coefficients and intercept of the last solution, the starting point of the next solve.
         readout: The proved readout; None before the first solve.
         shadow: The accepted solution that is not to be trained on, with what it stands in for; None: there is none.
+            After a solve the network holds it.
         budget: What the periodic solves have cost and may cost.
     """
 
@@ -67,6 +78,7 @@ class Reconstructor:
         self.shadow: Shadow | None = None
         self.budget = Budget(settings.max_overhead)
         self._meter: Meter | None = None
+        self._once = Work()  # that part of the last solve's which the next one will not repeat
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors that make the next solve the same after a resume."""
@@ -97,8 +109,8 @@ class Reconstructor:
             surroundings: The Trainer's part.
 
         Returns:
-            The report. The solution is in the network or, if it is not to be trained on, in `shadow`. Whatever is
-            raised, parameters, buffers and optimiser states are as before.
+            The report. The solution is in the network; if it is not to be trained on, `shadow` takes it out again.
+            Whatever is raised, parameters, buffers and optimiser states are as before.
 
         Raises:
             MisconfigurationException: If the network, the data or a setting does not allow it.
@@ -106,6 +118,7 @@ class Reconstructor:
             RuntimeError: If another process fails, or the parameters are not the same in all of them afterwards.
         """
         surroundings = surroundings or Surroundings()
+        self._once = Work()
         tolerance = _TOLERANCE if surroundings.precision is None else _LOW_PRECISION_TOLERANCE
         norms = adapting_batch_norms(module)
         if self.shadow is not None:
@@ -124,18 +137,20 @@ class Reconstructor:
                 with torch.no_grad():
                     for buffer, value in statistics + constants:
                         buffer.copy_(value)
-            told = rows.ranks.exchange((checksum(*module.parameters()), work()))
-            if len({bits for bits, _ in told}) > 1:
+            told = rows.ranks.exchange((checksum(*module.parameters()), work(), FLOAT64 * self._once.multiply_adds))
+            if len({bits for bits, *_ in told}) > 1:
                 raise RuntimeError(
                     "The processes hold different parameters after a reconstruction, so nothing was written. Expected "
                     "the same bits in all; do they write to the network on their own?"
                 )
-            self.shadow = None
+            stand_ins: list[Tensor] = []
             if report.accepted and not self.settings.dry_run and self._shadows(occasion):
-                self.shadow = self._take_out(module, readout, transaction, [b for b, _ in statistics])
-            transaction.forget_history(transaction.changed())
-        self.budget.charge(told[0][1], periodic=occasion == "periodic solve")
-        return replace(report, work=told[0][1], overhead=self.budget.overhead(surroundings.epoch))
+                stand_ins = _stand_ins(readout, transaction, [b for b, _ in statistics])
+            self.shadow = Shadow.of(module, stand_ins, transaction.found) if stand_ins else None
+            transaction.forget_history(p for p in transaction.changed() if not any(p is t for t in stand_ins))
+        _, spent, once = told[0]
+        self.budget.charge(spent, periodic=occasion == "periodic solve", accepted=report.accepted, once=once)
+        return replace(report, work=spent, overhead=self.budget.overhead(surroundings.epoch))
 
     def _find(
         self, module: nn.Module, rows: TrainingRows, surroundings: Surroundings, tolerance: float
@@ -178,19 +193,20 @@ class Reconstructor:
         _synchronise(module, norms, rows.ranks)
         fresh = occasion in ("warm start", "single solve")
         replacing = fresh and self.settings.witnesses not in ("auto", "keep", "calibrated")
+        if occasion == "warm start" and self._trains_on(occasion):
+            replacing |= wants_pairs(module, readout, self.settings, next(iter(rows)).x)
         as_found = captured(stage="patterns as found") if norms or replacing else None
         estimate = partial(estimate_norms, module, norms, rows)
         estimate()
         layers: list[CalibratedLayer] = []
         constants = [b for neuron in _constants(module) for b in neuron.buffers()]
         before = [(t, t.detach().clone()) for t in (*module.parameters(), *constants)] if replacing else []
-        priced = None
+        tried = None
         if as_found is not None and replacing:  # on rank 0, whose parameters the others then take over
-            with surroundings.progress("witnesses", None):
-                priced = replace_witnesses(module, rows, readout, as_found, self.settings, self.beta, estimate)
-            if priced is not None:
-                self.beta = priced.rho * readout.module.in_features**0.5
-                self.last = _starting_point(priced.solution.coef, priced.solution.intercept)
+            with surroundings.progress("witnesses", None), working(self._once):
+                tried, layers = replace_witnesses(module, rows, readout, as_found, self.settings, self.beta, estimate)
+            if isinstance(tried, Priced):
+                self.beta = tried.rho * readout.module.in_features**0.5
         elif not replacing and self.settings.witnesses != "keep":
             everything = fresh and self.settings.witnesses == "calibrated"
             layers = bring_to_life(module, rows, estimate, only_dead=not everything)
@@ -202,13 +218,17 @@ class Reconstructor:
         with surroundings.progress("convex solve", None):
             solved = None
             if problem is not None:
-                judge_spiking = partial(judge, module, rows, readout, problem)
-                solved = self._solve(problem, readout, occasion, surroundings, as_found, judge_spiking)
-            if solved is not None and priced is not None:
-                solved = replace(solved, violation=priced.violation, candidates=priced.candidates)
+                judge = self._judge(module, rows, readout, problem, as_found, occasion)
+                rough = tried.solution if isinstance(tried, Priced) else None
+                solved = self._solve(problem, readout, occasion, surroundings, rough, judge)
+            if solved is not None and tried is not None:
+                solved = replace(solved, violation=tried.violation, candidates=tried.candidates)
             report = self._share(solved, readout, rows.ranks)
         if report.accepted and not self.settings.dry_run:
             _verify(module, readout, next(iter(rows)).x, tolerance)
+        if self._recycles(occasion):
+            report = self._recycle(module, rows, readout, problem, surroundings, report, tolerance)
+            _synchronise(module, norms, rows.ranks)
         if replacing and not report.accepted:
             with torch.no_grad():
                 for tensor, value in before:
@@ -223,46 +243,55 @@ class Reconstructor:
         )
         return report, layers
 
+    def _recycle(
+        self,
+        module: nn.Module,
+        rows: TrainingRows,
+        readout: Readout,
+        problem: Problem | None,
+        surroundings: Surroundings,
+        report: SolveReport,
+        tolerance: float,
+    ) -> SolveReport:
+        """Give units that contribute nothing other weights, on rank 0, and report on the search in all processes."""
+        tried = None
+        settings = replace(self.settings, seed=self.settings.seed + surroundings.step)  # other candidates each time
+        with surroundings.progress("witnesses", None):
+            if problem is not None:
+                tried = recycle_units(module, rows, readout, problem, settings, report.rho, self.last, tolerance)
+        tried = rows.ranks.exchange(tried)[0]
+        return report if tried is None else replace(report, violation=tried.violation, candidates=tried.candidates)
+
     def _solve(
         self,
         problem: Problem,
         readout: Readout,
         occasion: Occasion,
         surroundings: Surroundings,
-        as_found: Problem | None,
-        judge_spiking: Callable[..., Judgement],
+        rough: Solution | None,
+        judge: Callable[[Solution], Judgement],
     ) -> SolveReport:
-        """Solve on four fifths, judge on the rest; only a pass is solved on all rows and written."""
+        """Solve on four fifths, judge on the rest; only a pass is solved on all rows and written.
+
+        A rough solution, such as a path of penalties or a search for witnesses leaves, need not be refined to be judged
+        if it wins clearly.
+        """
         settings, dictionary = self.settings, problem.dictionary
         tolerance, columns = settings.gap_tolerance, dictionary.shape[1]
-        init, beta_edge = self.last, None
+        beta_edge = None
         if self.beta is None:
-            walk = problem.choose_rho()
-            init, beta_edge = walk.solution, walk.edge
+            with working(self._once):
+                walk = problem.choose_rho()
+            rough, beta_edge = walk.solution, walk.edge
             self.beta = walk.rho * columns**0.5
         rho = self.beta / columns**0.5
         fitted: Tensor | None = ~problem.held_out
-        solution = problem.solve(rho, tolerance, init, fitted)
-
-        found = as_found or problem
-        if readout.neuron is None:
-            scale, right, told = self._scale(occasion), True, ""
-            candidate = scale * (dictionary.rows(problem.held_out) @ solution.coef + solution.intercept)
-            objective_before, objective_after = problem.found_loss(), problem.held_out_loss(candidate)
-            accuracy_before = found.held_out_accuracy(found.outputs[found.held_out])
-            accuracy_after = problem.held_out_accuracy(candidate)
+        if rough is not None and is_clear(judgement := judge(rough), problem):
+            solution = rough
         else:
-            judgement = judge_spiking(solution, SCALES if settings.scale == "auto" else [float(settings.scale)])
-            scale, right = judgement.scale, judgement.accepted
-            told = (
-                f" by the firing rates of '{readout.neuron_name}'; the certificate is about the linear programme only"
-            )
-            objective_before, objective_after = judgement.before, judgement.after
-            accuracy_before, accuracy_after = judgement.right_before, judgement.right_after
-        if as_found is not None:  # another network than that of `problem`: its batch norms and dead layers as they were
-            objective_before = min(objective_before, as_found.found_loss())
-        accepted = right and not objective_after >= objective_before  # answers of NaN are worse than anything
-        if accepted:
+            solution = problem.solve(rho, tolerance, rough or self.last, fitted)
+            judgement = judge(solution)
+        if judgement.accepted:
             fitted = None
             solution = problem.solve(rho, tolerance, solution)
         self.last = _starting_point(solution.coef, solution.intercept)
@@ -271,10 +300,16 @@ class Reconstructor:
                 f"The convex solve stopped at a certified gap of {solution.gap:.2e}, above "
                 f"gap_tolerance={tolerance:g}; its solution is valid, not optimal. Raise beta or gap_tolerance."
             )
-        verdict = "accepted" if accepted else "rejected, not better"
+        accepted, scale = judgement.accepted, judgement.scale
+        verdict = "rejected, not better"
+        if accepted:
+            verdict = "would be accepted" if settings.dry_run else "accepted"
+        if readout.neuron is not None:
+            verdict += (
+                f" by the firing rates of '{readout.neuron_name}'; the certificate is about the linear programme only"
+            )
         coef, intercept = scale * solution.coef, scale * solution.intercept
         if accepted and settings.dry_run:
-            verdict = "would be accepted"
             gap_written = problem.gap_at(coef, intercept, solution, rho, fitted)
         else:
             if accepted:
@@ -299,29 +334,40 @@ class Reconstructor:
             active=int((solution.coef != 0).any(1).sum()),
             scale=scale,
             accepted=accepted,
-            reason=f"{occasion}: {verdict}{told}",
-            objective_before=objective_before,
-            objective_after=objective_after,
+            reason=f"{occasion}: {verdict}",
+            objective_before=judgement.before,
+            objective_after=judgement.after,
             seconds_patterns=0.0,
             seconds_solve=0.0,
-            accuracy_before=accuracy_before,
-            accuracy_after=accuracy_after,
+            accuracy_before=judgement.right_before,
+            accuracy_after=judgement.right_after,
             beta_edge=beta_edge,
         )
 
-    @staticmethod
-    def _take_out(module: nn.Module, readout: Readout, transaction: Transaction, statistics: list[Tensor]) -> Shadow:
-        """Take out again what the solve wrote: the readout and, of hidden weights as found, the statistics."""
-        written: list[Tensor] = list(readout.parameters)
-        if all(any(p is own for own in readout.parameters) for p in transaction.changed()):
-            written += statistics
-        names = {id(t): name for name, t in chain(module.named_parameters(), module.named_buffers())}
-        shadow = Shadow(
-            trained={names[id(t)]: transaction.found(t).cpu() for t in written},
-            solved={names[id(t)]: t.detach().cpu().clone() for t in written},
-        )
-        shadow.leave(module)
-        return shadow
+    def _judge(
+        self,
+        module: nn.Module,
+        rows: TrainingRows,
+        readout: Readout,
+        problem: Problem,
+        as_found: Problem | None,
+        occasion: Occasion,
+    ) -> Callable[[Solution], Judgement]:
+        """What compares a solution with the network as found."""
+
+        def judge(solution: Solution) -> Judgement:
+            if readout.neuron is None:
+                judgement = judge_linear(problem, as_found, solution, self._scale(occasion))
+            else:
+                scales = SCALES if self.settings.scale == "auto" else [float(self.settings.scale)]
+                judgement = judge_spiking(module, rows, readout, problem, solution, scales)
+            if as_found is not None:  # another network than that of `problem`: its batch norms, its dead layers
+                before = min(judgement.before, as_found.found_loss())
+                better = judgement.accepted and not judgement.after >= before
+                judgement = replace(judgement, before=before, accepted=better)
+            return judgement
+
+        return judge
 
     def _share(self, report: SolveReport | None, readout: Readout, ranks: Ranks) -> SolveReport:
         """Take over what rank 0 has solved, decided and written; the others wait for it here."""
@@ -340,12 +386,25 @@ class Reconstructor:
             apply = "shadow" if occasion in ("periodic solve", "final solve") else "replace"
         return apply == "shadow" and occasion != "single solve"
 
+    def _trains_on(self, occasion: Occasion) -> bool:
+        return occasion in ("warm start", "periodic solve") and not self._shadows(occasion)
+
+    def _recycles(self, occasion: Occasion) -> bool:
+        """Whether training goes on from this solve's weights, and is to find better ones for units without a part."""
+        return self.settings.witnesses == "priced" and occasion == "periodic solve" and not self._shadows(occasion)
+
     def _scale(self, occasion: Occasion) -> float:
         if self.settings.scale != "auto":
             return float(self.settings.scale)
-        trains_on = occasion in ("warm start", "periodic solve") and not self._shadows(occasion)
         # A squared loss fits values, which a factor would spoil; the others fit decisions.
-        return CONTINUE_SCALE if trains_on and self.settings.loss != "squared" else 1.0
+        return CONTINUE_SCALE if self._trains_on(occasion) and self.settings.loss != "squared" else 1.0
+
+
+def _stand_ins(readout: Readout, transaction: Transaction, statistics: list[Tensor]) -> list[Tensor]:
+    """What training is not to go on from: the readout and, of hidden weights as found, the statistics."""
+    written: list[Tensor] = list(readout.parameters)
+    only_readout = all(any(p is own for own in readout.parameters) for p in transaction.changed())
+    return written + statistics if only_readout else written
 
 
 def reconstruct(model: nn.Module, dataloader: Any, **arguments: Any) -> SolveReport:

@@ -33,11 +33,11 @@ class SolveReport:
         objective_after: Unpenalised loss on the held-out rows with the candidate, fitted on the other rows and scaled.
         seconds_patterns: Wall-clock seconds of the pattern passes.
         seconds_solve: Wall-clock seconds of the convex solves.
-        work: Multiply-adds of the pattern passes and convex solves, those in float64 counted twice.
+        work: Multiply-adds of pattern passes, searches for witnesses and convex solves; those in float64 count twice.
         overhead: Work of all periodic solves so far over that of training so far.
         violation: Largest ``|d^T U| / rho`` of the last candidate units that a search for witnesses tried (``pool``,
             ``priced``): above 1, more units would lower the objective. It proves nothing about units not tried. None
-            without a search.
+            without a search, and for a ``pool`` of branches, which are compared by their objectives.
         candidates: Units that the search tried.
         accuracy_before: Share of held-out rows that the network as found classifies rightly; None for
             ``squared``, unless firing rates decide (a spiking output layer).

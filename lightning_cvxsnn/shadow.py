@@ -1,5 +1,6 @@
 """Solved weights that take the place of trained ones between two training steps."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -19,22 +20,31 @@ class Shadow:
     trained: dict[str, Tensor]
     solved: dict[str, Tensor]
 
-    def enter(self, module: nn.Module) -> None:
-        """Put the solved values in the place of the trained ones, unless the network holds something else by now."""
-        _exchange(module, self.trained, self.solved)
+    @classmethod
+    def of(cls, module: nn.Module, tensors: Iterable[Tensor], trained: Callable[[Tensor], Tensor]) -> "Shadow":
+        """Of ``tensors`` of ``module``, which hold solved values; ``trained`` tells what one of them held before."""
+        names = {id(tensor): name for name, tensor in _named(module)}
+        pairs = {names[id(tensor)]: (trained(tensor), tensor.detach().clone()) for tensor in tensors}
+        return cls(*({name: pair[k].cpu() for name, pair in pairs.items()} for k in range(2)))
 
+    @torch.no_grad()
     def leave(self, module: nn.Module) -> None:
-        """The reverse, bit for bit."""
-        _exchange(module, self.solved, self.trained)
+        """Put the trained values back, all or none, bit for bit, unless the network holds something else by now."""
+        tensors = {name: tensor for name, tensor in _named(module) if name in self.solved}
+        if not all(torch.equal(tensor, self.solved[name].to(tensor.device)) for name, tensor in tensors.items()):
+            return
+        try:
+            for name, tensor in tensors.items():
+                tensor.copy_(self.trained[name])
+        except BaseException:
+            for name, tensor in tensors.items():
+                tensor.copy_(self.solved[name])
+            raise
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Tensors for a checkpoint; ``Shadow(**state)`` reads them."""
         return {"trained": self.trained, "solved": self.solved}
 
 
-@torch.no_grad()
-def _exchange(module: nn.Module, old: dict[str, Tensor], new: dict[str, Tensor]) -> None:
-    tensors = {name: tensor for name, tensor in chain(module.named_parameters(), module.named_buffers()) if name in old}
-    if all(torch.equal(tensor, old[name].to(tensor.device)) for name, tensor in tensors.items()):
-        for name, tensor in tensors.items():
-            tensor.copy_(new[name])
+def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return chain(module.named_parameters(), module.named_buffers())

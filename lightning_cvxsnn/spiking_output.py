@@ -6,7 +6,6 @@ scales, and what the network then answers on the held-out rows decides.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from lightning_cvxsnn.batches import TrainingRows
 from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.guard import Judgement
 from lightning_cvxsnn.patterns import fresh_state
 from lightning_cvxsnn.patterns.witnesses import run_neuron
 from lightning_cvxsnn.problem import Problem
@@ -24,28 +24,7 @@ from lightning_cvxsnn.readout import Readout
 SCALES = tuple(2.0 ** (k / 2) for k in range(-4, 17))
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """What the network's firing rates on the held-out rows say of a solution.
-
-    Attributes:
-        scale: The best factor on the solution.
-        before: Loss with the readout as stored.
-        after: Loss with the solution, scaled.
-        right_before: Share of the rows that are decided rightly with the readout as stored; None for one output.
-        right_after: The same with the solution, scaled.
-        accepted: Whether the loss falls and no fewer decisions are right.
-    """
-
-    scale: float
-    before: float
-    after: float
-    right_before: float | None
-    right_after: float | None
-    accepted: bool
-
-
-def judge(
+def judge_spiking(
     module: nn.Module,
     rows: TrainingRows,
     readout: Readout,

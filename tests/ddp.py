@@ -1,6 +1,7 @@
 """What two processes under DDP do; ``test_ddp.py`` runs this file and looks at what each process saw.
 
-The first fit launches the second process as a user's script would; the other cases run in the same pair.
+The first fit launches the second process as a user's script would; the other cases run in the same pair. In the last
+one a process is killed in a solve: the second, or the first, given a second argument, which leaves out the other cases.
 """
 
 import os
@@ -23,7 +24,7 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, SubsetRandomSampler, TensorDataset
 
-from lightning_cvxsnn import ConvexReconstruction, reconstruct
+from lightning_cvxsnn import ConvexReconstruction, ParallelSNN, reconstruct
 from lightning_cvxsnn.batches import TrainingRows
 from lightning_cvxsnn.convex.ranks import Ranks
 from lightning_cvxsnn.patterns import undisturbed
@@ -45,6 +46,28 @@ class NormNet(Net):
         self.hidden[0].step_mode = "m"
 
 
+class Killed(Net):
+    """The process of one rank is gone in the middle of a solve."""
+
+    passes = 0
+
+    def forward(self, x):
+        self.passes += not (self.training or self.trainer.sanity_checking)
+        if self.passes == 5 and dist.get_rank() == self.victim:
+            (self.folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+def kill(rank, folder):
+    """Fit until ``rank`` is gone; the other process tells what it saw and ends."""
+    net = network(Killed)
+    net.victim, net.folder = rank, folder
+    _, message = fit(ConvexReconstruction(beta=0.02), net, data(), max_epochs=1)["error"]
+    (folder / "survived").write_text(message)
+    sys.exit(1)
+
+
 class AfterWarmStart(pl.Callback):
     """The network as the first training step finds it."""
 
@@ -57,18 +80,29 @@ def data(**kwargs):
     return loader(ROWS, BATCH, shuffle=True, **kwargs)
 
 
+def sequences(n=ROWS, **kwargs):
+    """The same rows as sequences of three steps."""
+    x, y = rows(n)
+    return DataLoader(TensorDataset(3 * x.unflatten(1, (3, 2)), y), BATCH, **kwargs)
+
+
+def branched():
+    torch.manual_seed(1)
+    return ParallelSNN(width=8, last_width=16, depth=3, num_classes=3, tau=(1.05, 100.0), reset="mixed", lr=1e-2)
+
+
 def network(kind=Net, **kwargs):
     torch.manual_seed(1)
     return kind(**kwargs)
 
 
-def fit(callback, net, train, *others, **kwargs):
+def fit(callback, net, train, *others, val=None, **kwargs):
     """Train on both ranks; what this one ends with, or the error."""
     before, snapshot = state(net), AfterWarmStart()
     run = trainer(callback, snapshot, *others, devices=2, strategy="ddp", **kwargs)
     result = {}
     try:
-        run.fit(net, train, loader(40, BATCH, seed=1))
+        run.fit(net, train, val or loader(40, BATCH, seed=1))
     except Exception as error:
         result["error"] = type(error).__name__, str(error)
     result |= {"before": before, "after": state(net), "warm start": getattr(snapshot, "state", None)}
@@ -76,9 +110,9 @@ def fit(callback, net, train, *others, **kwargs):
     return result
 
 
-def alone(net, **arguments):
+def alone(net, train=None, **arguments):
     """The same reconstruction by this process, which knows of no other."""
-    report = reconstruct(net, loader(ROWS, BATCH), scale=0.3, **arguments)
+    report = reconstruct(net, train or loader(ROWS, BATCH), scale=0.3, **arguments)
     return {"after": state(net), "report": asdict(report)}
 
 
@@ -133,6 +167,14 @@ def main(folder):
             warnings.simplefilter("ignore")
             results[name] = fit(ConvexReconstruction(**arguments), make(), data(), max_epochs=1)
             results[f"{name} alone"] = alone(make(), **arguments)
+    branches = {"witnesses": "priced", "beta": 0.02}
+    priced = ConvexReconstruction(**branches)
+    results["branches"] = fit(priced, branched(), sequences(shuffle=True), val=sequences(40), max_epochs=1)
+    results["branches alone"] = alone(branched(), sequences(), **branches)
+    recycling = {"witnesses": "priced", "beta": 0.1, "apply": "replace", "warm_start": False, "max_overhead": None}
+    results["recycled"] = fit(ConvexReconstruction(**recycling), network(), data(), max_epochs=3)
+    again = ConvexReconstruction(**recycling)
+    results["recycled branches"] = fit(again, branched(), sequences(shuffle=True), val=sequences(40), max_epochs=3)
     results["dictionary"] = dictionary(network(), data())
     results["fewer batches than processes"] = dictionary(network(), loader(12, BATCH))
     results["a list of batches"] = dictionary(network(), list(loader(ROWS, BATCH)))
@@ -159,11 +201,10 @@ def main(folder):
     except MisconfigurationException as error:
         results["batch sampler"] = str(error)
     torch.save(results, folder / f"{rank}.pt")
-    dist.barrier()
-    if rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    sys.exit("error" in fit(ConvexReconstruction(beta=0.02), network(), data(), max_epochs=1))
+    kill(1, folder)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) == 2:
+        main(Path(sys.argv[1]))
+    kill(0, Path(sys.argv[1]))

@@ -1,5 +1,6 @@
 import gzip
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -79,8 +80,9 @@ def test_the_witness_benchmark_runs(tmp_path):
     for label in range(10):
         images[labels == label, 70 * label : 70 * label + 70] = 150
     images += generator.integers(0, 99, images.shape).astype(np.uint8)
-    for name, header, values in (("images-idx3", 16, images), ("labels-idx1", 8, labels)):
-        (tmp_path / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(bytes(header) + values.tobytes()))
+    for name, shape, values in (("images-idx3", (300, 28, 28), images), ("labels-idx1", (300,), labels)):
+        header = b"\0\0\x08" + bytes([len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+        (tmp_path / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
     options = ["--mnist", tmp_path, "--rows", "300", "--seeds", "0", "--epochs", "1", "--output", tmp_path]
     kinds = ["--kinds", "SG, calibrated weights", "pairs"]
     command = [sys.executable, ROOT / "benchmarks/witnesses.py", *options, *kinds]

@@ -157,6 +157,8 @@ def test_reconstruction_writes_weights_and_constants(witnesses):
     report = reconstruct(net, data.train_dataloader(), witnesses=witnesses, beta=0.01)
     assert report.accepted
     assert report.gap < 1e-6
+    assert report.candidates >= 2 * 2 * 2 * 32  # rounds, candidates per branch, branches, units of each
+    assert (report.violation is None) == (witnesses == "pool")
     assert constants(net) != before
     assert net.training == mode
     twin, _ = addition(tau=(1.05, 100.0), reset="mixed")

@@ -1,13 +1,15 @@
 """What periodic solves may cost: counted in work, the same in every run."""
 
+import math
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from networks import Net, loader, trainer
 from torch.nn import functional as F
 
-from lightning_cvxsnn import ConvexReconstruction
-from lightning_cvxsnn.budget import measure
+from lightning_cvxsnn import ConvexReconstruction, ParallelSNN, XORDataModule, reconstruct
+from lightning_cvxsnn.budget import Budget, measure
 from lightning_cvxsnn.convex import solve
 from lightning_cvxsnn.patterns import undisturbed
 
@@ -60,6 +62,70 @@ def test_without_a_warm_start_the_first_solve_is_tried_and_paid_for_afterwards()
     assert solves[0].epoch == 1
     assert len(solves) >= 2
     assert solves[0].work + solves[0].work <= 2.0 * EPOCH * solves[1].epoch
+
+
+def rejections_before(solves):
+    """How many of the solves before each were rejected in a row."""
+    counts = [0]
+    for report in solves:
+        counts.append(0 if report.accepted else counts[-1] + 1)
+    return counts[:-1]
+
+
+@pytest.mark.parametrize("beta", [10.0, 0.02])
+def test_each_rejection_in_a_row_doubles_what_the_next_solve_must_have_saved(beta):
+    callback = ConvexReconstruction(beta=beta, max_overhead=1.0, final_solve=False)
+    fit(callback, epochs=60, net=Net(lr=0.02))
+    solves = periodic(callback)
+    assert max(rejections_before(solves)) >= 2
+    spent, last = 0.0, callback.reports[0]
+    for report, rejections in zip(solves, rejections_before(solves), strict=True):
+        saved = spent + 2**rejections * last.work
+        assert report.epoch == max(last.epoch + 1, math.ceil(saved / EPOCH))
+        spent, last = spent + report.work, report
+
+
+def test_an_accepted_solve_ends_the_wait():
+    budget = Budget(share=1.0, epoch=1.0)
+    for accepted, epochs in ((True, 2), (False, 4), (False, 7), (True, 5)):
+        budget.charge(1.0, periodic=True, accepted=accepted)
+        assert [budget.allows(e) for e in (epochs - 1, epochs)] == [False, True]
+        assert Budget(share=1.0, **budget.state_dict()) == budget  # a resumed run waits as long
+    budget.charge(1.0, periodic=False, accepted=False)  # a warm start says nothing about later solves
+    assert budget.rejected == 0
+    assert Budget(share=None, rejected=9, expected=1.0).allows(0)
+
+
+def test_a_search_for_witnesses_is_counted_and_the_next_solve_is_not_expected_to_repeat_it():
+    plain, priced = (
+        ConvexReconstruction(beta=0.02, witnesses=kind, max_overhead=2.0, final_solve=False)
+        for kind in ("keep", "priced")
+    )
+    for callback in (plain, priced):
+        fit(callback, epochs=8)
+    kept, searched = plain.reports[0], priced.reports[0]
+    improved = 24 * 25 * 3 * 192 * 4 * 6  # at least the width's units, in 25 steps of three passes over the fitted rows
+    assert searched.work - kept.work > improved
+    assert periodic(priced)[0].epoch < searched.work / (2 * EPOCH) / 3
+
+
+def test_a_search_for_branches_is_counted():
+    net = ParallelSNN(2, width=256, last_width=8, depth=3, branches=2)
+    data = XORDataModule(5, sizes=(100, 50, 50))
+    data.setup("fit")
+    report = reconstruct(net, data.train_dataloader(), witnesses="pool", beta=0.02)
+    branches = 2 + 3 * 4 * 2  # the network's own, then three rounds of four times as many
+    assert report.work > branches * 100 * 5 * (2 * 128 + 128 * 4)
+
+
+def test_the_choice_of_beta_is_not_expected_again():
+    """It is part of the warm start's work, which judges the first periodic solve."""
+    callbacks = [ConvexReconstruction(beta=beta, max_overhead=0.5, final_solve=False) for beta in ("auto", 0.02)]
+    for callback in callbacks:
+        fit(callback, epochs=60)
+    chosen, given = (periodic(callback)[0].epoch for callback in callbacks)
+    assert chosen < callbacks[0].reports[0].work / (0.5 * EPOCH)
+    assert given == math.ceil(callbacks[1].reports[0].work / (0.5 * EPOCH))
 
 
 def test_the_spacing_is_the_earliest():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from networks import Net, assert_same_state, loader, rows, state, trainer
 from torch.nn import functional as F
@@ -116,7 +116,7 @@ def test_early_stopping_gets_a_last_solve_of_its_own_file(tmp_path):
         def validation_step(self, batch, batch_idx):
             self.log("val_loss", float(self.current_epoch))
 
-    callback = ConvexReconstruction(beta=1e-3, every_n_epochs=50)
+    callback = ConvexReconstruction(beta=1e-3, every_n_epochs=50, witnesses="keep")
     checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="mine", monitor="val_loss")
     stopping = EarlyStopping("val_loss", patience=1)
     net = Worse(lr=1e-4)
@@ -133,7 +133,7 @@ def test_early_stopping_gets_a_last_solve_of_its_own_file(tmp_path):
 
 def test_an_earlier_last_checkpoint_is_never_overwritten(tmp_path):
     (tmp_path / "convex-last.ckpt").write_text("precious")
-    callback = ConvexReconstruction(beta=1e-3, every_n_epochs=0)
+    callback = ConvexReconstruction(beta=1e-3, every_n_epochs=0, witnesses="keep")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fitted([callback, ModelCheckpoint(dirpath=tmp_path)], Net(lr=1e-4), max_epochs=1, checkpoint=True)
@@ -327,7 +327,7 @@ def test_no_bar_no_output(capsys):
 
 
 def test_one_line_for_each_solve(caplog):
-    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None, witnesses="keep")
     with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         fitted(callback, max_epochs=2)
     lines = [r.message for r in caplog.records if r.message.startswith("ConvexReconstruction ")]
@@ -363,7 +363,7 @@ def test_the_same_loss_raises_no_warning(loss, train):
 )
 def test_another_loss_is_warned_about(loss, train):
     with pytest.warns(UserWarning, match=rf"solves loss='{loss}'.*`training_step` returned"):
-        fitted(ConvexReconstruction(loss=loss, beta=0.05), trains(train), max_epochs=1)
+        fitted(ConvexReconstruction(loss=loss, beta=0.05, witnesses="keep"), trains(train), max_epochs=1)
 
 
 def test_the_comparison_sees_dropout_and_accumulation_as_training_does():
@@ -420,6 +420,7 @@ def by_other_means():
     [
         (by_other_means(), "under DDP only; found 2 of them under SingleDeviceStrategy"),
         (FSDPStrategy(), "does not support FSDPStrategy, which shards parameters"),
+        (DeepSpeedStrategy.__new__(DeepSpeedStrategy), "does not support DeepSpeedStrategy, which shards parameters"),
         (ModelParallelStrategy(), "does not support ModelParallelStrategy, which shards parameters"),
     ],
     ids=lambda value: type(value).__name__,
@@ -540,3 +541,18 @@ def test_the_checkpoint_holds_plain_values_and_tensors():
             assert type(value) in (int, float, bool, str, torch.Tensor, type(None)), type(value)
 
     walk(callback.state_dict())
+
+
+@pytest.mark.parametrize("reduction", ["last", "mean"])
+def test_auto_gives_a_fresh_last_layer_weights_that_tell_pairs_apart(reduction, caplog):
+    torch.manual_seed(3)
+    fresh, chosen = Net(reduction, lr=0.0), Net(reduction, lr=0.0)
+    with torch.no_grad():
+        chosen.hidden[0].weight.mul_(2)  # no constructor draws these
+    for net, replaced in ((fresh, True), (chosen, False)):
+        before = net.hidden[0].weight.clone()
+        with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+            fitted(ConvexReconstruction(every_n_epochs=0, final_solve=False), net, max_epochs=1)
+        assert torch.equal(net.hidden[0].weight, before) != replaced
+        assert ("'hidden.0' weights that tell pairs of training points apart" in caplog.text) == replaced
+        caplog.clear()

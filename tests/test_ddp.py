@@ -15,14 +15,12 @@ HERE = Path(__file__).parent
 TIMEOUT = 400
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """What the two processes of ``ddp.py`` saw, and the folder they wrote to."""
-    folder = tmp_path_factory.mktemp("ddp")
+def run(folder, *arguments):
+    """Run ``ddp.py`` until both of its processes have ended; the exit status of the first one and the output."""
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
     environment |= {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, HERE / "ddp.py", folder], env=environment, cwd=folder, start_new_session=True,
+        [sys.executable, HERE / "ddp.py", folder, *arguments], env=environment, cwd=folder, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
@@ -30,10 +28,22 @@ def outcomes(tmp_path_factory):
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail(f"The processes hang:\n{process.communicate()[0][-5000:]}")
+    return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What the two processes of ``ddp.py`` saw, the folder they wrote to, and how they ended after one was killed."""
+    folder = tmp_path_factory.mktemp("ddp")
+    code, output = run(folder)
+    seconds = since_the_kill(folder)
     files = [folder / f"{rank}.pt" for rank in range(2)]
     assert all(file.exists() for file in files), output[-5000:]
-    saved = max(file.stat().st_mtime for file in files)
-    return *(torch.load(file, weights_only=False) for file in files), folder, process.returncode, time.time() - saved
+    return *(torch.load(file, weights_only=False) for file in files), folder, code, seconds
+
+
+def since_the_kill(folder):
+    return time.time() - (folder / "killed").stat().st_mtime
 
 
 def same(first, second):
@@ -44,7 +54,10 @@ def timeless(report):
     return {k: v for k, v in report.items() if not k.startswith("seconds")}
 
 
-@pytest.mark.parametrize("case", ["fit", "shadow", "batch norm", "dead", "priced", "subset", "late"])
+@pytest.mark.parametrize(
+    "case",
+    ["fit", "shadow", "batch norm", "dead", "priced", "branches", "recycled", "recycled branches", "subset", "late"],
+)
 def test_all_processes_end_with_the_same_bits_and_the_same_reports(outcomes, case):
     first, second = outcomes[0][case], outcomes[1][case]
     assert "error" not in first
@@ -54,7 +67,7 @@ def test_all_processes_end_with_the_same_bits_and_the_same_reports(outcomes, cas
     assert not same(first["before"], first["after"])
 
 
-@pytest.mark.parametrize("case", ["fit", "batch norm", "dead", "priced"])
+@pytest.mark.parametrize("case", ["fit", "batch norm", "dead", "priced", "branches"])
 def test_the_warm_start_is_that_of_one_process(outcomes, case):
     for rank in range(2):
         together, one = outcomes[rank][case], outcomes[rank][f"{case} alone"]
@@ -62,6 +75,12 @@ def test_the_warm_start_is_that_of_one_process(outcomes, case):
         ours, theirs = (timeless(report) for report in (together["reports"][0], one["report"]))
         own = {"reason": "", "work": 0}  # passes over the rows are shared out
         assert ours | own == theirs | own
+
+
+def test_units_are_recycled_in_all_processes(outcomes):
+    for result in outcomes[:2]:
+        for case in ("recycled", "recycled branches"):
+            assert any(report["candidates"] > 0 for report in result[case]["reports"])
 
 
 @pytest.mark.parametrize("case", ["dictionary", "fewer batches than processes", "a list of batches"])
@@ -137,7 +156,14 @@ def test_a_batch_sampler_of_which_each_process_sees_a_part_is_refused(outcomes):
         assert "comes by a Own, of which each of 2 processes sees a part" in outcomes[rank]["batch sampler"]
 
 
-def test_when_one_process_is_killed_the_other_ends(outcomes):
+def test_when_the_second_process_is_killed_in_a_solve_the_first_ends(outcomes):
     *_, code, seconds = outcomes
     assert code != 0
     assert seconds < 60
+
+
+def test_when_the_first_process_is_killed_in_a_solve_the_second_ends_with_an_error(tmp_path):
+    code, output = run(tmp_path, "kill the first")
+    assert code == -signal.SIGKILL
+    assert since_the_kill(tmp_path) < 60
+    assert "onnection" in (tmp_path / "survived").read_text(), output[-5000:]

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, TensorDataset, get_worker_info
 
 from lightning_cvxsnn import ConvexReconstruction, reconstruct
-from lightning_cvxsnn.memory import available_memory, check_memory
+from lightning_cvxsnn.memory import available_memory, check_memory, check_witness_memory, free_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -82,14 +82,15 @@ class Writes(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-def test_an_exception_at_any_write_to_a_parameter_undoes_all_of_them():
-    """A dead network with Adam's history: the last solve repairs hidden weights and writes the readout."""
+@pytest.mark.parametrize("apply", ["replace", "shadow"])
+def test_an_exception_at_any_write_to_a_parameter_undoes_all_of_them(apply):
+    """A dead network with Adam's history: the last solve repairs hidden weights and writes, or puts in, the readout."""
     k, failures = 0, 0
     while True:
         net = small(gain=0.05, lr=1e-4)
         writes = Writes(net, k)
         before = Before(lambda writes=writes: setattr(writes, "armed", True))
-        callback = last_solve()
+        callback = ConvexReconstruction(beta=0.02, warm_start=False, every_n_epochs=0, apply=apply)
         run = trainer(before, callback, max_epochs=1)
         try:
             with writes:
@@ -106,7 +107,42 @@ def test_an_exception_at_any_write_to_a_parameter_undoes_all_of_them():
     assert callback.reports[0].accepted
     after, found = everything(run, net), before.seen
     assert not any(torch.equal(after[0][name], found[0][name]) for name in found[0])  # all new
-    assert after[1][0]["state"] == {}
+    trained_on = [name for name, _ in net.named_parameters() if apply == "replace" or name.startswith("hidden")]
+    remembered = {name for name, p in net.named_parameters() if p in run.optimizers[0].state}
+    assert remembered == found[0].keys() - set(trained_on)
+
+
+class AtTheStart(pl.Callback):
+    """Sets the fault for the warm start alone; comes before the callback."""
+
+    def __init__(self, writes):
+        self.writes = writes
+
+    def on_train_start(self, trainer, pl_module):
+        self.writes.armed = True
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.writes.armed = False
+
+
+@pytest.mark.parametrize("witnesses", ["calibrated", "pairs"])
+def test_an_exception_at_any_write_of_a_warm_start_undoes_all_of_them(witnesses):
+    k = 0
+    while True:
+        net = small()
+        before, writes = state(net), Writes(net, k)
+        callback = ConvexReconstruction(beta=0.02, witnesses=witnesses, every_n_epochs=0, final_solve=False)
+        try:
+            with writes:
+                trainer(AtTheStart(writes), callback, max_epochs=1, limit_train_batches=1).fit(net, loader(ROWS, BATCH))
+        except OSError:
+            assert callback.reports == []
+            assert_same_state(net, before)
+            k += 1
+        else:
+            break
+    assert k >= 4
+    assert callback.reports[0].accepted
 
 
 class Interrupted(Net):
@@ -122,7 +158,7 @@ class Interrupted(Net):
 
 def test_a_keyboard_interrupt_in_a_solve_leaves_the_network_and_shuts_down_gracefully(tmp_path):
     torch.manual_seed(1)
-    net, handler = Interrupted(width=8), signal.getsignal(signal.SIGINT)
+    net, handler = Interrupted(width=8), signal.signal(signal.SIGINT, signal.default_int_handler)
     before = Before(lambda: setattr(net, "press", True))
     callback = ConvexReconstruction(beta=0.02, max_overhead=None)
 
@@ -315,6 +351,41 @@ def test_too_much_is_refused_with_both_figures_and_the_remedy(monkeypatch):
         check_memory(10**6, 4000, 10, 1, 1)
     monkeypatch.setattr("lightning_cvxsnn.memory.available_memory", lambda: None)  # an unknown system
     check_memory(10**9, 4000, 10, 1, 1)
+
+
+def test_a_search_for_witnesses_that_does_not_fit_is_refused(monkeypatch):
+    """On a GPU its own memory counts, what torch holds there unused included; elsewhere the host's."""
+    held = {"memory_reserved": 500_000, "memory_allocated": 300_000}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (700_000, 10**9))
+    for name, count in held.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, count=count: count)
+    monkeypatch.setattr("lightning_cvxsnn.memory.available_memory", lambda: 40_000)
+    assert free_memory(torch.device("cuda", 1)) == 900_000
+    assert free_memory(torch.device("cpu")) == 40_000
+    inputs = torch.zeros(4, 16, 6)
+    fitting = 40_000 // (2 * 4 * 6 * 4)
+    check_witness_memory(inputs, fitting)
+    with pytest.raises(
+        MisconfigurationException,
+        match=rf"{fitting + 1} samples x 4 steps x 6 features, which takes about 0.0 MiB of memory, and 0.0 MiB are "
+        rf"available on 'cpu'. Use fewer rows, such as max_samples={fitting}, or witnesses='calibrated'",
+    ):
+        check_witness_memory(inputs, fitting + 1)
+    monkeypatch.setattr("lightning_cvxsnn.memory.available_memory", lambda: None)  # an unknown system
+    check_witness_memory(inputs, 10**9)
+
+
+def test_a_network_whose_search_for_witnesses_does_not_fit_is_left_alone(monkeypatch):
+    monkeypatch.setattr("lightning_cvxsnn.memory.free_memory", lambda device: 30_000)
+    net = Net()
+    before = state(net)
+    with pytest.raises(
+        MisconfigurationException, match=r"240 samples x 4 steps x 6 features.*max_samples=156"
+    ) as error:
+        reconstruct(net, loader(), beta=0.02, witnesses="pairs")
+    assert_same_state(net, before)
+    fitting = int(str(error.value).split("max_samples=")[1].split(",")[0])
+    assert reconstruct(net, loader(), beta=0.02, witnesses="pairs", max_samples=fitting).accepted
 
 
 def test_the_available_memory_is_the_least_of_all_limits(tmp_path):

@@ -403,7 +403,7 @@ def test_the_examples_of_spikingjelly(example):
 
 
 def zoo(net):
-    return Lit(net, lr=0.001), DataLoader(TensorDataset(*digits(20, size=32, channels=3)), batch_size=10)
+    return Lit(net, lr=0.001), DataLoader(TensorDataset(*digits(10, size=32, channels=3)), batch_size=5)
 
 
 OPTIONS = {"spiking_neuron": neuron.IFNode, "surrogate_function": surrogate.ATan(), "num_classes": 10}

@@ -4,7 +4,9 @@ import pytest
 import torch
 from networks import FEATURES, STEPS, Net
 from spikingjelly.activation_based import layer
+from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_cvxsnn.convex.work import working
 from lightning_cvxsnn.patterns import Reduction, SpikeDictionary
 from lightning_cvxsnn.patterns.witnesses import WitnessLayer
 from lightning_cvxsnn.pricing import Pricer
@@ -65,6 +67,17 @@ def test_planted_witnesses_are_found(loss, outputs):
     assert replace(problem, dictionary=priced.units.columns).held_out_loss(
         priced.units.columns.rows(problem.held_out) @ priced.solution.coef + priced.solution.intercept
     ) < 0.5 * problem.held_out_loss(problem.outputs[problem.held_out])
+
+
+def test_candidates_are_counted_as_multiply_adds_half_those_of_float64():
+    pricer = Pricer(*planted()[:2], RATE, 0)
+    with FlopCounterMode(display=False) as flops, working() as work:
+        pricer.draw(10)
+    assert pricer.work == 10 * 128
+    assert work.multiply_adds * 2 == pricer.work * STEPS * FEATURES == flops.get_total_flops() / 2
+    with working() as work:
+        priced = pricer.run(WIDTH)
+    assert 2 * work.multiply_adds > (priced.work - 10 * 128) * STEPS * FEATURES  # the rest are solves
 
 
 @pytest.mark.parametrize("rho", [None, 0.01])

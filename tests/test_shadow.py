@@ -10,6 +10,7 @@ from networks import Net, assert_same_state, loader, rows, state, trainer
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cvxsnn import ConvexReconstruction
@@ -218,6 +219,36 @@ def test_trained_weights_come_back_after_an_exception_in_validation(kind, raised
     net = callback._module()
     fit(plain, max_epochs=1)
     assert callback.reports[-1].accepted
+    assert differ(plain.of("validation")[0], eyes.of("validation")[0]) == READOUT
+    assert_same_state(net, plain.of("validation")[0])
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_trained_weights_come_back_after_an_exception_at_any_write_of_the_swap(k):
+    class Fault(TorchDispatchMode):
+        """Fails once, at the k-th write to the readout after a validation."""
+
+        writes = None
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if self.writes is not None and func is torch.ops.aten.copy_.default and args[0].shape in readout:
+                self.writes += 1
+                if self.writes > k:
+                    self.writes = None
+                    raise OSError("no such bit")
+            return func(*args, **kwargs or {})
+
+    class Arm(pl.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                fault.writes = 0
+
+    readout, fault = [(3, 24), (3,)], Fault()
+    callback, eyes, plain = ConvexReconstruction(**ARGUMENTS), Eyes(), Eyes()
+    with fault, pytest.raises(OSError, match="no such bit"):
+        fit(Arm(), callback, eyes)
+    net = callback._module()
+    fit(plain, max_epochs=1)
     assert differ(plain.of("validation")[0], eyes.of("validation")[0]) == READOUT
     assert_same_state(net, plain.of("validation")[0])
 

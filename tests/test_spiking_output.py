@@ -13,7 +13,9 @@ from lightning_cvxsnn.convex import mean_loss
 from lightning_cvxsnn.patterns import undisturbed
 from lightning_cvxsnn.problem import capture_problem
 from lightning_cvxsnn.readout import find_readout
-from lightning_cvxsnn.spiking_output import SCALES, firing_rates, judge
+from lightning_cvxsnn.reconstruct import Reconstructor
+from lightning_cvxsnn.settings import Settings
+from lightning_cvxsnn.spiking_output import SCALES, firing_rates, judge_spiking
 from lightning_cvxsnn.surroundings import no_progress
 
 
@@ -76,7 +78,7 @@ def test_the_scale_is_the_best_by_brute_force(loss):
     with undisturbed(net), torch.no_grad():
         readout, taken, problem = programme(net, loss)
         solution = problem.solve(1e-3, 1e-6, None, ~problem.held_out)
-        found = judge(net, taken, readout, problem, solution)
+        found = judge_spiking(net, taken, readout, problem, solution)
         x, y = rows()
         scores = {}
         for scale in SCALES:
@@ -100,7 +102,7 @@ def test_a_fall_of_the_loss_that_costs_decisions_is_refused():
         readout, taken, problem = programme(net)
         solution = problem.solve(1e-3, 1e-6, None, ~problem.held_out)
         readout.write(solution.coef, solution.intercept + 2)  # all outputs fire too much, the right one most
-        silent = judge(net, taken, readout, problem, solution, scales=[1 / 64])
+        silent = judge_spiking(net, taken, readout, problem, solution, scales=[1 / 64])
     assert silent.after < silent.before
     assert silent.right_after < silent.right_before
     assert not silent.accepted
@@ -112,7 +114,7 @@ def test_the_same_readout_is_not_better():
         readout, taken, problem = programme(net)
         solution = problem.solve(1e-3, 1e-6, None, ~problem.held_out)
         readout.write(4 * solution.coef, 4 * solution.intercept)
-        found = judge(net, taken, readout, problem, solution, scales=[4.0])
+        found = judge_spiking(net, taken, readout, problem, solution, scales=[4.0])
     assert (found.before, found.right_before) == (found.after, found.right_after)
     assert not found.accepted
 
@@ -171,6 +173,23 @@ def test_witnesses_of_the_layer_below():
     report = reconstruct(net, loader(), loss="squared", beta=0.01, witnesses="priced")
     assert report.accepted
     assert not torch.equal(net.hidden[0].weight, weights)
+
+
+def test_a_silent_unit_is_recycled_only_where_its_row_is_zero_as_outputs_depend_on_each_step():
+    torch.manual_seed(0)
+    net = SpikingNet()
+    reconstruct(net, loader(), loss="squared", beta=0.01)
+    with torch.no_grad():
+        net.hidden[0].weight[:2], net.hidden[0].bias[:2] = 0.0, -1.0
+        net.readout.weight[:, 0], net.readout.weight[:, 1] = 0.5, 0.0
+    before = state(net)
+    settings = Settings(loss="squared", beta=0.01, scale=1e-3, witnesses="priced", apply="replace")
+    report = Reconstructor(settings).run(net, rows_of(net, loader()), "periodic solve")
+    assert not report.accepted
+    changed = (net.hidden[0].weight != before["hidden.0.weight"]).any(1)
+    assert changed[1]
+    assert not changed[0]
+    assert torch.equal(net.readout.weight, before["readout.weight"])
 
 
 def test_no_witnesses_below():

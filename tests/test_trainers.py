@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -85,6 +86,24 @@ def test_both_gaps_are_right_in_float64(precision):
         assert report.gap_written > 10 * report.gap  # the rounded weights are another point, and it says so
     else:
         assert report.gap_written == pytest.approx(report.gap, abs=1e-7)
+
+
+def test_float16_autocast_with_a_gradient_scaler(recwarn):
+    """'16-mixed' as on a GPU. The Trainer refuses it on a CPU, the plugin that it would choose does not."""
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10))
+    callback = ConvexReconstruction(beta=0.05, scale=1.0, max_overhead=None)
+    net, run = small(), trainer(callback, max_epochs=3, plugins=[plugin])
+    run.fit(net, data())
+    assert run.precision_plugin is plugin
+    assert plugin.scaler.state_dict()["_growth_tracker"] == 12  # of twelve steps no gradient overflowed
+    assert [name for name, _ in occasions(callback)] == ["warm start"] + 2 * ["periodic solve"] + ["final solve"]
+    for report in callback.reports:
+        assert 0 <= report.gap <= 1e-6 * 1.2
+    report = callback.reports[-1]
+    assert report.accepted
+    assert report.gap_written == pytest.approx(stored_gap(net, run, report)[0], abs=1e-7)
+    assert net.readout.weight.dtype == torch.float32
+    assert not [w for w in recwarn if "ConvexReconstruction solves" in str(w.message)]  # the scale is taken out
 
 
 def test_float16_weights_that_overflow_are_named():

@@ -4,9 +4,11 @@ Each iteration prices every entry by its gradient, takes those that are non-zero
 bounded number of new ones, the worst first), minimises the second-order model with the L1 penalty over them
 (:mod:`~lightning_cvxsnn.convex.quadratic`) and searches along the line to that minimiser. Lee, Sun, Saunders, "Proximal
 Newton-type methods for minimizing composite functions", SIAM J. Optim. 24(3), 2014. From a cold start, and from one
-that violates by far, the penalty falls to rho by 70 % with each iteration, which keeps working sets small. A model that
-promises too much (saturated rows have no curvature) is damped. At rho itself the certificate judges every iterate whose
-residuals are close to feasible.
+that violates by far, the penalty falls to rho by 70 % with each iteration, which keeps working sets small. An earlier
+solution of a dictionary that has changed violates by far too, but its dual point tells which entries are near the
+penalty: with it, the first working set is those and the support, at rho itself. A model that promises too much
+(saturated rows have no curvature) is damped. At rho itself the certificate judges every iterate whose residuals are
+close to feasible.
 
 Outputs take turns: a model of one output is small, and the squared loss and a single logistic output lose nothing by
 it. Softmax couples its outputs. There taking turns (block coordinate descent) finds the support at a tenth of the cost
@@ -36,6 +38,8 @@ _FIRST_WORKING_SET = 100  # new entries over all outputs, or as many of each out
 _SMALL_MODEL = 500  # entries of all outputs together; below it nothing is gained by taking turns
 _LARGEST_MODEL = 8192  # entries of all outputs together, so that the Hessian stays below half a GiB
 _SETTLED = 0.1  # share of the support that may still change when outputs stop taking turns
+_NEAR = 0.9  # share of rho above which the dual point of a start puts an entry into the first working set
+_SHRINK, _SHRINKS = 0.7, 8  # of a start, as often as that improves it
 _CONTINUATION = 0.3  # share of the penalty that remains from one iteration to the next, down to rho
 _HOPEFUL = 100.0  # certify only if the residuals violate by at most this many tolerances, relative to the objective
 _PROXIMAL = 1e-10  # relative; pins directions without curvature, such as a shift of all softmax outputs
@@ -45,6 +49,7 @@ def minimise_smooth(
     problem: Problem,
     rho: float,
     start: tuple[Tensor, Tensor],
+    multipliers: Tensor | None,
     tolerance: float,
     max_iterations: int | None,
     deadline: float = math.inf,
@@ -55,6 +60,7 @@ def minimise_smooth(
         problem: The reduced programme.
         rho: Penalty.
         start: Coefficients ``[p, C]`` and intercept ``[C]`` to start from.
+        multipliers: Dual point ``[n, C]`` of an earlier solution; ``None``: none is known.
         tolerance: Absolute duality gap to reach.
         max_iterations: Limit of Newton iterations; 200 for ``None``.
         deadline: ``time.perf_counter()`` after which no iteration starts.
@@ -69,13 +75,24 @@ def minimise_smooth(
         matrix = matrix.with_ones()
         penalised = torch.cat([penalised, torch.zeros_like(penalised[:1])])
         coef = torch.cat([coef, start[1][None]])
-    outputs, dual_point = matrix @ coef, torch.zeros_like(problem.encoded)
+    outputs, dual_point = matrix @ coef, None
+
+    def objective(outputs: Tensor, coef: Tensor) -> float:
+        return float(weight @ row_losses(outputs, problem.encoded, problem.loss) + rho * coef[:columns].abs().sum())
+
+    primal = objective(outputs, coef)
+    if bool(coef[:columns].any()):  # of other columns than the start was found with: too large where they disagree
+        for _ in range(_SHRINKS):
+            shrunk = objective(_SHRINK * outputs, _SHRINK * coef)
+            if not shrunk < primal:
+                break
+            primal, outputs, coef = shrunk, _SHRINK * outputs, _SHRINK * coef
     grams = _Grams(matrix, weight)
     best = (float("inf"), coef)
     limit = _ITERATION_LIMIT if max_iterations is None else max_iterations
     current, damping, unsettled = math.inf, 0.0, True
     for iteration in range(limit + 1):
-        primal = float(weight @ row_losses(outputs, problem.encoded, problem.loss) + rho * coef[:columns].abs().sum())
+        primal = objective(outputs, coef)
         if primal < best[0]:
             best = (primal, coef)
         gradient = matrix.T @ (weight[:, None] * output_gradient(outputs, problem.encoded, problem.loss))
@@ -90,10 +107,14 @@ def minimise_smooth(
                 break
         if iteration == limit or time.perf_counter() > deadline:
             break
-        current = max(rho, _CONTINUATION * min(current, steepest))
+        near = multipliers is not None
+        current = rho if near else max(rho, _CONTINUATION * min(current, steepest))
         penalty = current * penalised
         raised = damping * matrix.squared_norms(weight) / 4 if damping else None  # no probability curves more
-        working = _working(coef, gradient, penalty)
+        if multipliers is None:
+            working = _working(coef, gradient, penalty)
+        else:
+            working, multipliers = _working(coef, matrix.T @ multipliers, _NEAR * penalty), None
         size, support = int(working.sum()), coef != 0
         if size == 0:
             break  # nothing in use and nothing violates: only rounding error is left
@@ -103,7 +124,9 @@ def minimise_smooth(
             unsettled = current > rho or changed > _SETTLED * int(support.sum())
         else:
             length, coef, outputs = _together(problem, matrix, outputs, coef, gradient, working, penalty, raised)
-        if length == 0 and current == rho:
+        if near and length < 1:
+            current = math.inf  # not near after all
+        elif length == 0 and current == rho:
             if damping >= 1:
                 break  # rounding error: nothing descends any more
             damping = max(10 * damping, 1e-4)
@@ -113,6 +136,8 @@ def minimise_smooth(
             damping = damping / 10 if damping > 1e-8 else 0.0
     coef = best[1]
     shift = coef[columns] if problem.fit_intercept else torch.zeros_like(start[1])
+    if dual_point is None:
+        dual_point = torch.zeros_like(problem.encoded)
     return coef[:columns], shift, dual_point, iteration, "working-set-newton"
 
 

@@ -18,6 +18,7 @@ from lightning_cvxsnn.convex.solve import Solver, check_options, largest_rho, pr
 __all__ = ["Path", "path"]
 
 _RISES = 3
+_RISE = 0.02  # of the first loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +74,9 @@ def path(
     """Solve for a geometric sequence of rho and score each solution on held-out rows.
 
     The sequence runs from ``rho_max`` of the fitted rows down to ``ratio`` times it, each solve started from the one
-    before. It ends early once the held-out loss has risen three times since its smallest value. Objectives are
-    averages over the *fitted* rows, so a rho chosen here keeps its meaning when all rows are refitted.
+    before. It ends early once the held-out loss has risen three times since its smallest value, or by more than a
+    fiftieth of the first one. Objectives are averages over the *fitted* rows, so a rho chosen here keeps its meaning
+    when all rows are refitted.
 
     Args:
         dictionary: ``[n, P]`` tensor, or an object with ``to_dense(dtype)``.
@@ -144,7 +146,8 @@ def path(
         solutions.append(solution)
         if held_out_loss < losses[best]:
             best, rises = len(losses) - 1, 0
-        if rises >= _RISES or time.perf_counter() > deadline:
+        risen = held_out_loss - losses[best] > _RISE * losses[0]
+        if rises >= _RISES or risen or time.perf_counter() > deadline:
             break
     return Path(rhos, losses, solutions, best)
 

@@ -20,6 +20,7 @@ __all__ = ["minimise_quadratic"]
 _ACTIVE_SET_LIMIT = 8
 _INTERIOR_LIMIT = 50
 _SIGN_ROUNDS = 4
+_LENGTHS = 1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125  # of steps tried
 _ENTERING = 32  # entries that become non-zero at once, or as many as there are already
 
 
@@ -49,9 +50,10 @@ def _active_set(
 ) -> tuple[Tensor, float, int, bool]:
     """Newton steps on the current support and signs; stops unsolved as soon as one does not descend."""
 
-    def evaluate(y: Tensor) -> tuple[Tensor, float]:
-        slope = gradient + hessian @ (y - origin)
-        return slope, float((y - origin) @ (gradient + slope) / 2 + penalty @ (y.abs() - origin.abs()))
+    def evaluate(y: Tensor) -> tuple[Tensor, Tensor]:  # of one point or of several, one in a row
+        moved = y - origin
+        slope = gradient + moved @ hessian
+        return slope, (moved * (gradient + slope)).sum(-1) / 2 + (y.abs() - origin.abs()) @ penalty
 
     point = start
     slope, value = evaluate(point)
@@ -62,7 +64,7 @@ def _active_set(
         shrunk = slope.sign() * (slope.abs() - penalty).clamp_min(0)
         descent = torch.where(nonzero, slope + penalty * point.sign(), shrunk)
         if float(descent.abs().max()) <= tolerance:
-            return point, value, systems, True
+            return point, float(value), systems, True
         room = min(max(_ENTERING, int(nonzero.sum())), descent.numel())
         last = torch.where(nonzero, 0.0, descent.abs()).topk(room).values[-1]
         index = (nonzero | ((descent.abs() >= last) & (descent != 0)) | (penalty == 0)).nonzero()[:, 0]
@@ -75,18 +77,19 @@ def _active_set(
         as_guessed = torch.equal(candidate, minimiser)
         trial = point.index_copy(0, index, candidate)
         trial_slope, trial_value = evaluate(trial)
-        if not trial_value < value and not as_guessed:  # only as far as the first sign change: that must descend
-            candidate = _with_signs(minimiser, lower, signs, bound & entering)
-            ratio = torch.where(bound & (candidate * signs < 0), old / (old - candidate), torch.inf)
-            first = int(ratio.argmin())
-            candidate = old + ratio[first].clamp(max=1) * (candidate - old)
-            candidate[first] = torch.where(ratio[first] <= 1, 0.0, candidate[first])
-            trial = point.index_copy(0, index, candidate)
-            trial_slope, trial_value = evaluate(trial)
+        if not trial_value < value and not as_guessed:  # part of the way; as far as the first zero must descend
+            way = _with_signs(minimiser, lower, signs, bound & entering) - old
+            zero = torch.where(bound & ((old + way) * signs < 0), -old / way, torch.inf)
+            lengths = torch.cat([zero.min().clamp(max=1)[None], way.new_tensor(_LENGTHS)])[:, None]
+            steps = torch.where(zero <= lengths, 0.0, old + lengths * way)
+            trials = point.expand(len(lengths), -1).index_copy(1, index, steps)
+            slopes, values = evaluate(trials)
+            best = values.argmin()
+            trial, trial_slope, trial_value = trials[best], slopes[best], values[best]
         if not trial_value < value:
-            return point, value, systems, as_guessed  # if no sign changed, only rounding error is left
+            return point, float(value), systems, as_guessed  # if no sign changed, only rounding error is left
         point, slope, value = trial, trial_slope, trial_value
-    return point, value, systems, False
+    return point, float(value), systems, False
 
 
 def _with_signs(minimiser: Tensor, lower: Tensor, signs: Tensor, may: Tensor) -> Tensor:
@@ -95,15 +98,15 @@ def _with_signs(minimiser: Tensor, lower: Tensor, signs: Tensor, may: Tensor) ->
     Holding a few entries at zero takes no new system: their columns of the inverse tell what the others do.
     """
     point, held = minimiser, torch.zeros_like(may)
+    index, inverse = held.nonzero()[:, 0], minimiser.new_zeros(minimiser.numel(), 0)
     for _ in range(_SIGN_ROUNDS):
-        wrong = may & ~held & (point * signs < 0)
-        if not bool(wrong.any()):
+        wrong = (may & ~held & (point * signs < 0)).nonzero()[:, 0]
+        if wrong.numel() == 0:
             break
-        held |= wrong
-        index = held.nonzero()[:, 0]
-        unit = minimiser.new_zeros(minimiser.numel(), index.numel())
-        unit[index, torch.arange(index.numel(), device=index.device)] = 1.0
-        inverse = torch.cholesky_solve(unit, lower)
+        unit = minimiser.new_zeros(minimiser.numel(), wrong.numel())
+        unit[wrong, torch.arange(wrong.numel(), device=wrong.device)] = 1.0
+        index, inverse = torch.cat([index, wrong]), torch.cat([inverse, torch.cholesky_solve(unit, lower)], 1)
+        held[wrong] = True
         point = minimiser - inverse @ torch.linalg.solve_ex(inverse[index], minimiser[index])[0]
     return torch.where(held | (may & (point * signs < 0)), 0.0, point)
 

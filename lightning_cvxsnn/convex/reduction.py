@@ -14,7 +14,7 @@ __all__ = ["Problem", "Reduction", "reduce"]
 
 _KEY_BITS = 78  # unequal columns share a key with a probability of 2^-78
 _LARGEST_COUNT = 2**16 - 1
-_CHUNK = 2**19  # entries of fractional columns examined at a time
+_CHUNK = 2**19  # float64 entries examined at a time: they stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,10 +169,11 @@ def _largest_count(matrix: Matrix) -> int | None:
         return {torch.bool: 1, torch.uint8: 2**8 - 1}.get(matrix.dtype, _LARGEST_COUNT)
     largest = 0.0
     for _, block in matrix.blocks():
-        low, high = block.aminmax()
-        largest = max(largest, -float(low), float(high))
-        if largest > _LARGEST_COUNT or not torch.equal(block, block.round()):
-            return None
+        for part in block.split(max(_CHUNK // block.shape[1], 1)):
+            low, high = part.aminmax()
+            largest = max(largest, -float(low), float(high))
+            if largest > _LARGEST_COUNT or not torch.equal(part, part.round()):
+                return None
     return int(largest)
 
 

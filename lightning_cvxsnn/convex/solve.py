@@ -241,14 +241,16 @@ def _solve(
     else:
         if init is not None:
             start_coef, start_shift = _restart(init, reduction, columns, outputs)
-        start = (start_coef, start_shift)
-        if problem.loss == "hinge":
-            result = minimise_hinge(
-                problem, rho, start, _multipliers(init, prepared), 0.5 * target, max_iterations, deadline
-            )
-        else:
-            result = minimise_smooth(problem, rho, start, 0.5 * target, max_iterations, deadline)
-        coef, shift, dual_point, iterations, algorithm = result
+        minimise = minimise_hinge if problem.loss == "hinge" else minimise_smooth
+        coef, shift, dual_point, iterations, algorithm = minimise(
+            problem,
+            rho,
+            (start_coef, start_shift),
+            _multipliers(init, prepared),
+            0.5 * target,
+            max_iterations,
+            deadline,
+        )
 
     intercept = _all_intercepts(prepared, coef, shift, 0.01 * target) if prepared.fit_intercept else None
     full_coef, full_dual = reduction.expand(coef, dual_point, (rows, columns, outputs))

@@ -10,7 +10,7 @@ __all__ = ["Work", "spend", "working"]
 
 
 class Work:
-    """Multiply-adds so far: products with the dictionary, Hessians and Cholesky factors."""
+    """Multiply-adds so far: products with the dictionary, Hessians, Cholesky factors, and what others `spend`."""
 
     def __init__(self) -> None:
         self.multiply_adds = 0
@@ -20,9 +20,9 @@ _open: ContextVar[tuple[Work, ...]] = ContextVar("_open", default=())
 
 
 @contextmanager
-def working() -> Iterator[Work]:
-    """Count what is spent in this context, inner contexts included."""
-    work = Work()
+def working(work: Work | None = None) -> Iterator[Work]:
+    """Count what is spent in this context, inner contexts included, on top of ``work`` or anew."""
+    work = work or Work()
     token = _open.set((*_open.get(), work))
     try:
         yield work

@@ -61,25 +61,27 @@ class LayerActivity:
 
 @dataclass
 class CalibratedLayer:
-    """A layer whose input weights were rescaled.
+    """A layer whose input weights were changed.
 
     Attributes:
         name: Dotted name of the neuron module.
-        affine_name: Dotted name of the affine layer whose rows were scaled.
+        affine_name: Dotted name of the affine layer before it.
         before: The layer's activity before.
         after: The layer's activity after.
         scale: Median of the absolute factors.
         shift: Median of what was added to the biases.
         negated: Units whose weights changed sign.
+        replaced: Whether all weights are new, instead of the three above.
     """
 
     name: str
     affine_name: str
     before: LayerActivity
     after: LayerActivity
-    scale: float
-    shift: float
-    negated: int
+    scale: float = 1.0
+    shift: float = 0.0
+    negated: int = 0
+    replaced: bool = False
 
 
 def is_spiking(module: nn.Module) -> bool:
@@ -291,6 +293,8 @@ class _Currents:
                     break
         finally:
             handle.remove()
+        if hasattr(self._neuron, "step_mode"):  # says which axis is the samples'
+            self._batches = _merged(self._batches, 1 if self._neuron.step_mode == "m" else 0)
         first = self._batches[0][0]
         self.units, self.device = affine.weight.shape[0], affine.weight.device
         self._axis = _unit_axis(affine, first)
@@ -317,6 +321,19 @@ class _Currents:
         """Root mean square over units of the standard deviation of a unit's currents."""
         every = torch.cat([c.float().movedim(self._axis, -1).flatten(0, -2) for b in self._batches for c in b])
         return float(every.var(0).mean().sqrt()) if len(every) > 1 else 0.0
+
+
+def _merged(batches: list[list[Tensor]], axis: int) -> list[list[Tensor]]:
+    """Small batches as one, along the axis of the samples: a neuron's calls cost much more than its arithmetic."""
+
+    def alike(calls: list[Tensor]) -> list[list[int]]:
+        return [[size for k, size in enumerate(call.shape) if k != axis] for call in calls]
+
+    if min(call.dim() for calls in batches for call in calls) <= axis or any(
+        alike(calls) != alike(batches[0]) for calls in batches
+    ):
+        return batches
+    return [[torch.cat(calls, axis) for calls in zip(*batches, strict=True)]]
 
 
 def factors_for(rates: Callable[[Tensor], Tensor], units: int, rate: float, device: torch.device) -> Tensor:

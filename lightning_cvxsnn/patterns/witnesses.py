@@ -4,7 +4,7 @@ Random kinds after Udupi, Yang, Zhai, arXiv 2605.08022 (2026); weights from pair
 al., "Sampling weights of deep neural networks" (NeurIPS 2023).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, cast, get_args
@@ -120,6 +120,7 @@ def find_witness_layer(
     inputs: Iterable[Any],
     samples: Tensor | None = None,
     backend: Backend = "auto",
+    room: Callable[[Tensor], object] | None = None,
 ) -> WitnessLayer:
     """Find the last spiking layer, prove that its spikes are the dictionary, and record what reaches it.
 
@@ -134,6 +135,7 @@ def find_witness_layer(
         inputs: Batches of inputs, on the network's device.
         samples: Bool ``[N]``: the samples to record; None: all.
         backend: Engine of candidates' patterns, see `resolve_backend`; neurons of unknown dynamics are run themselves.
+        room: Told what reaches the layer of the first batch, ``[T, n, F]``, before the others are run; it may refuse.
 
     Raises:
         ValueError: If there is no row; or the last spiking layer is not a linear layer with weights of its own that
@@ -153,7 +155,9 @@ def find_witness_layer(
     affine, neuron = _check_layer(module, activity)
     with _Recorder(affine, neuron, readout) as recorder:
         as_is = recorder.pass_over(module, forward, first)
-        _arrange(as_is, affine, name, affine_name)
+        steps = _arrange(as_is, affine, name, affine_name)
+        if room is not None:
+            room(steps)
         recorder.generator = torch.Generator().manual_seed(_PROBE_SEED)
         probed = recorder.pass_over(module, forward, first)
         recorder.generator = None

@@ -37,15 +37,18 @@ def test_path_is_the_solves_it_claims(loss: str, fit_intercept: bool) -> None:
     assert result.solution is result.solutions[result.best]
 
 
-def test_stops_after_three_rises() -> None:
+@pytest.mark.parametrize(("rows", "columns", "small"), [(400, 8, True), (40, 60, False)])
+def test_stops_after_three_rises_or_a_large_one(rows: int, columns: int, small: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    matrix = torch.randint(0, 2, (40, 60), generator=generator)
-    targets = torch.randint(0, 2, (40,), generator=generator)  # nothing to learn: every value overfits more
-    result = path(matrix, targets, loss="cross_entropy", fit_intercept=True, held_out=torch.arange(40) % 2 == 0)
-    assert len(result.rhos) < 20
-    after = result.held_out_losses[result.best :]
-    assert sum(b > a for a, b in pairwise(after)) == 3
-    assert result.held_out_losses[-1] > result.held_out_losses[-2]
+    matrix = torch.randint(0, 2, (rows, columns), generator=generator)
+    targets = torch.randint(0, 2, (rows,), generator=generator)  # nothing to learn: every value overfits more
+    result = path(matrix, targets, loss="cross_entropy", fit_intercept=True, held_out=torch.arange(rows) % 2 == 0)
+    losses, best = result.held_out_losses, result.best
+    assert len(losses) < 20
+    assert losses[-1] > losses[-2]
+    assert (sum(b > a for a, b in pairwise(losses[best:])) == 3) == small
+    large = [k for k in range(best, len(losses)) if losses[k] - losses[best] > losses[0] / 50]
+    assert large == ([] if small else [len(losses) - 1])
 
 
 @pytest.mark.parametrize("loss", LOSSES)

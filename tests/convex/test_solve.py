@@ -412,6 +412,16 @@ def test_dtypes_and_packed_dictionaries_give_one_answer() -> None:
     assert reference.device == "cpu"
 
 
+def test_the_result_says_what_ran() -> None:
+    names = {"cross_entropy": "working-set-newton", "squared": "working-set-newton"}
+    for loss in LOSSES:
+        problem = make(12, loss)
+        solution = solve(**problem, rho=_fraction(problem, 0.1, True), fit_intercept=True)
+        assert solution.algorithm == names.get(loss, "column-generation-interior-point")
+        assert solution.device == "cpu"
+        assert solve(**problem, rho=1e6, fit_intercept=True).algorithm == "constant"
+
+
 def test_num_outputs_by_default() -> None:
     matrix = torch.eye(4)
     two, three = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 2, 0])
