@@ -49,7 +49,13 @@ _BRANCH_SAMPLES = 2048  # that whole branches are chosen on
 
 
 def bring_to_life(
-    module: nn.Module, rows: TrainingRows, estimate: Callable[[], None], *, only_dead: bool, skip_last: bool = False
+    module: nn.Module,
+    rows: TrainingRows,
+    estimate: Callable[[], None],
+    *,
+    only_dead: bool,
+    untrained: bool,
+    skip_last: bool = False,
 ) -> list[CalibratedLayer]:
     """Bring dead layers, or all, to `TARGET_RATE`.
 
@@ -63,6 +69,8 @@ def bring_to_life(
         rows: Its training rows, of which `CALIBRATION_ROWS` are looked at.
         estimate: Estimates the batch norms anew; called after each change.
         only_dead: Leave layers that carry information as they are.
+        untrained: Whether training has yet to begin: a layer that is half dead then counts as dead if it holds its
+            constructor's weights. Later its other half is somebody's work.
         skip_last: Leave the last spiking layer as it is: it gets new witnesses.
 
     Returns:
@@ -73,7 +81,7 @@ def bring_to_life(
     return calibrate_layers(
         module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=only_dead, after_change=estimate,
         only_dead_units=lambda affine: only_dead and not is_initialised(affine),
-        unhealthy_too=is_initialised,
+        unhealthy_too=lambda affine: untrained and is_initialised(affine),
         by_bias=lambda affine: by_bias and is_initialised(affine),
         skip_last=skip_last,
     )  # fmt: skip
@@ -160,7 +168,7 @@ def replace_witnesses(
         return None, []
     if isinstance(module, ParallelSNN) and kind != "pairs":
         return _replace_branches(module, rows, problem, settings, beta), []
-    layers = bring_to_life(module, rows, estimate, only_dead=kind == "auto", skip_last=True)
+    layers = bring_to_life(module, rows, estimate, only_dead=kind == "auto", untrained=True, skip_last=True)
     pricer = _pricer(module, rows, readout, problem, settings)
     layer, width = pricer.layer, pricer.layer.affine.out_features
     if kind in ("auto", "pairs"):

@@ -209,7 +209,7 @@ class Reconstructor:
                 self.beta = tried.rho * readout.module.in_features**0.5
         elif not replacing and self.settings.witnesses != "keep":
             everything = fresh and self.settings.witnesses == "calibrated"
-            layers = bring_to_life(module, rows, estimate, only_dead=not everything)
+            layers = bring_to_life(module, rows, estimate, only_dead=not everything, untrained=fresh)
         _synchronise(module, norms, rows.ranks)
         problem = captured(stage="patterns")
         if problem is not None and bool(problem.dictionary.constant.all()):
@@ -234,7 +234,7 @@ class Reconstructor:
                 for tensor, value in before:
                     tensor.copy_(value)
             estimate()
-            layers = bring_to_life(module, rows, estimate, only_dead=True)
+            layers = bring_to_life(module, rows, estimate, only_dead=True, untrained=True)
             _synchronise(module, norms, rows.ranks)
             self.last, self.beta = None, None if self.settings.beta == "auto" else self.beta
         seconds_patterns, seconds_solve = patterns_done - started, time.perf_counter() - patterns_done

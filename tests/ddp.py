@@ -150,10 +150,10 @@ def main(folder):
     results = {}
     logger = CSVLogger(folder, name="", version="log")
     saves = ModelCheckpoint(dirpath=folder / "saves")
-    every = ConvexReconstruction(max_overhead=None)
+    every = ConvexReconstruction(max_overhead=None, witnesses="pairs")
     results["fit"] = fit(every, network(), data(), saves, logger=logger, log_every_n_steps=1, checkpoint=True)
     rank = dist.get_rank()
-    results["fit alone"] = alone(network())
+    results["fit alone"] = alone(network(), witnesses="pairs")
     shadow = ConvexReconstruction(beta=0.02, apply="shadow", max_overhead=20.0)
     saves = ModelCheckpoint(dirpath=folder / "shadow")
     results["shadow"] = fit(shadow, network(), data(), saves, max_epochs=6, checkpoint=True)

@@ -120,7 +120,8 @@ def test_a_search_for_branches_is_counted():
 
 def test_the_choice_of_beta_is_not_expected_again():
     """It is part of the warm start's work, which judges the first periodic solve."""
-    callbacks = [ConvexReconstruction(beta=beta, max_overhead=0.5, final_solve=False) for beta in ("auto", 0.02)]
+    arguments = {"max_overhead": 0.5, "final_solve": False, "witnesses": "keep"}
+    callbacks = [ConvexReconstruction(beta=beta, **arguments) for beta in ("auto", 0.02)]
     for callback in callbacks:
         fit(callback, epochs=60)
     chosen, given = (periodic(callback)[0].epoch for callback in callbacks)

@@ -91,7 +91,7 @@ def test_both_gaps_are_right_in_float64(precision):
 def test_float16_autocast_with_a_gradient_scaler(recwarn):
     """'16-mixed' as on a GPU. The Trainer refuses it on a CPU, the plugin that it would choose does not."""
     plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10))
-    callback = ConvexReconstruction(beta=0.05, scale=1.0, max_overhead=None)
+    callback = ConvexReconstruction(beta=0.05, scale=1.0, max_overhead=None, witnesses="keep")
     net, run = small(), trainer(callback, max_epochs=3, plugins=[plugin])
     run.fit(net, data())
     assert run.precision_plugin is plugin
@@ -438,7 +438,7 @@ def test_of_a_dataset_larger_than_memory_only_max_samples_are_loaded():
             x = torch.rand(FEATURES, generator=torch.Generator().manual_seed(index))
             return x, self.targets[index]
 
-    callback = ConvexReconstruction(beta=0.05, every_n_epochs=0, final_solve=False, max_samples=50)
+    callback = ConvexReconstruction(beta=0.05, every_n_epochs=0, final_solve=False, max_samples=50, witnesses="keep")
     trainer(callback, max_epochs=1, limit_train_batches=1).fit(small(), DataLoader(Huge(), batch_size=BATCH))
     assert callback.reports[0].rows in (50, 40)
     assert Huge.loaded <= 6 * 50
