@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Any, cast, get_args
 
 import torch
@@ -92,7 +93,7 @@ def _is_shallow(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def wants_pairs(module: nn.Module, readout: Readout, settings: Settings, x: Any) -> bool:
+def wants_pairs(module: nn.Module, readout: Readout, settings: Settings, rows: TrainingRows) -> bool:
     """Whether ``witnesses="auto"`` gives the last hidden layer weights that tell pairs of training points apart.
 
     It does where that was measured to train better: a classifier with one decision per sample and at most two spiking
@@ -102,13 +103,14 @@ def wants_pairs(module: nn.Module, readout: Readout, settings: Settings, x: Any)
         module: The network. Call this inside ``undisturbed``.
         readout: Its proved readout.
         settings: The callback's arguments.
-        x: A batch of inputs.
+        rows: Its training rows, of which a batch is looked at.
     """
     one_decision = settings.loss != "squared" and readout.reduction.rows_per_sample == 1
     if settings.witnesses != "auto" or not one_decision or not _is_shallow(module) or isinstance(module, ParallelSNN):
         return False
+    first = (batch.x for batch in islice(rows, 1))
     try:
-        layer = find_witness_layer(module, readout.module, readout.reduction, forward_of(module), [x])
+        layer = find_witness_layer(module, readout.module, readout.reduction, forward_of(module), first)
     except ValueError:
         return False  # no plain layer of which units can be replaced one by one
     return is_initialised(layer.affine)

@@ -194,7 +194,7 @@ class Reconstructor:
         fresh = occasion in ("warm start", "single solve")
         replacing = fresh and self.settings.witnesses not in ("auto", "keep", "calibrated")
         if occasion == "warm start" and self._trains_on(occasion):
-            replacing |= wants_pairs(module, readout, self.settings, next(iter(rows)).x)
+            replacing |= wants_pairs(module, readout, self.settings, rows)
         as_found = captured(stage="patterns as found") if norms or replacing else None
         estimate = partial(estimate_norms, module, norms, rows)
         estimate()
