@@ -164,6 +164,7 @@ class ConvexReconstruction(Callback):
         """Refuse what cannot work; a new network begins a new run."""
         if stage != "fit":
             return
+        # Here and below attr-defined is ignored where Lightning's connectors set what the class does not declare.
         others = [c for c in trainer.callbacks if isinstance(c, ConvexReconstruction) and c is not self]  # type: ignore[attr-defined]
         if any(c.settings.readout is None for c in (self, *others)) and others:
             raise MisconfigurationException(

@@ -46,7 +46,7 @@ def judge_linear(problem: Problem, as_found: Problem | None, solution: Solution,
         after=after,
         right_before=found.held_out_accuracy(found.outputs[found.held_out]),
         right_after=problem.held_out_accuracy(outputs),
-        accepted=not after >= before,  # answers of NaN are worse than anything
+        accepted=after < before,
     )
 
 
@@ -58,4 +58,4 @@ def is_clear(judgement: Judgement, problem: Problem) -> bool:
         problem: The programme.
     """
     silent = problem.held_out_loss(problem.outputs.new_zeros(int(problem.held_out.sum()), problem.num_outputs))
-    return judgement.accepted and not judgement.after > judgement.before - ROUGH * silent
+    return judgement.accepted and judgement.after <= judgement.before - ROUGH * silent

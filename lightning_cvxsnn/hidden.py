@@ -109,10 +109,11 @@ def wants_pairs(module: nn.Module, readout: Readout, settings: Settings, rows: T
     if settings.witnesses != "auto" or not one_decision or not _is_shallow(module) or isinstance(module, ParallelSNN):
         return False
     first = (batch.x for batch in islice(rows, 1))
+    room = partial(check_witness_memory, samples=_PRICED_SAMPLES)
     try:
-        layer = find_witness_layer(module, readout.module, readout.reduction, forward_of(module), first)
-    except ValueError:
-        return False  # no plain layer of which units can be replaced one by one
+        layer = find_witness_layer(module, readout.module, readout.reduction, forward_of(module), first, room=room)
+    except (ValueError, MisconfigurationException):
+        return False  # no plain layer whose units can be replaced one by one, or no memory for what it receives
     return is_initialised(layer.affine)
 
 

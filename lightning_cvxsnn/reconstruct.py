@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from lightning_cvxsnn.advice import advise
 from lightning_cvxsnn.batches import TrainingRows, rows_of
 from lightning_cvxsnn.budget import FLOAT64, Budget, Meter, measure
+from lightning_cvxsnn.checks import check_finite, describe_dead, verify
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.convex.ranks import Ranks, checksum
 from lightning_cvxsnn.convex.work import Work, working
 from lightning_cvxsnn.guard import Judgement, is_clear, judge_linear
 from lightning_cvxsnn.hidden import (
-    CALIBRATION_ROWS,
     bring_to_life,
     describe_repairs,
     estimate_norms,
@@ -33,8 +33,6 @@ from lightning_cvxsnn.patterns import (
     LIF,
     CalibratedLayer,
     adapting_batch_norms,
-    capture,
-    measure_activity,
     resolve_backend,
     undisturbed,
 )
@@ -156,7 +154,7 @@ class Reconstructor:
         self, module: nn.Module, rows: TrainingRows, surroundings: Surroundings, tolerance: float
     ) -> tuple[Readout, Meter]:
         """The readout, proved, and what a forward pass costs: the first time, then as remembered."""
-        _check_finite(module)
+        check_finite(module)
         if self.readout is None or self._meter is None:
             first = next(iter(rows), None)
             if first is None:
@@ -213,7 +211,7 @@ class Reconstructor:
         _synchronise(module, norms, rows.ranks)
         problem = captured(stage="patterns")
         if problem is not None and bool(problem.dictionary.constant.all()):
-            raise MisconfigurationException(_dead_network(module, readout, rows))
+            raise MisconfigurationException(describe_dead(module, readout, rows))
         patterns_done = time.perf_counter()
         with surroundings.progress("convex solve", None):
             solved = None
@@ -225,7 +223,7 @@ class Reconstructor:
                 solved = replace(solved, violation=tried.violation, candidates=tried.candidates)
             report = self._share(solved, readout, rows.ranks)
         if report.accepted and not self.settings.dry_run:
-            _verify(module, readout, next(iter(rows)).x, tolerance)
+            verify(module, readout, next(iter(rows)).x, tolerance)
         if self._recycles(occasion):
             report = self._recycle(module, rows, readout, problem, surroundings, report, tolerance)
             _synchronise(module, norms, rows.ranks)
@@ -363,7 +361,7 @@ class Reconstructor:
                 judgement = judge_spiking(module, rows, readout, problem, solution, scales)
             if as_found is not None:  # another network than that of `problem`: its batch norms, its dead layers
                 before = min(judgement.before, as_found.found_loss())
-                better = judgement.accepted and not judgement.after >= before
+                better = judgement.accepted and judgement.after < before
                 judgement = replace(judgement, before=before, accepted=better)
             return judgement
 
@@ -481,42 +479,3 @@ def _synchronise(module: nn.Module, norms: list[Any], ranks: Ranks) -> None:
             buffers = [b for m in (*norms, *_constants(module)) for b in m.buffers()]
             for tensor in (*module.parameters(), *buffers):
                 tensor.copy_(ranks.broadcast(tensor))
-
-
-def _check_finite(module: nn.Module) -> None:
-    broken = [name for name, parameter in module.named_parameters() if not bool(parameter.isfinite().all())]
-    if broken:
-        raise ValueError(
-            f"The parameters {broken} hold NaN or infinite values before the solve: training has diverged, nothing was "
-            "written. Lower the learning rate, clip gradients, or train in a wider precision (float16 needs "
-            "'16-mixed', not '16-true')."
-        )
-
-
-def _dead_network(module: nn.Module, readout: Readout, rows: TrainingRows) -> str:
-    inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
-    dead = [
-        f"'{a.name}' ({a.silent} of {a.units} units silent, {a.saturated} saturated)"
-        for a in measure_activity(module, forward_of(module), inputs)
-        if not a.alive
-    ]
-    return (
-        f"The readout '{readout.name}' receives the same pattern on every training row, so there is nothing to learn "
-        f"from. Layers that carry no information: {', '.join(dead) or 'none by themselves'}. Use witnesses='auto' or "
-        "'calibrated' to bring them to life, or give the network weights or thresholds with which its neurons fire."
-    )
-
-
-def _verify(module: nn.Module, readout: Readout, x: Any, tolerance: float) -> None:
-    """The network's own forward must now answer what its dictionary and its stored readout say."""
-    with readout.linearised():
-        captured = capture(module, readout.module, readout.reduction, readout.forward_of(module), [x])
-    coef, intercept = readout.read()
-    expected = captured.dictionary.to_dense() @ coef + (0.0 if intercept is None else intercept)
-    error = float((captured.outputs.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    if not error <= tolerance:
-        raise RuntimeError(
-            f"After writing the readout '{readout.name}' the network's output differs from the dictionary's prediction "
-            f"by {error:.1%} (tolerance {tolerance:.1%}), so nothing was written. Does the network change from one "
-            "forward to the next? Expected the same output for the same input in eval mode."
-        )

@@ -189,7 +189,7 @@ def test_a_dry_run_and_a_failure_leave_the_constants(monkeypatch):
     def fail(*_):
         raise RuntimeError("on purpose")
 
-    monkeypatch.setattr(import_module("lightning_cvxsnn.reconstruct"), "_verify", fail)
+    monkeypatch.setattr(import_module("lightning_cvxsnn.reconstruct"), "verify", fail)
     with pytest.raises(RuntimeError, match="on purpose"):
         reconstruct(net, data.train_dataloader(), witnesses="pool", beta=0.01)
     assert all(torch.equal(value, saved[name]) for name, value in net.state_dict().items())

@@ -556,3 +556,13 @@ def test_auto_gives_a_fresh_last_layer_weights_that_tell_pairs_apart(reduction, 
         assert torch.equal(net.hidden[0].weight, before) != replaced
         assert ("'hidden.0' weights that tell pairs of training points apart" in caplog.text) == replaced
         caplog.clear()
+
+
+def test_auto_keeps_a_fresh_layer_whose_inputs_do_not_fit(monkeypatch):
+    monkeypatch.setattr("lightning_cvxsnn.memory.free_memory", lambda device: 1000)
+    net = Net(lr=0.0)
+    before = net.hidden[0].weight.clone()
+    callback = ConvexReconstruction(every_n_epochs=0, final_solve=False)
+    fitted(callback, net, max_epochs=1)
+    assert callback.reports[0].accepted
+    assert torch.equal(net.hidden[0].weight, before)
