@@ -309,6 +309,7 @@ def test_max_iterations_returns_a_certified_point(loss: str) -> None:
         solution = solve(**problem, rho=rho, fit_intercept=True, max_iterations=limit)
         assert solution.gap >= solution.primal - optimum.primal - 1e-9
         assert solution.dual <= optimum.primal + 1e-9
+        assert dual_is_feasible(problem, solution.dual_point, rho, True)
         gaps.append(solution.gap)
         if limit < (1 if loss == "squared" else 2):
             assert not solution.converged
@@ -369,6 +370,21 @@ def test_deterministic_and_pure(loss: str) -> None:
     assert torch.equal(state, torch.get_rng_state())
     for name, value in before.items():
         assert torch.equal(value, problem[name])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_deterministic_for_a_given_number_of_threads(loss: str, threads: int) -> None:
+    problem = make(12, loss, rows=400, columns=300, outputs=3)
+    rho, before = _fraction(problem, 0.05, True), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        first, second = (solve(**problem, rho=rho, fit_intercept=True) for _ in range(2))
+    finally:
+        torch.set_num_threads(before)
+    assert first.converged
+    for name in ("coef", "intercept", "dual_point"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
