@@ -25,7 +25,7 @@ from lightning_cvxsnn.patterns import (
     fresh_state,
     undisturbed,
 )
-from lightning_cvxsnn.patterns.calibrate import LayerActivity, is_spiking, measure_activity
+from lightning_cvxsnn.patterns.calibrate import LayerActivity, Manner, is_spiking, measure_activity
 from lightning_cvxsnn.patterns.witnesses import (
     GaussianKind,
     affine_names,
@@ -44,7 +44,7 @@ TARGET_RATE = 0.1
 #: Training rows that firing rates are measured on.
 CALIBRATION_ROWS = 1024
 
-_SHALLOW = 2  # spiking layers up to which biases bring fresh ones to life: nine of them trained worse on digits
+_SHALLOW = 2  # spiking layers up to which biases bring fresh ones to life; nine of them lost what they received
 _PRICED_SAMPLES = 10_240  # that witnesses are chosen on, held-out ones included
 _BRANCH_SAMPLES = 2048  # that whole branches are chosen on
 
@@ -58,12 +58,13 @@ def bring_to_life(
     untrained: bool,
     skip_last: bool = False,
 ) -> list[CalibratedLayer]:
-    """Bring dead layers, or all, to `TARGET_RATE`.
+    """Bring dead layers, or all, to life, at `TARGET_RATE`.
 
     A layer that holds its constructor's weights, and half of whose units carry no information, is brought there as a
-    whole: by one factor and a bias of each unit in a network of at most two spiking layers, by a factor of each unit in
-    a deeper one. Of any other dead layer only the dead units are rescaled. Where all layers are meant, every unit is;
-    below new witnesses, fresh ones by biases.
+    whole: by one factor and a bias of each unit in a network of at most two spiking layers. In a deeper one, linear
+    layers behind another send on its spikes, the first ones are changed by biases, and of all others each unit is
+    rescaled. Of a dead layer that is not as its constructor made it only the dead units are. Where all layers are
+    meant, every unit is; below new witnesses, fresh ones as above.
 
     Args:
         module: The network, changed in place.
@@ -78,13 +79,18 @@ def bring_to_life(
         What was done to each layer, in the order reached.
     """
     inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
-    by_bias = (only_dead or skip_last) and _is_shallow(module)
+    shallow = _is_shallow(module)
+
+    def manner(affine: nn.Module, layer: LayerActivity) -> Manner:
+        if not is_initialised(affine):
+            return "dead rows" if only_dead else "rows"
+        if not (only_dead or skip_last) or not (shallow or isinstance(affine, nn.Linear)):
+            return "rows"
+        return "biases" if shallow or not layer.source else "copies"
+
     return calibrate_layers(
         module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=only_dead, after_change=estimate,
-        only_dead_units=lambda affine: only_dead and not is_initialised(affine),
-        unhealthy_too=lambda affine: untrained and is_initialised(affine),
-        by_bias=lambda affine: by_bias and is_initialised(affine),
-        skip_last=skip_last,
+        unhealthy_too=lambda affine: untrained and is_initialised(affine), manner=manner, skip_last=skip_last,
     )  # fmt: skip
 
 
@@ -123,6 +129,8 @@ def describe_repairs(layers: list[CalibratedLayer]) -> str:
     def change(layer: CalibratedLayer) -> str:
         if layer.replaced:
             return "given new weights"
+        if layer.copies:
+            return "now sends on the spikes of the layer below"
         return f"times {layer.scale:.2g}, {layer.negated} units negated, biases {layer.shift:+.2g}"
 
     return "; ".join(
@@ -166,7 +174,7 @@ def replace_witnesses(
         estimate()
         calibrate_layers(
             module, forward, inputs, rate=TARGET_RATE, after_change=estimate, only_dead=False,
-            only_dead_units=lambda affine: True,
+            manner=lambda affine, layer: "dead rows",
         )  # fmt: skip
         return None, []
     if isinstance(module, ParallelSNN) and kind != "pairs":

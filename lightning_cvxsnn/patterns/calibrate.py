@@ -1,15 +1,16 @@
-"""Bring spiking layers to a firing rate: measure them, and scale the weights that feed them or shift the biases.
+"""Bring spiking layers to life: measure them, and change the weights that feed them.
 
 Scaling a unit's input weights moves its firing rate and keeps what it is selective for; a unit whose input current is
-never positive is negated first. Shifting its bias does so at weights of any size: small ones learn faster. The paper
-normalises random witnesses (arXiv 2605.08022); calibration from data goes back to LSUV (Mishkin and Matas, 2016) and,
-for spiking layers, to Rossbroich, Gygax and Zenke (2022).
+never positive is negated first. Shifting its bias does so at weights of any size: small ones learn faster. Units that
+fire with those below lose nothing in any depth; the identity as a start of plain deep networks goes back to Le, Jaitly
+and Hinton (arXiv 1504.00941). The paper normalises random witnesses (arXiv 2605.08022); calibration from data goes back
+to LSUV (Mishkin and Matas, 2016) and, for spiking layers, to Rossbroich, Gygax and Zenke (2022).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from spikingjelly.activation_based import base
@@ -17,14 +18,21 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from lightning_cvxsnn.patterns.dynamics import Neuron
 from lightning_cvxsnn.patterns.isolation import fresh_state
 
 Forward = Callable[[Any], Tensor]
+
+#: How a layer is brought to life. ``rows``: each unit by a factor of its row; ``dead rows``: only the silent and the
+#: saturated ones; ``biases``: each unit by its bias, after one factor for all weights that gives currents a standard
+#: deviation of 0.5; ``copies``: each unit fires with one below, by what is added to the weight between them.
+Manner = Literal["rows", "dead rows", "biases", "copies"]
 
 _LOG2_SCALES = (-14.0, 14.0)
 _LARGEST_SHIFT = 2.0**14
 _BISECTIONS = 18
 _DEVIATION = 0.5  # of a unit's current where biases make it fire: inside the window of the usual surrogates
+_COPY = 1.1  # of the current that makes a unit fire: other weights, drawn at random, do not stop a copy
 _CURRENT_LIMIT = 2**25  # input currents held at once, 128 MiB of float32
 
 
@@ -39,6 +47,7 @@ class LayerActivity:
         silent: Units that never fire.
         saturated: Units that fire at every step of every row.
         rate: Mean firing rate, spikes per unit and step.
+        source: Dotted name of the neurons whose spikes the affine layer receives as they are; "" if there are none.
     """
 
     name: str
@@ -47,6 +56,7 @@ class LayerActivity:
     silent: int
     saturated: int
     rate: float
+    source: str = ""
 
     @property
     def alive(self) -> bool:
@@ -71,7 +81,8 @@ class CalibratedLayer:
         scale: Median of the absolute factors.
         shift: Median of what was added to the biases.
         negated: Units whose weights changed sign.
-        replaced: Whether all weights are new, instead of the three above.
+        copies: Whether each unit now fires with one unit of the layer below, instead of the three above.
+        replaced: Whether all weights are new, instead of the above.
     """
 
     name: str
@@ -81,6 +92,7 @@ class CalibratedLayer:
     scale: float = 1.0
     shift: float = 0.0
     negated: int = 0
+    copies: bool = False
     replaced: bool = False
 
 
@@ -95,6 +107,8 @@ class _Probe:
 
     module: nn.Module
     affine: str = ""
+    sent: tuple[str, Tensor] | None = None
+    sources: dict[str, str] = field(default_factory=dict)
     feeds: dict[str, str] = field(default_factory=dict)
     low: dict[str, Tensor] = field(default_factory=dict)
     high: dict[str, Tensor] = field(default_factory=dict)
@@ -105,7 +119,7 @@ class _Probe:
         self.handles = []
         for name, module in self.module.named_modules():
             if _has_rows(module):
-                self.handles.append(module.register_forward_hook(lambda *_, name=name: setattr(self, "affine", name)))
+                self.handles.append(module.register_forward_hook(lambda _, args, __, name=name: self._pass(name, args)))
             elif is_spiking(module):
                 self.handles.append(module.register_forward_hook(lambda m, _, out, name=name: self._see(name, out)))
         return self
@@ -114,9 +128,21 @@ class _Probe:
         for handle in self.handles:
             handle.remove()
 
+    def start(self) -> None:
+        """A forward pass begins."""
+        self.affine, self.sent = "", None
+
+    def _pass(self, name: str, args: tuple[Any, ...]) -> None:
+        self.affine = name
+        if self.sent is not None and args and isinstance(args[0], Tensor):
+            source, spikes = self.sent
+            same = args[0].data_ptr() == spikes.data_ptr() and args[0].numel() == spikes.numel()
+            self.sources.setdefault(name, source if same else "")
+
     def _see(self, name: str, spikes: Any) -> None:
         if not isinstance(spikes, Tensor):
             return
+        self.sent = name, spikes
         self.feeds.setdefault(name, self.affine)
         affine = self.module.get_submodule(self.feeds[name]) if self.feeds[name] else None
         per_unit = spikes.detach().float().movedim(_unit_axis(affine, spikes), -1).flatten(0, -2)
@@ -135,6 +161,7 @@ class _Probe:
                 silent=int((high == 0).sum()),
                 saturated=int((self.low[name] > 0).sum()),
                 rate=self.total[name] / self.count[name],
+                source=self.sources.get(self.feeds[name], ""),
             )
             for name, high in self.high.items()
         ]
@@ -168,7 +195,7 @@ def measure_activity(module: nn.Module, forward: Forward, inputs: Sequence[Any])
     with _Probe(module) as probe:
         for x in inputs:
             fresh_state(module)
-            probe.affine = ""
+            probe.start()
             forward(x)
     return probe.activities()
 
@@ -182,12 +209,11 @@ def calibrate_layers(
     rate: float,
     only_dead: bool,
     after_change: Callable[[], None] = lambda: None,
-    only_dead_units: Callable[[nn.Module], bool] = lambda affine: False,
     skip_last: bool = False,
     unhealthy_too: Callable[[nn.Module], bool] = lambda affine: False,
-    by_bias: Callable[[nn.Module], bool] = lambda affine: False,
+    manner: Callable[[nn.Module, LayerActivity], Manner] = lambda affine, layer: "rows",
 ) -> list[CalibratedLayer]:
-    """Scale the rows of each layer's affine, in place and in the order reached, until its units fire at ``rate``.
+    """Change each layer's affine, in place and in the order reached, until its units fire at ``rate``.
 
     Call it inside ``undisturbed``. Later layers are calibrated on what the earlier ones then send.
 
@@ -198,12 +224,11 @@ def calibrate_layers(
         rate: Target firing rate per unit, spikes per step, in (0, 1).
         only_dead: Leave layers alone that carry information (``LayerActivity.alive``).
         after_change: Called after each layer's change, such as to estimate batch-norm statistics again.
-        only_dead_units: Whether the units of an affine layer that fire at some steps and not at others are left alone.
         skip_last: Leave the last spiking layer alone.
         unhealthy_too: Whether ``only_dead`` also changes the layer behind an affine layer where it is not
             ``LayerActivity.healthy``.
-        by_bias: Whether the units of an affine layer are all brought to ``rate`` by their biases, after one factor for
-            all of its weights that gives the currents a standard deviation of 0.5.
+        manner: How an affine layer is changed, see `Manner`. ``copies`` are made in linear layers that receive the
+            spikes of another layer no wider; elsewhere, and if the layer is then not healthy, rows are scaled.
 
     Returns:
         The layers that were changed.
@@ -220,16 +245,23 @@ def calibrate_layers(
         affine = _writable_affine(module, before, required=not before.alive)
         if affine is None or (only_dead and before.alive and not unhealthy_too(affine)):
             continue
+        how = manner(affine, before)
+        if how == "copies":
+            after = _copy(module, forward, inputs, position, before, after_change)
+            if after is not None:
+                activities = after
+                changed.append(CalibratedLayer(before.name, before.affine_name, before, after[position], copies=True))
+                continue
         currents = _Currents(module, forward, inputs, before.name, affine)
         ones = torch.ones(currents.units, device=currents.device)
         factors, shifts = ones, torch.zeros_like(ones)
-        if by_bias(affine):
+        if how == "biases":
             deviation = currents.deviation()
             factors = ones * (_DEVIATION / deviation if deviation > 0 else 1.0)
             shifts = shifts_for(partial(currents.rates, factors), currents.units, rate, currents.device)
         else:
             factors = factors_for(partial(currents.rates, shifts=shifts), currents.units, rate, currents.device)
-            if only_dead_units(affine):
+            if how == "dead rows":
                 now = currents.rates(ones, shifts)
                 factors = torch.where((now == 0) | (now == 1), factors, ones)
         for parameter in (affine.weight, affine.bias):
@@ -251,6 +283,33 @@ def calibrate_layers(
             )
         )
     return changed
+
+
+def _copy(
+    module: nn.Module,
+    forward: Forward,
+    inputs: Sequence[Any],
+    position: int,
+    layer: LayerActivity,
+    after_change: Callable[[], None],
+) -> list[LayerActivity] | None:
+    """Let the units of a linear layer fire with those below, in turn; None, and nothing changed, where they do not."""
+    affine: Any = module.get_submodule(layer.affine_name)
+    if not (layer.source and isinstance(affine, nn.Linear) and affine.out_features >= affine.in_features):
+        return None
+    try:
+        neuron = Neuron.from_module(module.get_submodule(layer.name))
+    except ValueError:
+        return None  # what makes it fire is not known
+    found, units = affine.weight.clone(), torch.arange(affine.out_features, device=affine.weight.device)
+    affine.weight[units, units % affine.in_features] += _COPY * neuron.firing_current
+    after_change()
+    activities = measure_activity(module, forward, inputs)
+    if activities[position].healthy:
+        return activities
+    affine.weight.copy_(found)
+    after_change()
+    return None
 
 
 def _writable_affine(module: nn.Module, layer: LayerActivity, *, required: bool) -> Any:

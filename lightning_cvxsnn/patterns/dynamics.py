@@ -141,6 +141,19 @@ class Neuron:
         return 1.0 if self.decay is None else 1 - self.decay
 
     @property
+    def firing_current(self) -> float:
+        """The least current of the first step that makes it fire.
+
+        Example:
+            >>> Neuron(tau=4.0).firing_current
+            4.0
+        """
+        charge, _, constant, threshold, reset, initial = self.kernel_arguments
+        share = {2: 1 / constant, 4: constant}.get(int(charge), 1.0) if charge else 1.0
+        charged = initial - (1 - self.leak) * (initial - reset)
+        return (threshold - charged) / share if share else math.inf
+
+    @property
     def kernel_arguments(self) -> tuple[int | float, ...]:
         """What neuron.h takes: kind of charge, hard reset or not, tau or decay, threshold, reset, initial voltage."""
         charge, constant = 0, 0.0

@@ -189,7 +189,7 @@ def test_biases_bring_units_to_the_rate_at_weights_of_one_size(step_mode, size):
     net = deep(2, step_mode)
     before = [net[i].weight.clone() for i in (0, 2)]
     inputs = [size * x for x in INPUTS]
-    changed = calibrated(net, inputs, by_bias=lambda affine: True)
+    changed = calibrated(net, inputs, manner=lambda affine, layer: "biases")
     for i, weight, layer_changed in zip((0, 2), before, changed, strict=True):
         assert torch.allclose(net[i].weight, layer_changed.scale * weight, rtol=1e-5)
         assert layer_changed.shift != 0
@@ -206,10 +206,63 @@ def test_a_bias_silences_and_excites_and_gives_up():
     with torch.no_grad():
         net[0].weight[0] = 0  # the same current on every row: all or nothing
         net[0].bias[0] = 50.0
-    calibrated(net, INPUTS, by_bias=lambda affine: True)
+    calibrated(net, INPUTS, manner=lambda affine, layer: "biases")
     rates = by_hand(net, INPUTS[0], 1).mean((0, 1))
     assert rates[0] < 0.6
     stubborn = deep(1, node=lambda: neuron.LIFNode(v_threshold=1e6))
-    (changed,) = calibrated(stubborn, INPUTS, by_bias=lambda affine: True)
+    (changed,) = calibrated(stubborn, INPUTS, manner=lambda affine, layer: "biases")
     assert changed.after.silent == 32
     assert changed.shift == 0
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize(
+    "node",
+    [
+        neuron.LIFNode,
+        neuron.IFNode,
+        lambda: neuron.LIFNode(tau=5.0, decay_input=False, v_threshold=0.7, v_reset=None),
+        lambda: neuron.LIFNode(tau=3.0, v_threshold=0.2, v_reset=-0.4),
+        lambda: neuron.ParametricLIFNode(init_tau=4.0),
+    ],
+)
+def test_copies_fire_with_the_units_below(step_mode, node):
+    net = deep(3, step_mode, node=node)
+    net[4] = layer.Linear(32, 70, step_mode=step_mode)  # wider: some units below have two copies
+    with torch.no_grad():
+        for i in (2, 4):
+            net[i].weight.mul_(1e-4)
+            net[i].bias.mul_(1e-4)
+    calibrated(net[:2], INPUTS, manner=lambda affine, layer: "biases")
+    changed = calibrated(net, INPUTS, only_dead=True, manner=lambda affine, layer: "copies")
+    assert [(c.name, c.copies) for c in changed] == [("3", True), ("5", True)]
+    first = by_hand(net, INPUTS[0], 1)
+    assert first.any()
+    assert torch.equal(by_hand(net, INPUTS[0], 2), first)
+    assert torch.equal(by_hand(net, INPUTS[0], 3), first[..., torch.arange(70) % 32])
+
+
+class Unknown(neuron.LIFNode):
+    pass
+
+
+@pytest.mark.parametrize("case", ["no layer below", "narrower", "unknown neuron", "changed on the way", "held down"])
+def test_what_cannot_be_copied_is_scaled(case):
+    net = deep(1)
+    calibrated(net, INPUTS)
+    if case == "no layer below":
+        net = deep(1)
+    elif case == "changed on the way":
+        net.append(nn.Softplus())
+    if case != "no layer below":
+        net.append(layer.Linear(32, 16 if case == "narrower" else 32, step_mode="m"))
+        net.append((Unknown if case == "unknown neuron" else neuron.LIFNode)(step_mode="m"))
+    affine, name = net[-2], str(len(net) - 2)
+    if case == "held down":
+        with torch.no_grad():
+            affine.bias.fill_(-1e3)
+    before = affine.weight.clone()
+    changed = calibrated(net, INPUTS, manner=lambda affine, layer: "copies" if layer.affine_name == name else "rows")
+    assert not changed[-1].copies
+    cosine = torch.cosine_similarity(before, affine.weight, dim=1).abs()
+    assert torch.allclose(cosine, torch.ones_like(cosine), atol=1e-5)
