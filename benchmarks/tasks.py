@@ -37,7 +37,7 @@ NEURONS = {
     "drawn": {"branches": 4, "tau": (1.05, 100.0), "reset": "mixed"},
     "thresholds drawn": {"branches": 20, "tau": 1.01, "v_threshold": (0.02, 1.0), "reset": "soft"},
 }
-XOR_TRAINING = {"lr": 5e-4, "batch_size": 32}
+XOR_BATCH = 32
 RATE = 0.2  # spikes per unit and step, of calibrated weights for XOR
 
 
@@ -58,10 +58,10 @@ def trainer(epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
 def xor(steps: int, depth: int, method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Test accuracy of one network."""
     pl.seed_everything(seed, verbose=False)
-    data = XORDataModule(steps, options.sizes, XOR_TRAINING["batch_size"], seed)
+    data = XORDataModule(steps, options.sizes, XOR_BATCH, seed)
     data.setup("fit")
     width, last_width = (250, 500) if depth < 10 else (128, 256)
-    net = ParallelSNN(2, width, last_width, depth, branches=1, lr=XOR_TRAINING["lr"])
+    net = ParallelSNN(2, width, last_width, depth, branches=1, lr=options.lr)
     started, epochs, callbacks = time.process_time(), 0, []
     if method == "random CVX":
         reconstruct(net, data.train_dataloader(), witnesses="gaussian_normalized", seed=seed)
@@ -81,7 +81,8 @@ def xor(steps: int, depth: int, method: str, seed: int, options: argparse.Namesp
     return {
         "width": width,
         "last_width": last_width,
-        **XOR_TRAINING,
+        "lr": options.lr,
+        "batch_size": XOR_BATCH,
         "epochs": epochs,
         "test": test,
         "cpu_seconds": seconds,
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--sizes", nargs=3, type=int, default=[2000, 2000, 4000])
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--lr", type=float, default=5e-4, help="learning rate for XOR")
     parser.add_argument("--beta", type=float, default=1e-3, help="penalty of the solves for addition")
     parser.add_argument("--numbers", type=int, default=2000, help="numbers (six rows each) in a solve, at most")
     parser.add_argument("--output", type=Path, default=RESULTS)
