@@ -426,6 +426,20 @@ def test_convolutions_take_random_witnesses_and_refuse_priced_ones():
     assert not net.stem[0].bias.any()
 
 
+def test_dead_layers_of_a_deep_network_send_on_what_they_receive():
+    torch.manual_seed(0)
+    net = LitSNN(in_features=FEATURES, hidden=[24, 24, 24, 40], num_classes=CLASSES)
+    before, (x, y) = state(net), rows()
+    data = DataLoader(TensorDataset(x[:, None].expand(-1, 4, -1), y), 64)
+    with pytest.warns(UserWarning, match="'layers.4' now sends on the spikes of the layer below"):
+        assert reconstruct(net, data, beta=0.02).accepted
+    for index, width in ((2, 24), (4, 24), (6, 40)):
+        added = net.layers[index].weight.detach() - before[f"layers.{index}.weight"]
+        below = F.one_hot(torch.arange(width) % 24, 24).float()
+        assert torch.allclose(added, 2.2 * below, atol=1e-6)  # tau * threshold fires a LIF unit at rest
+        assert torch.equal(net.layers[index].bias, before[f"layers.{index}.bias"])
+
+
 def test_running_statistics_change_only_with_an_accepted_write():
     net = ConvNet()
     reconstruct(net, images(), beta=0.02)
