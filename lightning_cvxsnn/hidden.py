@@ -178,7 +178,7 @@ def replace_witnesses(
         )  # fmt: skip
         return None, []
     if isinstance(module, ParallelSNN) and kind != "pairs":
-        return _replace_branches(module, rows, problem, settings, beta), []
+        return _replace_branches(module, rows, readout, problem, settings, beta), []
     layers = bring_to_life(module, rows, estimate, only_dead=kind == "auto", untrained=True, skip_last=True)
     pricer = _pricer(module, rows, readout, problem, settings)
     layer, width = pricer.layer, pricer.layer.affine.out_features
@@ -246,7 +246,7 @@ def recycle_units(
     if not bool(free.any()):
         return None
     search = (
-        _branch_search(module, rows, problem, settings)
+        _branch_search(module, rows, readout, problem, settings)
         if isinstance(module, ParallelSNN)
         else _pricer(module, rows, readout, problem, settings)
     )
@@ -297,10 +297,15 @@ def _pricer(module: nn.Module, rows: TrainingRows, readout: Readout, problem: Pr
 
 
 def _replace_branches(
-    module: ParallelSNN, rows: TrainingRows, problem: Problem, settings: Settings, beta: float | None
+    module: ParallelSNN,
+    rows: TrainingRows,
+    readout: Readout,
+    problem: Problem,
+    settings: Settings,
+    beta: float | None,
 ) -> Tried:
     """Write whole branches, constants included, that ``pool`` or ``priced`` finds."""
-    search = _branch_search(module, rows, problem, settings)
+    search = _branch_search(module, rows, readout, problem, settings)
     rho = None if beta is None else beta / module.readout.in_features**0.5
     chosen = search.run(rho, price=settings.witnesses == "priced")
     search.write(chosen.branches)
@@ -311,12 +316,18 @@ def _replace_branches(
     return chosen.tried
 
 
-def _branch_search(module: ParallelSNN, rows: TrainingRows, problem: Problem, settings: Settings) -> BranchSearch:
-    """A search of whole branches on at most `_BRANCH_SAMPLES`."""
-    inputs = torch.cat([batch.x for batch in rows])
-    samples = _chosen(len(inputs), _BRANCH_SAMPLES, settings.seed)
-    part = problem.at(samples.repeat_interleave(len(problem.held_out) // len(inputs)))
-    return BranchSearch(module, inputs[samples.to(inputs.device)], part, TARGET_RATE, settings.seed)
+def _branch_search(
+    module: ParallelSNN, rows: TrainingRows, readout: Readout, problem: Problem, settings: Settings
+) -> BranchSearch:
+    """A search of whole branches on at most `_BRANCH_SAMPLES`, all of the rows that are held at once."""
+    rows_per_sample = readout.reduction.rows_per_sample
+    samples = _chosen(len(problem.held_out) // rows_per_sample, _BRANCH_SAMPLES, settings.seed)
+    inputs, seen = [], 0
+    for batch in rows:
+        inputs.append(batch.x[samples[seen : seen + len(batch.x)].to(batch.x.device)])
+        seen += len(batch.x)
+    part = problem.at(samples.repeat_interleave(rows_per_sample))
+    return BranchSearch(module, torch.cat(inputs), part, TARGET_RATE, settings.seed)
 
 
 def _chosen(count: int, most: int, seed: int) -> torch.Tensor:

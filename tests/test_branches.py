@@ -211,3 +211,28 @@ def test_pairs_ask_for_one_branch():
     data.setup("fit")
     with pytest.raises(ValueError, match=r"is not the spikes of 'branches\.1\.1' reduced over time"):
         reconstruct(net, data.train_dataloader(), witnesses="pairs")
+
+
+@pytest.mark.parametrize("reduction", ["last", "all"])
+def test_branches_are_chosen_on_some_samples_and_their_own_targets(reduction, monkeypatch):
+    hidden = import_module("lightning_cvxsnn.hidden")
+    monkeypatch.setattr(hidden, "_BRANCH_SAMPLES", 50)
+    searched = []
+
+    class Noted(BranchSearch):
+        def __init__(self, net, inputs, problem, *others):
+            searched.append((inputs, problem.targets))
+            super().__init__(net, inputs, problem, *others)
+
+    monkeypatch.setattr(hidden, "BranchSearch", Noted)
+    inputs = torch.randn(SAMPLES, STEPS, 3, generator=torch.Generator().manual_seed(1))
+    targets = (inputs[..., 0] > 0).long()
+    if reduction != "all":
+        targets = targets[:, -1]
+    batches = list(zip(inputs.split(32), targets.split(32), strict=True))  # the last one is smaller
+    reconstruct(network(reduction), batches, witnesses="pool", beta=0.01)
+    ((chosen, labels),) = searched
+    assert chosen.shape == (50, STEPS, 3)
+    assert len(chosen.unique(dim=0)) == 50
+    expected = chosen[..., 0] > 0 if reduction == "all" else chosen[:, -1, 0] > 0
+    assert torch.equal(labels, expected.long().flatten())
