@@ -1,3 +1,4 @@
+import gc
 import warnings
 
 import pytest
@@ -14,3 +15,9 @@ def no_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
+
+
+@pytest.fixture
+def compiling():
+    # Dynamo numbers the keys of spikingjelly's weak table of reset networks: none may die while it traces.
+    gc.collect()

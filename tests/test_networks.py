@@ -194,7 +194,7 @@ def test_priced_witnesses_behind_a_leaky_readout():
 
 
 @pytest.mark.parametrize("part", ["network", "layers"])
-def test_compiled_networks(part):
+def test_compiled_networks(part, compiling):
     module = Lit(dense(neuron.LIFNode()))
     if part == "network":
         module = torch.compile(module, backend="eager")

@@ -350,7 +350,7 @@ def test_a_quantised_readout_is_refused():
 
 
 @pytest.mark.parametrize("part", ["network", "layers", "readout"])
-def test_compiled_parts(part):
+def test_compiled_parts(part, compiling):
     net = Net("sum")
     if part == "network":
         net.compile(backend="eager")
