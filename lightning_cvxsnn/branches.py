@@ -19,7 +19,7 @@ from lightning_cvxsnn.convex.work import spend
 from lightning_cvxsnn.models import ParallelSNN
 from lightning_cvxsnn.patterns import SpikeDictionary, fresh_state
 from lightning_cvxsnn.patterns.calibrate import factors_for
-from lightning_cvxsnn.patterns.witnesses import side_by_side
+from lightning_cvxsnn.patterns.witness_layer import side_by_side
 from lightning_cvxsnn.pricing import Tried
 from lightning_cvxsnn.problem import Problem
 

@@ -26,13 +26,8 @@ from lightning_cvxsnn.patterns import (
     undisturbed,
 )
 from lightning_cvxsnn.patterns.calibrate import LayerActivity, Manner, is_spiking, measure_activity
-from lightning_cvxsnn.patterns.witnesses import (
-    GaussianKind,
-    affine_names,
-    find_witness_layer,
-    is_initialised,
-    write_gaussian,
-)
+from lightning_cvxsnn.patterns.witness_layer import find_witness_layer
+from lightning_cvxsnn.patterns.witnesses import GaussianKind, affine_names, is_initialised, write_gaussian
 from lightning_cvxsnn.pricing import POOL, Priced, Pricer, Tried
 from lightning_cvxsnn.problem import Problem
 from lightning_cvxsnn.readout import Readout, forward_of
@@ -46,6 +41,7 @@ CALIBRATION_ROWS = 1024
 
 _SHALLOW = 2  # spiking layers up to which biases bring fresh ones to life; nine of them lost what they received
 _PRICED_SAMPLES = 10_240  # that witnesses are chosen on, held-out ones included
+_PRICED_ENTRIES = 2**24  # of the dictionary of these: a convolution has many columns
 _BRANCH_SAMPLES = 2048  # that whole branches are chosen on
 
 
@@ -120,7 +116,7 @@ def wants_pairs(module: nn.Module, readout: Readout, settings: Settings, rows: T
         layer = find_witness_layer(module, readout.module, readout.reduction, forward_of(module), first, room=room)
     except (ValueError, MisconfigurationException):
         return False  # no plain layer whose units can be replaced one by one, or no memory for what it receives
-    return is_initialised(layer.affine)
+    return is_initialised(layer.affine) and isinstance(layer.affine, nn.Linear)
 
 
 def describe_repairs(layers: list[CalibratedLayer]) -> str:
@@ -181,7 +177,7 @@ def replace_witnesses(
         return _replace_branches(module, rows, readout, problem, settings, beta), []
     layers = bring_to_life(module, rows, estimate, only_dead=kind == "auto", untrained=True, skip_last=True)
     pricer = _pricer(module, rows, readout, problem, settings)
-    layer, width = pricer.layer, pricer.layer.affine.out_features
+    layer, width = pricer.layer, len(pricer.layer.weight)
     if kind in ("auto", "pairs"):
         before = _last_activity(module, rows, readout)
         layer.write(*pricer.draw_pairs(width))
@@ -192,7 +188,7 @@ def replace_witnesses(
             "points apart."
         )
         return None, layers
-    rho = None if beta is None else beta / width**0.5
+    rho = None if beta is None else beta / readout.module.in_features**0.5
     priced = pricer.run(width, rho, pool=POOL * width if kind == "pool" else None)
     layer.write(priced.units.weight, priced.units.bias)
     violates = "" if priced.violation is None else f"; the last ones violate optimality by up to {priced.violation:.2f}"
@@ -245,11 +241,13 @@ def recycle_units(
     free = ~coef.any(1) | idle
     if not bool(free.any()):
         return None
-    search = (
-        _branch_search(module, rows, readout, problem, settings)
-        if isinstance(module, ParallelSNN)
-        else _pricer(module, rows, readout, problem, settings)
-    )
+    search: BranchSearch | Pricer
+    if isinstance(module, ParallelSNN):
+        search = _branch_search(module, rows, readout, problem, settings)
+    else:
+        search = _pricer(module, rows, readout, problem, settings)
+        own = search.layer.columns_per_unit
+        idle = idle & search.whole(free).repeat_interleave(own)  # a channel in use keeps the places that never fire
     x = next(iter(rows)).x
     tensors = [*module.parameters()]
     found, before = [t.detach().clone() for t in tensors], _answers(module, x)
@@ -288,7 +286,8 @@ def _answers(module: nn.Module, x: Any) -> list[Tensor]:
 def _pricer(module: nn.Module, rows: TrainingRows, readout: Readout, problem: Problem, settings: Settings) -> Pricer:
     """A search of the last hidden units on at most `_PRICED_SAMPLES`."""
     rows_per_sample = readout.reduction.rows_per_sample
-    samples = _chosen(len(problem.held_out) // rows_per_sample, _PRICED_SAMPLES, settings.seed)
+    most = min(_PRICED_SAMPLES, max(_PRICED_ENTRIES // (readout.module.in_features * rows_per_sample), 1))
+    samples = _chosen(len(problem.held_out) // rows_per_sample, most, settings.seed)
     layer = find_witness_layer(
         module, readout.module, readout.reduction, forward_of(module), (batch.x for batch in rows), samples,
         settings.backend, partial(check_witness_memory, samples=int(samples.sum())),

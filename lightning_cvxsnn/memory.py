@@ -54,13 +54,13 @@ def check_witness_memory(inputs: Tensor, samples: int) -> None:
     """Refuse a search for witnesses whose inputs do not fit onto the device that they are on.
 
     Args:
-        inputs: ``[T, N, F]``, what the layer receives of one batch.
+        inputs: ``[T, N, ...]``, what the layer receives of one batch.
         samples: Samples to hold.
 
     Raises:
         MisconfigurationException: With both figures, and the ``max_samples`` that would fit.
     """
-    steps, _, features = inputs.shape
+    steps, features = len(inputs), inputs[0, 0].numel()
     available = free_memory(inputs.device)
     needed = _INPUTS * samples * steps * features * inputs.element_size()
     if available is not None and needed > available:

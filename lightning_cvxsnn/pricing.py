@@ -1,8 +1,9 @@
 """Column generation: hidden weights found by what they are worth to the convex programme.
 
 A unit outside the dictionary can improve the optimum only if its column ``d`` violates ``|d^T U| <= rho``, with U the
-programme's dual point. Rounds of solving and of searching for violations go down a path of rho, from one at which few
-units matter to the one wanted: early solves are cheap, later ones start near their solution.
+programme's dual point; a channel of a convolution is a unit of several columns, of which one has to. Rounds of solving
+and of searching for violations go down a path of rho, from one at which few units matter to the one wanted: early
+solves are cheap, later ones start near their solution.
 """
 
 import math
@@ -14,7 +15,8 @@ from torch import Tensor
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.convex.work import spend
 from lightning_cvxsnn.patterns import SpikeDictionary
-from lightning_cvxsnn.patterns.witnesses import WitnessLayer, pairs, side_by_side
+from lightning_cvxsnn.patterns.witness_layer import WitnessLayer, side_by_side
+from lightning_cvxsnn.patterns.witnesses import between, pairs
 from lightning_cvxsnn.problem import Problem
 
 #: Candidates of a pool, times the width; about the work of column generation.
@@ -35,21 +37,24 @@ _CALIBRATION_SAMPLES = 128
 _SCORE_SAMPLES = 1024
 _ASCENT_STEPS = 25
 _ASCENT_SAMPLES = 512
+_ASCENT_CURRENTS = 2**23  # of all units at most: maps have many
+_FEWEST = 32  # samples in any case
 _ASCENT_RATE = 0.1  # of Adam, relative to the root mean square of a unit's weights
 _ALIKE = 0.9  # correlation of columns above which one of them is enough
 _TOLERANCE = 0.1  # relative gap of a round's solve
 _RHO_RANGE = 0.1, 0.02  # first and last rho, relative to the largest of the first dictionary
 _BLOCK = 2**22  # entries of candidates' columns scored at once
+_TINY = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Hidden units of a layer and their columns.
+    """Hidden units of a layer and their columns, unit by unit.
 
     Attributes:
         weight: ``[M, F]``.
         bias: ``[M]``; zeros where the layer has none.
-        columns: ``[n, M]``.
+        columns: ``[n, M G]``, G of each unit.
     """
 
     weight: Tensor
@@ -61,7 +66,9 @@ class Units:
 
     def pick(self, index: Tensor) -> "Units":
         """Those at ``index``, int64 positions."""
-        return Units(self.weight[index], self.bias[index], self.columns.columns(index))
+        own = self.columns.shape[1] // len(self)
+        columns = self.columns.columns((index[:, None] * own + torch.arange(own)).flatten())
+        return Units(self.weight[index], self.bias[index], columns)
 
     def join(self, other: "Units") -> "Units":
         """These, then ``other``."""
@@ -79,8 +86,8 @@ class Priced:
         solution: The last solution, with zeros for the latter: a point to start from.
         rho: Its penalty.
         objectives: Objective of each round, at falling rho.
-        violation: Largest ``|d^T U| / rho`` of the last candidates; above 1, more units would still help. None if none
-            were needed.
+        violation: Largest ``|d^T U| / rho`` of the last candidates' columns; above 1, more units would still help. None
+            if none were needed.
         candidates: Number of candidates tried.
         work: Candidates times samples run forward; a step of the ascent counts as three passes.
     """
@@ -121,6 +128,7 @@ class Pricer:
     def __init__(self, layer: WitnessLayer, problem: Problem, rate: float, seed: int) -> None:
         self.layer, self.problem, self.rate = layer, problem, rate
         self._generator = torch.Generator().manual_seed(seed)
+        self._fan_in, self._own = layer.weight.shape[1], layer.columns_per_unit
         self._fitted = ~problem.held_out
         samples = self._fitted.unflatten(0, (layer.inputs.shape[1], -1))[:, 0].nonzero()[:, 0]
         self._inputs = layer.inputs.index_select(1, samples.to(layer.inputs.device))
@@ -181,9 +189,9 @@ class Pricer:
             falling = rho is not None or loss < best_loss
             best_loss = min(loss, best_loss)
 
-            used = solution.coef.any(1).nonzero()[:, 0]
+            used = self._any(solution.coef.any(1)).nonzero()[:, 0]
             if len(used):
-                units, solution = units.pick(used), replace(solution, coef=solution.coef[used])
+                units, solution = units.pick(used), self._kept(solution, used)
             start = solution
             moving = falling and value > last
             final = index + 1 == _ROUNDS or self.work >= affordable
@@ -204,7 +212,8 @@ class Pricer:
                 break
             if falling:
                 value *= factor
-        coef = torch.cat([solution.coef, solution.coef.new_zeros(width - len(solution.coef), solution.coef.shape[1])])
+        missing = width * self._own - len(solution.coef)
+        coef = torch.cat([solution.coef, solution.coef.new_zeros(missing, solution.coef.shape[1])])
         return Priced(
             units=units,
             solution=replace(solution, coef=coef),
@@ -223,21 +232,21 @@ class Pricer:
         work counts in `convex.work`.
 
         Args:
-            free: Bool ``[P]``.
+            free: Bool ``[P]``, of columns; a unit is free if all of its columns are.
             rho: Penalty of the programme.
             start: A point to start its solve from.
         """
-        weight, bias = self.layer.affine.weight.detach().clone(), self.layer.affine.bias
-        units = self._units(weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().clone())
+        free = self.whole(free)
+        units = self._units(self.layer.weight.detach().clone(), self.layer.bias.detach().clone())
         solution = replace(self.problem, dictionary=units.columns).solve(rho, _TOLERANCE, start, self._fitted)
-        used = solution.coef.any(1)
+        used = self._any(solution.coef.any(1))
         places = (free & ~used).nonzero()[:, 0]
-        constant = units.columns.constant[places]
+        constant = self.whole(units.columns.constant)[places]
         places = places[(~constant).int().argsort(stable=True)]
         if not len(places):
             return Tried(0, None)
         kept = (~free | used).nonzero()[:, 0]
-        others, solution = units.pick(kept), replace(solution, coef=solution.coef[kept])
+        others, solution = units.pick(kept), self._kept(solution, kept)
         found = self._search(len(places), others, solution, ascend=True, mutate=True)
         scores, violations = self._score(found.columns.rows(self._fitted), solution.dual_point)
         order = scores.argsort(descending=True)
@@ -252,10 +261,10 @@ class Pricer:
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Weights ``[count, F]`` and biases ``[count]``, half from pairs, half random, mixed and calibrated."""
-        fan_in, paired = self.layer.affine.in_features, count // 2
+        fan_in, paired = self._fan_in, count // 2
         weight = torch.randn(count - paired, fan_in, generator=self._generator) / fan_in**0.5
         bias = (2 * torch.rand(count - paired, generator=self._generator) - 1) / fan_in**0.5
-        weight, bias = self._calibrated(weight.to(self.layer.affine.weight), bias.to(self.layer.affine.weight))
+        weight, bias = self._calibrated(weight.to(self.layer.weight), bias.to(self.layer.weight))
         more = self.draw_pairs(paired)
         order = torch.randperm(count, generator=self._generator)
         return torch.cat([weight, more[0]])[order], torch.cat([bias, more[1]])[order]
@@ -263,8 +272,20 @@ class Pricer:
     def draw_pairs(self, count: int) -> tuple[Tensor, Tensor]:
         """Weights ``[count, F]`` and biases ``[count]`` from pairs of fitted samples, calibrated."""
         targets = self.problem.targets[self._fitted].unflatten(0, (-1, self._sample_rows))[:, -1]
-        weight, bias = pairs(self._inputs, targets, count, self._generator)
-        return self._calibrated(weight.to(self.layer.affine.weight), bias.to(self.layer.affine.weight))
+        points = pairs(self._inputs, targets, count, self._generator)
+        weight, bias = between(*self.layer.patches(*points, self._generator))
+        return self._calibrated(weight.to(self.layer.weight), bias.to(self.layer.weight))
+
+    def whole(self, columns: Tensor) -> Tensor:
+        """Units ``[M]`` all of whose columns are marked in ``columns``, bool ``[M G]``."""
+        return columns.view(-1, self._own).all(1)
+
+    def _any(self, columns: Tensor) -> Tensor:
+        return columns.view(-1, self._own).any(1)
+
+    def _kept(self, solution: Solution, units: Tensor) -> Solution:
+        """A point at the coefficients of some units."""
+        return replace(solution, coef=solution.coef.unflatten(0, (-1, self._own))[units].flatten(0, 1))
 
     def _calibrated(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         inputs = self._some_inputs(_CALIBRATION_SAMPLES)[0]
@@ -275,7 +296,7 @@ class Pricer:
 
     def _mutated(self, count: int, units: Units, solution: Solution) -> tuple[Tensor, Tensor]:
         """Units in use, drawn by the size of their coefficients, with noise on their weights."""
-        importance = solution.coef.abs().sum(1)
+        importance = solution.coef.abs().sum(1).view(-1, self._own).sum(1)
         parents = torch.multinomial(importance, count, replacement=True, generator=self._generator)
         weight = units.weight[parents]
         noise = torch.randn(weight.shape, generator=self._generator).to(weight)
@@ -284,7 +305,7 @@ class Pricer:
 
     def _search(self, wanted: int, units: Units, solution: Solution, ascend: bool, mutate: bool) -> Units:
         """New candidates, somewhat more than ``wanted``, compared and improved on some of the fitted samples."""
-        count = max(_DRAWN * self.layer.affine.out_features, 2 * wanted)
+        count = max(_DRAWN * len(self.layer.weight), 2 * wanted)
         mutants = int(_MUTATED * count) if mutate and bool(solution.coef.any()) else 0
         weight, bias = self.draw(count - mutants)
         if mutants:
@@ -309,12 +330,14 @@ class Pricer:
         size = weight.square().mean(1, keepdim=True).sqrt()
         point = [(weight / size).requires_grad_(), (bias / size[:, 0]).requires_grad_()]
         optimizer = torch.optim.Adam(point, lr=_ASCENT_RATE)
+        most = _ASCENT_CURRENTS // (len(weight) * self.layer.places * len(self._inputs))
+        samples = min(_ASCENT_SAMPLES, max(most, _FEWEST))
         self.layer.neuron.train()  # some neurons have a surrogate gradient in this mode only
         for _ in range(_ASCENT_STEPS):
-            inputs, rows = self._some_inputs(_ASCENT_SAMPLES)
+            inputs, rows = self._some_inputs(samples)
             self._count(_BACKWARD * len(weight), inputs.shape[1])
             spikes = self.layer.spikes(inputs, point[0] * size, point[1] * size[:, 0])
-            values, scale = self.layer.reduction.sum_steps(spikes)
+            values, scale = self.layer.rows(spikes)
             score, _ = self._correlate(values * scale, dual[rows].to(values))
             gradient = torch.autograd.grad(score.sum(), point)
             for parameter, g in zip(point, gradient, strict=True):
@@ -328,8 +351,7 @@ class Pricer:
     def _count(self, units: int, samples: int) -> None:
         """Count a pass of ``units`` over ``samples``, here and, by its multiply-adds, in `convex.work`."""
         self.work += units * samples
-        steps, _, fan_in = self.layer.inputs.shape
-        spend(units * samples * steps * fan_in // 2)  # of float32 numbers
+        spend(units * samples * len(self._inputs) * self.layer.places * self._fan_in // 2)  # of float32 numbers
 
     def _some_inputs(self, count: int) -> tuple[Tensor, Tensor]:
         """Inputs of random fitted samples (all if there are fewer), and their rows in the dual point."""
@@ -342,24 +364,28 @@ class Pricer:
         return Units(weight, bias, self.layer.columns(self.layer.inputs, weight, bias))
 
     def _score(self, columns: SpikeDictionary, dual: Tensor) -> tuple[Tensor, Tensor]:
-        """Score and ``max_c |d^T U_c|`` of each column."""
-        parts = torch.arange(columns.shape[1]).split(max(_BLOCK // columns.shape[0], 1))
+        """Score and ``max |d^T U_c|`` of each unit."""
+        parts = torch.arange(columns.shape[1]).split(max(_BLOCK // columns.shape[0] // self._own, 1) * self._own)
         dense = (columns.columns(part).to_dense(torch.float32) for part in parts)
         scores, violations = zip(*(self._correlate(block, dual.float()) for block in dense), strict=True)
         return torch.cat(scores), torch.cat(violations)
 
     def _correlate(self, columns: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
-        """``||d^T U||`` over the size of ``d``, so that a high rate alone wins nothing, and ``max_c |d^T U_c|``."""
+        """``||d^T U||`` over the size of ``d``, so that a high rate alone wins nothing, and ``max_c |d^T U_c|``.
+
+        Of a unit of several columns: the norm of theirs, and the largest.
+        """
         if self.problem.fit_intercept:
             columns = columns - columns.mean(0)
         products = dual.T @ columns
         size = (columns.square().sum(0) + 1.0).sqrt()
-        return products.norm(dim=0) / size, products.abs().amax(0)
+        scores = (products.norm(dim=0) / size).view(-1, self._own).norm(dim=1)
+        return scores, products.abs().amax(0).view(-1, self._own).amax(1)
 
     def _distinct(self, candidates: Units, order: Tensor, units: Units | None, count: int, *, fill: bool) -> Tensor:
         """The first ``count`` of ``order`` that differ from ``units`` and each other; ``fill``: then any others."""
         order = order[: 4 * count]
-        new = self._directions(candidates.columns.columns(order))
+        new = self._directions(candidates.pick(order).columns)
         alike = new.T @ new > _ALIKE
         alike |= new.T @ -new > _ALIKE
         free = torch.ones(len(order), dtype=torch.bool)
@@ -374,7 +400,12 @@ class Pricer:
         return order[chosen]
 
     def _directions(self, columns: SpikeDictionary) -> Tensor:
+        """Maps of unit norm, a column for each unit; of those of many places, fewer rows tell them apart."""
+        if self._own > 1:
+            stride = min(self._own, -(-columns.shape[0] // _FEWEST))
+            columns = columns.rows(torch.arange(0, columns.shape[0], stride))
         dense = columns.to_dense(torch.float32)
         if self.problem.fit_intercept:
             dense = dense - dense.mean(0)
-        return dense / dense.norm(dim=0).clamp_min(1e-6)
+        dense = dense.unflatten(1, (-1, self._own)).transpose(1, 2).flatten(0, 1)
+        return dense / dense.norm(dim=0).clamp_min(_TINY)

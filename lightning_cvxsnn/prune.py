@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_cvxsnn.patterns import fresh_state, undisturbed
-from lightning_cvxsnn.patterns.witnesses import find_witness_layer
+from lightning_cvxsnn.patterns.witness_layer import find_witness_layer
 from lightning_cvxsnn.readout import find_readout, forward_of
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -21,12 +21,13 @@ _TOLERANCE = 1e-4  # of the outputs, relative: sums over fewer units round diffe
 def prune(model: Network, x: Any = None, *, readout: str | None = None) -> Network:
     """A smaller copy of ``model``, without the last hidden units whose readout weights are all zero.
 
-    An L1 solution uses few units, and the others change no output. Training goes on in a smaller network, too; give
-    its parameters to a new optimiser. A checkpoint of it needs the new width when loaded, such as
-    ``LitSNN.load_from_checkpoint(path, hidden=[128, 37])``.
+    An L1 solution uses few units, and the others change no output. Of a convolution, channels are units. Training goes
+    on in a smaller network, too; give its parameters to a new optimiser. A checkpoint of it needs the new width when
+    loaded, such as ``LitSNN.load_from_checkpoint(path, hidden=[128, 37])``.
 
     Args:
-        model: A network whose last hidden layer is an ``nn.Linear``, written by an accepted solve; it is not changed.
+        model: A network whose last hidden layer is an ``nn.Linear`` or a convolution, written by an accepted solve; it
+            is not changed.
         x: One batch of inputs, on the network's device, to find the layers by and to compare outputs on. None: the
             LightningModule's ``example_input_array``.
         readout: Dotted name of the readout; None: the last linear layer that ``x`` reaches.
@@ -55,7 +56,8 @@ def prune(model: Network, x: Any = None, *, readout: str | None = None) -> Netwo
         model.eval()
         found = find_readout(model, x, readout)
         layer = find_witness_layer(model, found.module, found.reduction, forward_of(model), [x])
-        used = found.module.weight.any(0)
+        own = layer.columns_per_unit
+        used = found.module.weight.any(0).view(-1, own).any(1)
         if not bool(used.any()):
             raise MisconfigurationException(
                 f"All weights of the readout '{found.name}' are zero, so no unit would be left. Expected a readout "
@@ -70,8 +72,9 @@ def prune(model: Network, x: Any = None, *, readout: str | None = None) -> Netwo
     affine.weight = _part(affine.weight, affine.weight[used])
     if affine.bias is not None:
         affine.bias = _part(affine.bias, affine.bias[used])
-    head.weight = _part(head.weight, head.weight[:, used])
-    affine.out_features = head.in_features = int(used.sum())
+    head.weight = _part(head.weight, head.weight[:, used.repeat_interleave(own)])
+    setattr(affine, "out_features" if isinstance(affine, nn.Linear) else "out_channels", int(used.sum()))
+    head.in_features = int(used.sum()) * own
     for ours, theirs in zip(smaller.modules(), model.modules(), strict=True):
         ours.training = theirs.training
     with isolate_rng(), undisturbed(smaller):

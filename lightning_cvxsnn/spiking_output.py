@@ -16,7 +16,7 @@ from lightning_cvxsnn.batches import TrainingRows
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.guard import Judgement
 from lightning_cvxsnn.patterns import fresh_state
-from lightning_cvxsnn.patterns.witnesses import run_neuron
+from lightning_cvxsnn.patterns.witness_layer import run_neuron
 from lightning_cvxsnn.problem import Problem
 from lightning_cvxsnn.readout import Readout
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_cvxsnn.batches import TrainingRows, rows_of
 from lightning_cvxsnn.patterns import capture, undisturbed
 from lightning_cvxsnn.patterns.margin import margins, widen
-from lightning_cvxsnn.patterns.witnesses import find_witness_layer
+from lightning_cvxsnn.patterns.witness_layer import find_witness_layer
 from lightning_cvxsnn.readout import Readout, find_readout, forward_of
 from lightning_cvxsnn.transaction import all_or_nothing
 
@@ -87,6 +87,11 @@ def widen_margins(
         found = find_readout(model, first.x, readout)
         forward = forward_of(model)
         layer = find_witness_layer(model, found.module, found.reduction, forward, (batch.x for batch in rows))
+        if not isinstance(layer.affine, nn.Linear):
+            raise ValueError(
+                f"'{layer.affine_name}' is a convolution, whose channels have a voltage at every place. Expected an "
+                "nn.Linear as the last hidden layer."
+            )
         if layer.constants is None:
             raise ValueError(
                 f"The dynamics of '{layer.neuron_name}' ({type(layer.neuron).__name__}) are not known. Expected "

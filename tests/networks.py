@@ -59,6 +59,27 @@ class Net(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
 
+class ConvNet(Net):
+    """``Conv-LIF``, whatever pools its maps, and a readout; ``x`` is ``[N, 2, 6, 6]``."""
+
+    def __init__(self, reduction="mean", step_mode="m", channels=5, pool=None, lr=0.05):
+        super().__init__(reduction, step_mode, lr=lr)
+        self.hidden = nn.Sequential(
+            layer.Conv2d(2, channels, 3, padding=1), neuron.LIFNode(), pool or nn.Identity(), layer.Flatten()
+        )
+        functional.set_step_mode(self.hidden, step_mode)
+        with torch.no_grad():
+            per_unit = self.hidden(torch.zeros(*[1] * (step_mode == "m"), 1, 2, 6, 6)).shape[-1]
+        functional.reset_net(self.hidden)
+        self.readout = layer.Linear(per_unit, CLASSES, step_mode=step_mode)
+
+
+def images(n=40, seed=0):
+    """Images ``[n, 2, 6, 6]`` in [0, 1] and labels ``[n]``: which third of the first channel is brightest."""
+    x = torch.rand(n, 2, 6, 6, generator=torch.Generator().manual_seed(seed))
+    return x, x[:, 0].unflatten(1, (CLASSES, 2)).mean((2, 3)).argmax(1)
+
+
 def rows(n=240, classes=CLASSES, seed=0):
     """Separable-ish inputs ``[n, F]`` in [0, 1] and labels ``[n]``."""
     generator = torch.Generator().manual_seed(seed)

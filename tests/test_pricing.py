@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_cvxsnn.convex.work import working
 from lightning_cvxsnn.patterns import Reduction, SpikeDictionary
-from lightning_cvxsnn.patterns.witnesses import WitnessLayer
+from lightning_cvxsnn.patterns.witness_layer import WitnessLayer
 from lightning_cvxsnn.pricing import Pricer
 from lightning_cvxsnn.problem import Problem
 
