@@ -4,8 +4,9 @@ Each network is trained by Adam after one warm start with the kind of witnesses 
 two SG rows have no warm start. Validation accuracies are recorded on the way. Every run goes into
 results/witnesses-<data>-<widths>.json as soon as it ends; runs found there, of the same settings, are kept.
 `mnist`: the 10,000 MNIST test images as four steps of 196 pixels, cut into 6000 for training, 2000 for validation and
-2000 for testing by a permutation of each seed; learning rate 1e-3, batch 128. `digits`: scikit-learn's, eight steps of
-eight pixels; learning rate 1e-2, batch 64.
+2000 for testing by a permutation of each seed; learning rate 1e-3, batch 128. With `--channels C` a convolution sees
+the whole image in each of four steps instead: `Conv2d(1, C, 5, stride=2)`, LIF, `MaxPool2d(2)`, `Linear`. `digits`:
+scikit-learn's, eight steps of eight pixels; learning rate 1e-2, batch 64.
 """
 
 import argparse
@@ -25,6 +26,9 @@ import torch
 from machine import RESULTS, write
 from rich.console import Console
 from rich.table import Table
+from spikingjelly.activation_based import functional, layer, neuron, surrogate
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cvxsnn import ConvexReconstruction, DigitsDataModule, SequentialMNISTDataModule, calibrate
@@ -71,6 +75,31 @@ def quiet() -> Iterator[None]:
         yield
 
 
+class Convolutional(pl.LightningModule):
+    """One convolution, and the rows of an image put together again: ``[N, T, F]`` to ``[T, N, 1, 28, 28]``."""
+
+    def __init__(self, channels: int, lr: float) -> None:
+        super().__init__()
+        self.lr = lr
+        self.net = nn.Sequential(
+            layer.Conv2d(1, channels, 5, stride=2), neuron.LIFNode(surrogate_function=surrogate.ATan()),
+            layer.MaxPool2d(2), layer.Flatten(), layer.Linear(36 * channels, 10),
+        )  # fmt: skip
+        functional.set_step_mode(self.net, "m")
+
+    def forward(self, x: Tensor) -> Tensor:
+        functional.reset_net(self.net)
+        image = x.reshape(1, len(x), 1, 28, 28)
+        return self.net(image.expand(x.shape[1], -1, -1, -1, -1)).mean(0)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(self(x), y)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+
 class Record(pl.Callback):
     """Validation accuracy and CPU seconds at the start of training and after some epochs."""
 
@@ -100,7 +129,11 @@ def train(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         train_rows, validation, test = digits(seed)
     training = TRAINING[options.data]
     pl.seed_everything(seed, verbose=False)
-    net = LitSNN(train_rows.tensors[0].shape[2], options.hidden, lr=training["learning_rate"])
+    net: pl.LightningModule = (
+        Convolutional(options.channels, training["learning_rate"])
+        if options.channels
+        else LitSNN(train_rows.tensors[0].shape[2], options.hidden, lr=training["learning_rate"])
+    )
     loader = DataLoader(train_rows, int(training["batch"]), shuffle=True)
     callbacks: list[Any] = []
     record = Record(validation)
@@ -162,6 +195,7 @@ def main() -> None:
     parser.add_argument("--data", choices=list(TRAINING), default="mnist")
     parser.add_argument("--mnist", type=Path, help="folder of t10k-images-idx3-ubyte.gz and t10k-labels-")
     parser.add_argument("--hidden", nargs="+", type=int, default=[512], help="width of each hidden layer")
+    parser.add_argument("--channels", type=int, help="of a convolution, instead of --hidden; mnist only")
     parser.add_argument("--kinds", nargs="+", default=[*SG, *KINDS, *ABLATIONS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=max(EPOCHS))
@@ -171,9 +205,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.data == "mnist" and options.mnist is None:
         parser.error("--data mnist wants --mnist FOLDER")
+    if options.data != "mnist" and options.channels:
+        parser.error("--channels goes with --data mnist")
 
-    name = "-".join(["witnesses", options.data, *map(str, options.hidden)])
-    settings = {"hidden": options.hidden, "beta": options.beta, "rows": options.rows} | TRAINING[options.data]
+    hidden = [f"conv{options.channels}"] if options.channels else options.hidden
+    name = "-".join(["witnesses", options.data, *map(str, hidden)])
+    settings = {"hidden": hidden, "beta": options.beta, "rows": options.rows} | TRAINING[options.data]
     runs: dict[str, dict[int, dict[str, Any]]] = {}
     path = options.output / f"{name}.json"
     if path.exists():
@@ -185,7 +222,7 @@ def main() -> None:
             runs.setdefault(kind, {})[seed] = train(kind, seed, options)
             rows = [summary(k, list(runs[k].values())) for k in sorted(runs, key=[*SG, *KINDS, *ABLATIONS].index)]
             write(name, settings | {"results": rows}, folder=options.output)
-    table = Table(title=f"{options.data}, hidden {options.hidden}: medians over seeds; validation accuracy in %")
+    table = Table(title=f"{options.data}, hidden {hidden}: medians over seeds; validation accuracy in %")
     keys = ("test", "objective", "active", "work")
     for column in ("witnesses", *(f"ep {epoch}" for epoch in EPOCHS), *keys, "CPU s, warm start", "CPU s"):
         table.add_column(column, no_wrap=True)

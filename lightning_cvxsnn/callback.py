@@ -63,7 +63,7 @@ class ConvexReconstruction(Callback):
             ``"gaussian_standard"``, ``"gaussian_normalized"`` and ``"gaussian_orthogonal"`` draw the weights of every
             hidden layer: N(0, 1), rows of unit norm, orthonormal rows; units that are then silent or saturated are
             rescaled. ``"pairs"``, ``"pool"`` and ``"priced"`` bring the layers below to that firing rate and replace
-            the last hidden ``nn.Linear``: by weights that tell pairs of training points apart, by the best of many
+            the last hidden ``nn.Linear`` or convolution: by weights that tell pairs of training points apart, by the best of many
             candidates, by column generation. In a `ParallelSNN` the last two replace whole branches and their neurons'
             constants. New weights are rolled back where the held-out rows reject what comes of them. With
             ``"priced"``, later solves that are trained on give units without a part in the answers new weights.

@@ -265,9 +265,11 @@ class Pricer:
         weight = torch.randn(count - paired, fan_in, generator=self._generator) / fan_in**0.5
         bias = (2 * torch.rand(count - paired, generator=self._generator) - 1) / fan_in**0.5
         weight, bias = self._calibrated(weight.to(self.layer.weight), bias.to(self.layer.weight))
-        more = self.draw_pairs(paired)
+        if paired:
+            more = self.draw_pairs(paired)
+            weight, bias = torch.cat([weight, more[0]]), torch.cat([bias, more[1]])
         order = torch.randperm(count, generator=self._generator)
-        return torch.cat([weight, more[0]])[order], torch.cat([bias, more[1]])[order]
+        return weight[order], bias[order]
 
     def draw_pairs(self, count: int) -> tuple[Tensor, Tensor]:
         """Weights ``[count, F]`` and biases ``[count]`` from pairs of fitted samples, calibrated."""

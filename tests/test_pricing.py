@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from networks import FEATURES, STEPS, Net
+from networks import FEATURES, STEPS, ConvNet, Net, images
 from spikingjelly.activation_based import layer
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,19 +32,37 @@ def planted(kind="mean", loss="cross_entropy", outputs=3, bias=True, samples=N):
         targets = values * torch.tensor([3.0, -2.0, 1.0])[:outputs]
     else:
         targets = (values[:, 0] > 0).long() if outputs == 1 else values.argmax(1)
-    rows = len(values)
-    held_out = (torch.arange(samples) % 5 == 0).repeat_interleave(rows // samples)
-    problem = Problem(
+    return found, programme(targets, samples, loss, outputs, bias), columns
+
+
+def programme(targets, samples, loss="cross_entropy", outputs=3, bias=True):
+    rows = len(targets)
+    return Problem(
         dictionary=SpikeDictionary(torch.zeros(rows, 1, dtype=torch.uint8)),
         targets=targets,
         weights=torch.ones(rows, dtype=torch.float64),
         outputs=torch.zeros(rows, outputs),
-        held_out=held_out,
+        held_out=(torch.arange(samples) % 5 == 0).repeat_interleave(rows // samples),
         loss=loss,
         num_outputs=outputs,
         fit_intercept=bias,
     )
-    return found, problem, columns
+
+
+def planted_maps(pool=None, channels=8, samples=150):
+    """A convolution, and a programme about which of two kernels that it does not have fires more."""
+    generator = torch.Generator().manual_seed(0)
+    net = ConvNet(channels=channels, pool=pool)
+    x = images(samples)[0]
+    pools = () if pool is None else (pool,)
+    found = WitnessLayer(
+        "hidden.0", "hidden.1", net.hidden[0], net.hidden[1], Reduction("mean", "steps", STEPS), net.steps(x), 36,
+        net.readout.in_features // channels, pools,
+    )  # fmt: skip
+    teacher = torch.randn(2, 18, generator=generator)
+    columns = found.columns(found.inputs, *found.calibrated(found.inputs, teacher, torch.zeros(2), RATE))
+    fired = columns.to_dense().unflatten(1, (2, -1)).sum(2)
+    return found, programme((fired[:, 0] > fired[:, 1]).long(), samples, outputs=2)
 
 
 def price(found, problem, width=WIDTH, rho=None, seed=0, **options):
@@ -69,12 +87,48 @@ def test_planted_witnesses_are_found(loss, outputs):
     ) < 0.5 * problem.held_out_loss(problem.outputs[problem.held_out])
 
 
+@pytest.mark.parametrize("pool", [None, layer.MaxPool2d(2, step_mode="m"), layer.AvgPool2d(3, step_mode="m")])
+def test_channels_found_by_the_programme_serve_it_better_than_those_drawn(pool):
+    found, problem = planted_maps(pool, samples=600)
+    priced = price(found, problem, 8)
+    drawn = found.columns(found.inputs, *Pricer(found, problem, RATE, 1).draw(8))
+    objectives = [
+        replace(problem, dictionary=columns).solve(priced.rho, 1e-3, None, ~problem.held_out).primal
+        for columns in (priced.units.columns, drawn)
+    ]
+    assert objectives[0] < 0.85 * objectives[1]
+
+
+@pytest.mark.parametrize(("options", "rho"), [({}, None), ({}, 0.01), ({"pool": 40}, None)])
+def test_what_is_found_of_maps_is_what_the_convolution_would_do(options, rho):
+    found, problem = planted_maps()
+    priced = price(found, problem, 8, rho, **options)
+    units = priced.units
+    assert units.weight.shape == (8, 18)
+    assert priced.solution.coef.shape == (8 * 36, 2)
+    again = found.columns(found.inputs, units.weight, units.bias).to_dense()
+    assert (again == units.columns.to_dense()).double().mean() > 0.999
+    assert priced.objectives[-1] < priced.objectives[0]
+    rates = found.spikes(found.inputs, units.weight, units.bias).mean((0, 1, 3, 4))
+    assert rates.median() == pytest.approx(RATE, abs=0.04)
+    programme = replace(problem, dictionary=units.columns)
+    gap = programme.gap_at(
+        priced.solution.coef, priced.solution.intercept, priced.solution, priced.rho, ~problem.held_out
+    )
+    assert gap < 0.15 * problem.held_out_loss(problem.outputs[problem.held_out])
+
+
 def test_candidates_are_counted_as_multiply_adds_half_those_of_float64():
     pricer = Pricer(*planted()[:2], RATE, 0)
     with FlopCounterMode(display=False) as flops, working() as work:
         pricer.draw(10)
     assert pricer.work == 10 * 128
     assert work.multiply_adds * 2 == pricer.work * STEPS * FEATURES == flops.get_total_flops() / 2
+    pricer = Pricer(*planted_maps(), RATE, 0)
+    with FlopCounterMode(display=False) as flops, working() as work:
+        pricer.draw(10)
+    assert work.multiply_adds * 2 == pricer.work * STEPS * 36 * 18
+    assert flops.get_total_flops() / 2 == pytest.approx(work.multiply_adds * 2, rel=0.1)  # patches of pairs besides
     with working() as work:
         priced = pricer.run(WIDTH)
     assert 2 * work.multiply_adds > (priced.work - 10 * 128) * STEPS * FEATURES  # the rest are solves

@@ -1,7 +1,8 @@
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from networks import FEATURES, Net, loader, state, trainer
+from networks import FEATURES, ConvNet, Net, images, loader, state, trainer
+from spikingjelly.activation_based import layer
 from torch import nn
 
 from lightning_cvxsnn import ConvexReconstruction, LitSNN, prune, reconstruct
@@ -23,6 +24,19 @@ def test_the_same_outputs_from_fewer_units(reduction, step_mode):
     assert smaller.readout.weight.shape == (3, 7)
     more = torch.rand(50, FEATURES)
     torch.testing.assert_close(smaller(more), net(more))
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_the_same_outputs_from_fewer_channels(step_mode):
+    torch.manual_seed(0)
+    net, x = ConvNet(step_mode=step_mode, pool=layer.MaxPool2d(2)), images()[0]
+    with torch.no_grad():
+        net.readout.weight.view(3, 5, 9)[:, [1, 4]] = 0
+        net.readout.weight.view(3, 5, 9)[:, 2, 3:] = 0  # a channel with some places left stays
+    smaller = prune(net, x[:9])
+    assert smaller.hidden[0].weight.shape == (3, 2, 3, 3)
+    assert (smaller.hidden[0].out_channels, smaller.readout.in_features) == (3, 27)
+    torch.testing.assert_close(smaller(x), net(x))
 
 
 def test_after_a_fit_the_smaller_network_answers_the_same_and_trains_on():

@@ -412,10 +412,27 @@ def test_a_fresh_conv_bn_lif_stack_gets_its_statistics_with_the_write():
     assert (net(x).argmax(1) == y).float().mean() > 0.8
 
 
-def test_convolutions_take_random_witnesses_and_refuse_priced_ones():
+@pytest.mark.parametrize("kind", ["pairs", "pool", "priced"])
+def test_channels_are_chosen_and_written(kind):
+    net = ConvNet()
+    net.stem[1] = nn.Identity()
+    before = state(net)
+    report = reconstruct(net, images(), witnesses=kind, beta=0.02)
+    assert report.accepted
+    assert not (net.stem[0].weight == before["stem.0.weight"]).flatten(1).any(1).any()
+    readout, D, outputs = dictionary_of(net, images())
+    coef, intercept = readout.read()
+    assert torch.allclose(D @ coef + intercept, outputs.double(), atol=1e-5)
+    x, y = images().dataset.tensors
+    assert (net(x).argmax(1) == y).float().mean() > 0.9
+
+
+def test_convolutions_take_random_witnesses_and_refuse_priced_ones_behind_a_batch_norm():
     net = ConvNet()
     before = state(net)
-    with pytest.raises(ValueError, match=r"'stem.2' is fed by 'stem.1' \(BatchNorm2d\); expected a plain nn.Linear"):
+    with pytest.raises(
+        ValueError, match=r"'stem.2' is fed by 'stem.1' \(BatchNorm2d\); expected an nn.Linear or a conv"
+    ):
         reconstruct(net, images(), witnesses="priced", beta=0.02)
     assert_same_state(net, before)
     with torch.no_grad():

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from networks import Net, assert_same_state, loader, state, trainer
+from networks import ConvNet, Net, assert_same_state, images, loader, state, trainer
 from torch import nn
 
 from lightning_cvxsnn import AdditionDataModule, AdditionSNN, ConvexReconstruction, calibrate
@@ -67,6 +67,26 @@ def test_idle_units_fire_again_and_no_answer_changes(reduction, step_mode):
         assert torch.equal(now[~idle], then[~idle])
         assert not (now[idle] == then[idle]).any()
     assert torch.equal(net.readout.weight[:, ~idle], before["readout.weight"][:, ~idle])
+
+
+def test_channels_are_recycled_as_wholes():
+    torch.manual_seed(0)
+    net = ConvNet()
+    data = [(x, y) for x, y in zip(*(part.split(32) for part in images(96)), strict=True)]
+    with torch.no_grad():
+        net.hidden[0].weight[0], net.hidden[0].bias[0] = 0.0, -1.0  # silent
+        net.hidden[0].weight[1], net.hidden[0].bias[1] = 0.0, 100.0  # fires at every step
+        net.readout.weight.view(3, 5, 36)[:, 2, :30] = 0.0  # partly in use
+    before, rows = state(net), torch.cat([x for x, _ in data])
+    outputs = net(rows)
+    report = solved(net, scale=REJECTED, data=data)
+    assert not report.accepted
+    assert torch.allclose(net(rows), outputs, atol=1e-5)
+    changed = (net.hidden[0].weight != before["hidden.0.weight"]).flatten(1).any(1)
+    assert changed.tolist() == [True, True, False, False, False]
+    assert not net.readout.weight.view(3, 5, 36)[:, :2].any()
+    assert torch.equal(net.readout.weight[:, 72:], before["readout.weight"][:, 72:])
+    assert not columns(net, data).constant.view(5, 36)[:2].all(1).any()
 
 
 def test_without_a_bias_nothing_can_take_over_from_a_saturated_unit():

@@ -409,9 +409,7 @@ def _stack(calls: list[Tensor], affine: Affine) -> Tensor:
     return torch.stack(calls) if alike and (len(calls) > 1 or calls[0].dim() == affine.weight.dim()) else calls[0]
 
 
-def _own_reduction(
-    spikes: Tensor, pools: Iterable[nn.Module], rows: Tensor, reduction: Reduction
-) -> Reduction | None:
+def _own_reduction(spikes: Tensor, pools: Iterable[nn.Module], rows: Tensor, reduction: Reduction) -> Reduction | None:
     """The reduction that makes ``rows``, which are the readout's, of the neurons' spikes; None if there is none."""
     try:
         pooled = _pooled(pools, spikes).flatten(2)
@@ -431,5 +429,3 @@ def _close(actual: Tensor, expected: Tensor) -> bool:
     """Equal but for rounding, which may be that of half precision; another order or layer is far off."""
     difference = (actual.float() - expected.float()).abs().max()
     return bool(difference <= _ROUNDING * expected.float().abs().max())
-
-

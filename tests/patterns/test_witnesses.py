@@ -1,7 +1,7 @@
 import pytest
 import torch
 from networks import Net
-from spikingjelly.activation_based import layer, neuron
+from spikingjelly.activation_based import layer
 from torch import nn
 
 from lightning_cvxsnn.patterns.witnesses import between, gaussian, is_initialised, pairs, write_gaussian
