@@ -63,10 +63,10 @@ class ConvexReconstruction(Callback):
             ``"gaussian_standard"``, ``"gaussian_normalized"`` and ``"gaussian_orthogonal"`` draw the weights of every
             hidden layer: N(0, 1), rows of unit norm, orthonormal rows; units that are then silent or saturated are
             rescaled. ``"pairs"``, ``"pool"`` and ``"priced"`` bring the layers below to that firing rate and replace
-            the last hidden ``nn.Linear`` or convolution: by weights that tell pairs of training points apart, by the best of many
-            candidates, by column generation. In a `ParallelSNN` the last two replace whole branches and their neurons'
-            constants. New weights are rolled back where the held-out rows reject what comes of them. With
-            ``"priced"``, later solves that are trained on give units without a part in the answers new weights.
+            the last hidden ``nn.Linear`` or convolution: by weights that tell pairs of training points apart, by the
+            best of many candidates, by column generation. In a `ParallelSNN` the last two replace whole branches and
+            their neurons' constants. New weights are rolled back where the held-out rows reject what comes of them.
+            With ``"priced"``, later solves that are trained on give units without a part in the answers new weights.
         warm_start: Solve before the first epoch; once per run, not on resume, not under ``fast_dev_run``.
         every_n_epochs: Solve after the last batch of every n-th epoch at the earliest, before its validation. 0: never.
         final_solve: Solve at the end of training, before the last validation where the last epoch is known, else in
