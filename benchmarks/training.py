@@ -64,6 +64,7 @@ POLICIES: dict[str, dict[str, Any] | None] = {
     "auto, calibrated": {"witnesses": "calibrated"},
     "auto, pairs": {"witnesses": "pairs"},
     "auto, priced": {"witnesses": "priced"},
+    "replace, priced": {"witnesses": "priced", "apply": "replace"},
     "ConvexReconstruction()": {},
 }
 
