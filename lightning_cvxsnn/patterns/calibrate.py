@@ -33,7 +33,7 @@ _LARGEST_SHIFT = 2.0**14
 _BISECTIONS = 18
 _DEVIATION = 0.5  # of a unit's current where biases make it fire: inside the window of the usual surrogates
 _COPY = 1.1  # of the current that makes a unit fire: other weights, drawn at random, do not stop a copy
-_CURRENT_LIMIT = 2**25  # input currents held at once, 128 MiB of float32
+_CURRENT_LIMIT = 2**23  # input currents held at once, 32 MiB of float32
 
 
 @dataclass
