@@ -41,7 +41,8 @@ CALIBRATION_ROWS = 1024
 
 _SHALLOW = 2  # spiking layers up to which biases bring fresh ones to life; nine of them lost what they received
 _PRICED_SAMPLES = 10_240  # that witnesses are chosen on, held-out ones included
-_PRICED_ENTRIES = 2**24  # of the dictionary of these: a convolution has many columns
+_PRICED_ENTRIES = 2**24  # of the dictionary of these: a convolution has many columns;
+_FEWEST_SAMPLES = 512  # but no fewer samples than this
 _BRANCH_SAMPLES = 2048  # that whole branches are chosen on
 
 
@@ -286,7 +287,8 @@ def _answers(module: nn.Module, x: Any) -> list[Tensor]:
 def _pricer(module: nn.Module, rows: TrainingRows, readout: Readout, problem: Problem, settings: Settings) -> Pricer:
     """A search of the last hidden units on at most `_PRICED_SAMPLES`."""
     rows_per_sample = readout.reduction.rows_per_sample
-    most = min(_PRICED_SAMPLES, max(_PRICED_ENTRIES // (readout.module.in_features * rows_per_sample), 1))
+    affordable = max(_PRICED_ENTRIES // (readout.module.in_features * rows_per_sample), _FEWEST_SAMPLES)
+    most = min(_PRICED_SAMPLES, affordable)
     samples = _chosen(len(problem.held_out) // rows_per_sample, most, settings.seed)
     layer = find_witness_layer(
         module, readout.module, readout.reduction, forward_of(module), (batch.x for batch in rows), samples,

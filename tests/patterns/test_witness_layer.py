@@ -100,7 +100,14 @@ def flat(size=1):
     return net
 
 
+def dilated():
+    net = ConvNet()
+    net.hidden[0] = layer.Conv2d(2, 5, 3, padding="same", dilation=2, bias=False, step_mode="m")
+    return net.to(memory_format=torch.channels_last)
+
+
 CONVOLUTIONS = {
+    "dilated, no bias, channels last": dilated,
     **{f"{r} {s}": lambda r=r, s=s: ConvNet(r, s) for r in ("last", "mean", "sum", "all") for s in "sm"},
     "largest": lambda: ConvNet(pool=layer.MaxPool2d(2)),
     "largest, step by step": lambda: ConvNet("last", "s", pool=layer.MaxPool2d(2)),
@@ -126,6 +133,8 @@ def test_the_maps_of_other_channels_are_what_the_network_makes_of_them(name):
 
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(5, 18, generator=generator), torch.randn(5, generator=generator) / 2
+    if convolution.bias is None:
+        bias.zero_()
     columns = layer_found.columns(layer_found.inputs, weight, bias)
     parameter = convolution.weight
     layer_found.write(weight, bias)
