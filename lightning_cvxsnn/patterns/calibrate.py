@@ -324,11 +324,16 @@ def _writable_affine(module: nn.Module, layer: LayerActivity, *, required: bool)
             )
         return None
     affine = module.get_submodule(layer.affine_name)
-    if not affine.weight.requires_grad:
+    computed = not isinstance(affine._parameters.get("weight"), nn.Parameter)
+    if computed or not affine.weight.requires_grad:
         if required:
+            state = (
+                "computes its weight from other parameters (weight norm, parametrization); remove that"
+                if computed
+                else "is frozen (requires_grad=False); unfreeze it"
+            )
             raise ValueError(
-                f"{found} '{layer.affine_name}', which feeds it, is frozen (requires_grad=False); unfreeze it, or give "
-                "it weights that make the layer fire."
+                f"{found} '{layer.affine_name}', which feeds it, {state}, or give it weights that make the layer fire."
             )
         return None
     return affine

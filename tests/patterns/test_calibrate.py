@@ -157,6 +157,16 @@ def test_a_frozen_dead_layer_is_refused_by_name():
         calibrated(net, INPUTS, only_dead=True)
 
 
+def test_a_dead_layer_with_a_computed_weight_is_refused_by_name():
+    net = deep(2)
+    with torch.no_grad():
+        net[2].weight.mul_(1e-3)
+        net[2].bias.mul_(1e-3)
+    nn.utils.parametrizations.weight_norm(net[2])
+    with pytest.raises(ValueError, match=r"'3' carries no information.*'2'.*computes its weight from other parameters"):
+        calibrated(net, INPUTS, only_dead=True)
+
+
 def test_frozen_live_layers_are_left_alone():
     net = deep(1)
     with torch.no_grad():
