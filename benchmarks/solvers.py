@@ -247,12 +247,6 @@ def peak_memory(options: argparse.Namespace, problem: str, solver: str, setting:
 
 def peak_of(folder: Path, quick: bool, name: str, solver: str, setting: str) -> float:
     problem = dict(problems(folder, quick))[name]()
-
-    def status(key: str) -> int:
-        return next(
-            int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)
-        )
-
     if solver == OWN:
         small = Problem("corner", problem.matrix[:60, :20], problem.targets[:60], problem.loss, 0.01, True)
         own(small)
@@ -262,10 +256,20 @@ def peak_of(folder: Path, quick: bool, name: str, solver: str, setting: str) -> 
         warm_up(problem, peer)
         matrix = np.asarray(problem.matrix.numpy(), order=peer.order)
         run = partial(quietly, partial(peer.run, problem, matrix, float(setting)))
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = status("VmRSS")
+    return grown(run)
+
+
+def grown(run: Callable[[], Any]) -> float:
+    """Megabytes by which the process's high-water mark rises: 0 where memory that it has is enough."""
+
+    def highest() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+    Path("/proc/self/clear_refs").write_text("5")  # down to what is in use
+    before = highest()
     run()
-    return round((status("VmHWM") - before) / 1024, 1)
+    return round((highest() - before) / 1024, 1)
 
 
 def hinge_paths(options: argparse.Namespace) -> Iterator[list[Row]]:
