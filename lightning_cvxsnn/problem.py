@@ -23,7 +23,8 @@ _HELD_OUT = 5  # one sample in five judges
 _PATH_ROWS = 2048  # of the others are fitted to choose a penalty,
 ROUGH = 0.1  # to this relative gap: the loss that is compared hardly depends on either,
 _PATH_VALUES = 10  # at so many penalties;
-_PATH_LOSS = 0.02  # of what the best of them gains may be lost to a larger one
+_GIVEN_AWAY = 0.02  # of what the best of them gains may be lost to a larger one,
+_GIVEN_BY_START = 0.15  # of a start, from which training goes on and gains it back
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,15 @@ class Problem:
         dictionary, targets, weights = self._restricted(rows)
         return rho_max(dictionary, targets, **self.options, num_outputs=self.num_outputs, sample_weight=weights)
 
-    def choose_rho(self) -> Path:
+    def choose_rho(self, *, start: bool) -> Path:
         """The path of penalties over some of the rows; its best is the largest that is nearly as good as the best.
 
         A larger penalty is cheaper, now and in every later solve.
+
+        Args:
+            start: Whether the solution is one that training starts from.
         """
+        share = _GIVEN_BY_START if start else _GIVEN_AWAY
         fitted = (~self.held_out).nonzero()[:, 0]
         order = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(0))
         rows = self.held_out.clone()
@@ -128,12 +133,13 @@ class Problem:
             num_outputs=self.num_outputs,
             sample_weight=few.weights,
             num_values=_PATH_VALUES,
+            least_gain=share,
             gap_tolerance=ROUGH,
         )
         if walk.edge == "smallest":
             return walk  # better ones lie beyond
         losses = walk.held_out_losses
-        limit = losses[walk.best] + _PATH_LOSS * (losses[0] - losses[walk.best])
+        limit = losses[walk.best] + share * (losses[0] - losses[walk.best])
         return replace(walk, best=next(k for k, loss in enumerate(losses) if loss <= limit))
 
     def at(self, rows: Tensor) -> "Problem":

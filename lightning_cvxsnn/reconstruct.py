@@ -60,7 +60,7 @@ class Reconstructor:
 
     Attributes:
         settings: The arguments.
-        beta: Regularisation in use; None until ``beta="auto"`` has chosen.
+        beta: Regularisation in use; None until ``beta="auto"`` has chosen. A start that is trained on has its own.
         last: Coefficients and intercept of the last solution, the starting point of the next solve.
         readout: The proved readout; None before the first solve.
         shadow: The accepted solution that is not to be trained on, with what it stands in for; None: there is none.
@@ -276,13 +276,16 @@ class Reconstructor:
         """
         settings, dictionary = self.settings, problem.dictionary
         tolerance, columns = settings.gap_tolerance, dictionary.shape[1]
-        beta_edge = None
-        if self.beta is None:
+        beta, beta_edge = self.beta, None
+        if beta is None:
+            start = occasion == "warm start" and self._trains_on(occasion)
             with working(self._once):
-                walk = problem.choose_rho()
+                walk = problem.choose_rho(start=start)
             rough, beta_edge = walk.solution, walk.edge
-            self.beta = walk.rho * columns**0.5
-        rho = self.beta / columns**0.5
+            beta = walk.rho * columns**0.5
+            if not start:  # training does better than a start's; later solutions are to be as good as they can
+                self.beta = beta
+        rho = beta / columns**0.5
         fitted: Tensor | None = ~problem.held_out
         if rough is not None and is_clear(judgement := judge(rough), problem):
             solution = rough
@@ -317,7 +320,7 @@ class Reconstructor:
             epoch=surroundings.epoch,
             step=surroundings.step,
             loss=problem.loss,
-            beta=self.beta,
+            beta=beta,
             rho=rho,
             primal=solution.primal,
             dual=solution.dual,

@@ -483,7 +483,7 @@ class Crash(pl.Callback):
 def run_with_crash(tmp_path, make_callbacks, crash):
     """The final network and callback of a run, uninterrupted or crashed in epoch 2 and resumed."""
     torch.manual_seed(5)
-    net, ours = Net(lr=0.02), make_callbacks()
+    net, ours = Net(lr=0.002), make_callbacks()
     saves = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
     fit = {"train_dataloaders": loader(), "val_dataloaders": loader(seed=1)}  # no shuffling: resumable bit for bit
     if not crash:
@@ -492,7 +492,7 @@ def run_with_crash(tmp_path, make_callbacks, crash):
     with pytest.raises(RuntimeError, match="power cut"):
         trainer(*ours, saves, Crash(2, 2), max_epochs=4, checkpoint=True).fit(net, **fit)
     torch.manual_seed(99)
-    net, ours = Net(lr=0.02), make_callbacks()
+    net, ours = Net(lr=0.002), make_callbacks()
     saves = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
     run = trainer(*ours, saves, max_epochs=4, checkpoint=True)
     run.fit(net, **fit, ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
@@ -515,6 +515,17 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, loss):
         assert timeless[0] == timeless[1]
         assert len(timeless[0]) == 5
         assert loss != "cross_entropy" or any(r["accepted"] for r in timeless[0][1:])
+
+
+@pytest.mark.parametrize("apply", ["auto", "replace", "shadow"])
+def test_only_a_start_that_is_trained_on_has_a_beta_of_its_own(apply):
+    torch.manual_seed(0)
+    callback = ConvexReconstruction(apply=apply, max_overhead=None)
+    fitted(callback, max_epochs=3)
+    first, *others = [report.beta for report in callback.reports]
+    assert len(others) == 3
+    assert len(set(others)) == 1
+    assert first == others[0] if apply == "shadow" else first > others[0]
 
 
 def test_a_checkpoint_without_our_state_is_no_fresh_start(tmp_path):

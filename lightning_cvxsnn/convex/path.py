@@ -19,6 +19,7 @@ __all__ = ["Path", "path"]
 
 _RISES = 3
 _RISE = 0.02  # of the first loss
+_GAINED = 0.1  # of the first loss: below that a small gain may yet be followed by larger ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +31,14 @@ class Path:
         held_out_losses: ``mean_loss`` on the held-out rows, one for each rho.
         solutions: Solutions on the fitted rows (``dual_point`` has one row for each fitted row).
         best: Index of the smallest held-out loss (the first of equals: the largest rho).
+        settled: Whether the path ended by ``least_gain``: not much is to be gained beyond.
     """
 
     rhos: list[float]
     held_out_losses: list[float]
     solutions: list[Solution]
     best: int
+    settled: bool = False
 
     @property
     def rho(self) -> float:
@@ -44,10 +47,10 @@ class Path:
 
     @property
     def edge(self) -> Literal["largest", "smallest"] | None:
-        """Whether :attr:`rho` is the first or the last value that was solved, so that a better one may lie beyond."""
+        """Whether :attr:`rho` is the first or the last value that was solved, and a better one may lie beyond."""
         if self.best == 0:
             return "largest"
-        return "smallest" if self.best == len(self.rhos) - 1 else None
+        return "smallest" if self.best == len(self.rhos) - 1 and not self.settled else None
 
     @property
     def solution(self) -> Solution:
@@ -66,6 +69,7 @@ def path(
     sample_weight: Tensor | None = None,
     num_values: int = 20,
     ratio: float = 1e-3,
+    least_gain: float = 0.0,
     gap_tolerance: float = 1e-4,
     max_iterations: int | None = None,
     max_seconds: float | None = None,
@@ -88,6 +92,8 @@ def path(
         sample_weight: ``[n]``, used in fitting and in scoring; ones by default.
         num_values: Length of the sequence, at least 1.
         ratio: Last over first value, between 0 and 1.
+        least_gain: The sequence also ends with a value that adds less than this share to what has been gained in
+            held-out loss over the first, once that is a tenth of the first loss. 0: it does not.
         gap_tolerance: Relative gap of each solve.
         max_iterations: Limit for each solve.
         max_seconds: Limit of wall-clock time for the whole path, as for ``solve``. The value at hand ends early, with
@@ -98,7 +104,7 @@ def path(
         The path, at least one value long. If ``W = 0`` is optimal for every rho, it is the single value 1.
 
     Raises:
-        ValueError: As ``solve``; or a bad ``held_out``, ``num_values`` or ``ratio``.
+        ValueError: As ``solve``; or a bad ``held_out``, ``num_values``, ``ratio`` or ``least_gain``.
 
     Example:
         >>> D = torch.eye(6, dtype=torch.uint8).repeat(2, 1)
@@ -114,6 +120,8 @@ def path(
         raise ValueError(f"num_values is {num_values}; expected an integer >= 1.")
     if not 0 < ratio < 1:
         raise ValueError(f"ratio is {ratio}; expected a number strictly between 0 and 1, such as 1e-3.")
+    if not 0 <= least_gain < 1:
+        raise ValueError(f"least_gain is {least_gain}; expected a share in [0, 1), such as 0.1.")
     matrix, encoded, weight = check_problem(dictionary, targets, loss, num_outputs, sample_weight)
     held_out = torch.as_tensor(held_out, device=matrix.device)
     if held_out.dtype != torch.bool or tuple(held_out.shape) != (matrix.shape[0],):
@@ -133,6 +141,7 @@ def path(
     losses: list[float] = []
     solutions: list[Solution] = []
     best = rises = 0
+    settled = False
     for rho in _geometric(largest_rho(prepared), ratio, num_values):
         previous = solutions[-1] if solutions else None
         solution = solve_prepared(
@@ -140,6 +149,8 @@ def path(
         )
         outputs = scored[0] @ solution.coef + solution.intercept
         held_out_loss = float(scored[2] @ row_losses(outputs, scored[1], loss)) / outputs.shape[0]
+        if least_gain and losses and losses[0] - losses[-1] > _GAINED * losses[0]:
+            settled = losses[-1] - held_out_loss < least_gain * (losses[0] - held_out_loss)
         rises += bool(losses) and held_out_loss > losses[-1]
         rhos.append(rho)
         losses.append(held_out_loss)
@@ -147,9 +158,9 @@ def path(
         if held_out_loss < losses[best]:
             best, rises = len(losses) - 1, 0
         risen = held_out_loss - losses[best] > _RISE * losses[0]
-        if rises >= _RISES or risen or time.perf_counter() > deadline:
+        if rises >= _RISES or risen or settled or time.perf_counter() > deadline:
             break
-    return Path(rhos, losses, solutions, best)
+    return Path(rhos, losses, solutions, best, settled)
 
 
 def _geometric(largest: float, ratio: float, count: int) -> list[float]:

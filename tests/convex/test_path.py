@@ -83,6 +83,33 @@ def test_the_end_of_the_sequence_is_told(copied: float, edge: str | None) -> Non
     assert (result.best in (0, len(result.rhos) - 1)) == (edge is not None)
 
 
+@pytest.mark.parametrize("least_gain", [0.02, 0.15, 0.5])
+@pytest.mark.parametrize("loss", ["cross_entropy", "hinge"])
+def test_it_ends_where_little_more_is_gained(loss: str, least_gain: float) -> None:
+    generator = torch.Generator().manual_seed(6)
+    matrix = torch.randint(0, 2, (300, 20), generator=generator)
+    targets = (matrix[:, :8].sum(1) > 4).long()
+    options = {"loss": loss, "fit_intercept": True, "held_out": torch.arange(300) % 2 == 0, "num_values": 25}
+    whole, short = path(matrix, targets, **options), path(matrix, targets, **options, least_gain=least_gain)
+    first = whole.held_out_losses[0]
+    gained = [(first - value) / first for value in whole.held_out_losses]
+    steps = enumerate(pairwise(gained), 2)
+    expected = next(n for n, (before, now) in steps if before > 0.1 and now - before < least_gain * now)
+    assert expected < len(whole.rhos)
+    assert short.rhos == whole.rhos[:expected]
+    assert (short.settled, short.edge) == (True, None)
+
+
+def test_a_slow_beginning_is_not_its_end() -> None:
+    """Until a tenth of the loss is gained, gains may yet grow."""
+    problem = make(41, "cross_entropy", rows=200, columns=12)
+    problem["targets"] = torch.randint(0, 2, (200,), generator=torch.Generator().manual_seed(8))
+    options = {**problem, "fit_intercept": True, "held_out": torch.arange(200) % 4 == 0}
+    whole, short = path(**options), path(**options, least_gain=0.9)
+    assert short.rhos == whole.rhos
+    assert short.settled is False
+
+
 def test_classes_are_counted_over_all_rows() -> None:
     matrix, targets = torch.eye(6), torch.tensor([0, 1, 0, 1, 0, 2])
     held_out = torch.arange(6) == 5
@@ -109,6 +136,8 @@ def test_bad_input() -> None:
         ({"held_out": torch.zeros(24, dtype=torch.bool)}, "held_out marks 0 of 24 rows"),
         ({"num_values": 0}, "num_values is 0"),
         ({"ratio": 1.5}, "ratio is 1.5"),
+        ({"least_gain": -0.1}, "least_gain is -0.1"),
+        ({"least_gain": 1.0}, "least_gain is 1.0"),
         ({"solver": "x"}, "solver is 'x'"),
     ):
         with pytest.raises(ValueError, match=message):
