@@ -51,7 +51,8 @@ class ConvexReconstruction(Callback):
         loss: ``"cross_entropy"`` (one output: logistic), ``"hinge"`` (one against the rest) or ``"squared"``
             (``0.5 ||z - y||^2``).
         beta: L1 penalty in the paper's units: each ``|W_jc|`` costs ``beta / sqrt(readout.in_features)``. ``"auto"``:
-            chosen on held-out training rows along a path at the first solve, then kept.
+            chosen on held-out training rows along a path at the first solve, then kept; a warm start that is trained on
+            has a larger one of its own.
         readout: Dotted name of the readout, such as ``"net.4"``. None: the last linear layer that a batch reaches.
         witnesses: What to do with hidden weights. ``"auto"`` keeps them and repairs layers that are silent or
             saturated. One that holds its constructor's weights is changed as a whole, and as soon as more than half of
