@@ -50,6 +50,8 @@ Occasion = Literal["warm start", "periodic solve", "final solve", "single solve"
 
 #: Factor on a readout that training goes on from: decisions stay, and the hidden layers keep a gradient.
 CONTINUE_SCALE = 0.3
+#: The same of a start at a beta of its own, which fits less.
+START_SCALE = 0.7
 
 _TOLERANCE = 1e-3  # of a forward pass, relative
 _LOW_PRECISION_TOLERANCE = 3e-2
@@ -278,7 +280,7 @@ class Reconstructor:
         tolerance, columns = settings.gap_tolerance, dictionary.shape[1]
         beta, beta_edge = self.beta, None
         if beta is None:
-            start = occasion == "warm start" and self._trains_on(occasion)
+            start = self._starts(occasion)
             with working(self._once):
                 walk = problem.choose_rho(start=start)
             rough, beta_edge = walk.solution, walk.edge
@@ -390,6 +392,10 @@ class Reconstructor:
     def _trains_on(self, occasion: Occasion) -> bool:
         return occasion in ("warm start", "periodic solve") and not self._shadows(occasion)
 
+    def _starts(self, occasion: Occasion) -> bool:
+        """Whether this solve is the start of training and chooses a beta of its own."""
+        return self.beta is None and occasion == "warm start" and self._trains_on(occasion)
+
     def _recycles(self, occasion: Occasion) -> bool:
         """Whether training goes on from this solve's weights, and is to find better ones for units without a part."""
         return self.settings.witnesses == "priced" and occasion == "periodic solve" and not self._shadows(occasion)
@@ -397,8 +403,9 @@ class Reconstructor:
     def _scale(self, occasion: Occasion) -> float:
         if self.settings.scale != "auto":
             return float(self.settings.scale)
-        # A squared loss fits values, which a factor would spoil; the others fit decisions.
-        return CONTINUE_SCALE if self._trains_on(occasion) and self.settings.loss != "squared" else 1.0
+        if self.settings.loss == "squared" or not self._trains_on(occasion):
+            return 1.0  # a squared loss fits values, which a factor would spoil; the others fit decisions
+        return START_SCALE if self._starts(occasion) else CONTINUE_SCALE
 
 
 def _stand_ins(readout: Readout, transaction: Transaction, statistics: list[Tensor]) -> list[Tensor]:
