@@ -393,8 +393,9 @@ class Reconstructor:
         return occasion in ("warm start", "periodic solve") and not self._shadows(occasion)
 
     def _starts(self, occasion: Occasion) -> bool:
-        """Whether this solve is the start of training and chooses a beta of its own."""
-        return self.beta is None and occasion == "warm start" and self._trains_on(occasion)
+        """Whether this solve is the start of training and chooses a beta of its own; measured for decisions only."""
+        chooses = self.beta is None and self.settings.loss != "squared"
+        return chooses and occasion == "warm start" and self._trains_on(occasion)
 
     def _recycles(self, occasion: Occasion) -> bool:
         """Whether training goes on from this solve's weights, and is to find better ones for units without a part."""
