@@ -78,8 +78,8 @@ class ConvexReconstruction(Callback):
             weights that were repaired or replaced stay in any case. ``"auto"``: the warm start is trained on, all
             later solutions are shadows.
         scale: Factor on the readout as written. ``"auto"``: 0.3 where training goes on from it (decisions stay, hidden
-            layers keep a gradient), 0.7 at the larger beta of a start, 1 elsewhere and for ``squared``; before a spiking output layer the factor at which
-            its firing rates decide best on the held-out rows.
+            layers keep a gradient), 0.7 at the larger beta of a start, 1 elsewhere and for ``squared``; before a
+            spiking output layer the factor at which its firing rates decide best on the held-out rows.
         max_overhead: Share of training work that periodic solves may take, counted in multiply-adds, so that runs
             repeat exactly; they wait until it has accrued, and for twice as much after each that was rejected in a row.
             The first, if there was no warm start, is tried at once. None: no limit. Warm start and final solve are not
