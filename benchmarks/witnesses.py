@@ -5,8 +5,9 @@ two SG rows have no warm start. Validation accuracies are recorded on the way. E
 results/witnesses-<data>-<widths>.json as soon as it ends; runs found there, of the same settings, are kept.
 `mnist`: the 10,000 MNIST test images as four steps of 196 pixels, cut into 6000 for training, 2000 for validation and
 2000 for testing by a permutation of each seed; learning rate 1e-3, batch 128. With `--channels C` a convolution sees
-the whole image in each of four steps instead: `Conv2d(1, C, 5, stride=2)`, LIF, `MaxPool2d(2)`, `Linear`. `digits`:
-scikit-learn's, eight steps of eight pixels; learning rate 1e-2, batch 64.
+the whole image in each of four steps instead: `Conv2d(1, C, 5, stride=2)`, LIF, `MaxPool2d(2)`, `Linear`; `--norm`
+puts a batch norm between the first two. `digits`: scikit-learn's, eight steps of eight pixels; learning rate 1e-2,
+batch 64.
 """
 
 import argparse
@@ -62,8 +63,11 @@ def digits(seed: int) -> list[TensorDataset]:
 
 def accuracy(net: pl.LightningModule, data: TensorDataset) -> float:
     x, y = data.tensors
+    mode = net.training
     with torch.no_grad():
-        return float((net(x).argmax(1) == y).float().mean())
+        right = net.eval()(x).argmax(1) == y
+    net.train(mode)
+    return float(right.float().mean())
 
 
 @contextmanager
@@ -78,11 +82,12 @@ def quiet() -> Iterator[None]:
 class Convolutional(pl.LightningModule):
     """One convolution, and the rows of an image put together again: ``[N, T, F]`` to ``[T, N, 1, 28, 28]``."""
 
-    def __init__(self, channels: int, lr: float) -> None:
+    def __init__(self, channels: int, norm: bool, lr: float) -> None:
         super().__init__()
         self.lr = lr
+        norms = [layer.BatchNorm2d(channels)] if norm else []
         self.net = nn.Sequential(
-            layer.Conv2d(1, channels, 5, stride=2), neuron.LIFNode(surrogate_function=surrogate.ATan()),
+            layer.Conv2d(1, channels, 5, stride=2), *norms, neuron.LIFNode(surrogate_function=surrogate.ATan()),
             layer.MaxPool2d(2), layer.Flatten(), layer.Linear(36 * channels, 10),
         )  # fmt: skip
         functional.set_step_mode(self.net, "m")
@@ -130,7 +135,7 @@ def train(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     training = TRAINING[options.data]
     pl.seed_everything(seed, verbose=False)
     net: pl.LightningModule = (
-        Convolutional(options.channels, training["learning_rate"])
+        Convolutional(options.channels, options.norm, training["learning_rate"])
         if options.channels
         else LitSNN(train_rows.tensors[0].shape[2], options.hidden, lr=training["learning_rate"])
     )
@@ -196,6 +201,7 @@ def main() -> None:
     parser.add_argument("--mnist", type=Path, help="folder of t10k-images-idx3-ubyte.gz and t10k-labels-")
     parser.add_argument("--hidden", nargs="+", type=int, default=[512], help="width of each hidden layer")
     parser.add_argument("--channels", type=int, help="of a convolution, instead of --hidden; mnist only")
+    parser.add_argument("--norm", action="store_true", help="a batch norm behind the convolution")
     parser.add_argument("--kinds", nargs="+", default=[*SG, *KINDS, *ABLATIONS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=max(EPOCHS))
@@ -207,8 +213,10 @@ def main() -> None:
         parser.error("--data mnist wants --mnist FOLDER")
     if options.data != "mnist" and options.channels:
         parser.error("--channels goes with --data mnist")
+    if options.norm and not options.channels:
+        parser.error("--norm goes with --channels")
 
-    hidden = [f"conv{options.channels}"] if options.channels else options.hidden
+    hidden = [f"conv{options.channels}" + "-norm" * options.norm] if options.channels else options.hidden
     name = "-".join(["witnesses", options.data, *map(str, hidden)])
     settings = {"hidden": hidden, "beta": options.beta, "rows": options.rows} | TRAINING[options.data]
     runs: dict[str, dict[int, dict[str, Any]]] = {}

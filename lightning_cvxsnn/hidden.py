@@ -26,7 +26,7 @@ from lightning_cvxsnn.patterns import (
     undisturbed,
 )
 from lightning_cvxsnn.patterns.calibrate import LayerActivity, Manner, is_spiking, measure_activity
-from lightning_cvxsnn.patterns.witness_layer import find_witness_layer
+from lightning_cvxsnn.patterns.find_layer import find_witness_layer
 from lightning_cvxsnn.patterns.witnesses import GaussianKind, affine_names, is_initialised, write_gaussian
 from lightning_cvxsnn.pricing import POOL, Priced, Pricer, Tried
 from lightning_cvxsnn.problem import Problem
@@ -117,7 +117,7 @@ def wants_pairs(module: nn.Module, readout: Readout, settings: Settings, rows: T
         layer = find_witness_layer(module, readout.module, readout.reduction, forward_of(module), first, room=room)
     except (ValueError, MisconfigurationException):
         return False  # no plain layer whose units can be replaced one by one, or no memory for what it receives
-    return is_initialised(layer.affine) and isinstance(layer.affine, nn.Linear)
+    return is_initialised(layer.affine) and isinstance(layer.affine, nn.Linear) and layer.norm is None
 
 
 def describe_repairs(layers: list[CalibratedLayer]) -> str:
@@ -181,7 +181,7 @@ def replace_witnesses(
     layer, width = pricer.layer, len(pricer.layer.weight)
     if kind in ("auto", "pairs"):
         before = _last_activity(module, rows, readout)
-        layer.write(*pricer.draw_pairs(width))
+        layer.write(torch.arange(width), *pricer.draw_pairs(width), estimate)
         after = _last_activity(module, rows, readout)
         layers.append(CalibratedLayer(before.name, layer.affine_name, before, after, replaced=True))
         rank_zero_info(
@@ -191,7 +191,7 @@ def replace_witnesses(
         return None, layers
     rho = None if beta is None else beta / readout.module.in_features**0.5
     priced = pricer.run(width, rho, pool=POOL * width if kind == "pool" else None)
-    layer.write(priced.units.weight, priced.units.bias)
+    layer.write(torch.arange(width), priced.units.weight, priced.units.bias, estimate)
     violates = "" if priced.violation is None else f"; the last ones violate optimality by up to {priced.violation:.2f}"
     rank_zero_info(
         f"ConvexReconstruction chose {width} witnesses for '{layer.affine_name}' among {priced.candidates} "
@@ -218,6 +218,7 @@ def recycle_units(
     rho: float,
     start: Solution | None,
     tolerance: float,
+    estimate: Callable[[], None],
 ) -> Tried | None:
     """Write priced witnesses for last hidden units that have no part in the answers to the training rows.
 
@@ -233,6 +234,7 @@ def recycle_units(
         rho: Penalty of the programme.
         start: A point to start its solve from.
         tolerance: Of a forward pass, relative.
+        estimate: Estimates the batch norms anew; called after each change.
 
     Returns:
         What was tried; None where no unit is free.
@@ -242,11 +244,11 @@ def recycle_units(
     free = ~coef.any(1) | idle
     if not bool(free.any()):
         return None
-    search: BranchSearch | Pricer
     if isinstance(module, ParallelSNN):
-        search = _branch_search(module, rows, readout, problem, settings)
+        recycle = _branch_search(module, rows, readout, problem, settings).recycle
     else:
         search = _pricer(module, rows, readout, problem, settings)
+        recycle = partial(search.recycle, estimate=estimate)
         own = search.layer.columns_per_unit
         idle = idle & search.whole(free).repeat_interleave(own)  # a channel in use keeps the places that never fire
     x = next(iter(rows)).x
@@ -256,11 +258,12 @@ def recycle_units(
         values = problem.dictionary.block(slice(0, 1))[0].double().cpu() * problem.dictionary.scale
         contributed = values[idle] @ coef[idle]
         readout.write(torch.where(idle[:, None], 0.0, coef), contributed + (0.0 if intercept is None else intercept))
-    recycled = search.recycle(free, rho, start)
+    recycled = recycle(free, rho, start)
     same = zip(before, _answers(module, x), strict=True)
     if not all(bool((a - b).abs().max() <= tolerance * a.abs().max()) for a, b in same):
         for tensor, value in zip(tensors, found, strict=True):
             tensor.copy_(value)
+        estimate()
         rank_zero_warn(
             f"Units that '{readout.name}' does not use were not given other weights: something else that the network "
             "returns depends on them. Use witnesses='auto' for such a network."

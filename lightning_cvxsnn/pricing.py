@@ -7,6 +7,7 @@ solves are cheap, later ones start near their solution.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -225,7 +226,7 @@ class Pricer:
         )
 
     @torch.no_grad()
-    def recycle(self, free: Tensor, rho: float, start: Solution | None) -> Tried:
+    def recycle(self, free: Tensor, rho: float, start: Solution | None, estimate: Callable[[], None]) -> Tried:
         """Write better weights into units of the layer that are free and that the programme does not use.
 
         Those of constant columns are replaced in any case, others as long as there are candidates that violate. The
@@ -235,6 +236,7 @@ class Pricer:
             free: Bool ``[P]``, of columns; a unit is free if all of its columns are.
             rho: Penalty of the programme.
             start: A point to start its solve from.
+            estimate: Estimates the batch norms anew.
         """
         free = self.whole(free)
         units = self._units(self.layer.weight.detach().clone(), self.layer.bias.detach().clone())
@@ -255,8 +257,8 @@ class Pricer:
         chosen = chosen[violations[chosen] > rho]
         if len(chosen) < constant.sum():
             chosen = self._distinct(found, order, others, int(constant.sum()), fill=True)
-        new, places = found.pick(chosen), places[: len(chosen)]
-        self.layer.write(units.weight.index_copy(0, places, new.weight), units.bias.index_copy(0, places, new.bias))
+        new = found.pick(chosen)
+        self.layer.write(places[: len(chosen)], new.weight, new.bias, estimate)
         return Tried(self.candidates, float(violations.max()) / rho)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
@@ -292,7 +294,7 @@ class Pricer:
     def _calibrated(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         inputs = self._some_inputs(_CALIBRATION_SAMPLES)[0]
         self._count(len(weight), inputs.shape[1])
-        if self.layer.affine.bias is None:
+        if not self.layer.has_bias:
             bias = torch.zeros_like(bias)
         return self.layer.calibrated(inputs, weight, bias, self.rate)
 
@@ -344,7 +346,7 @@ class Pricer:
             gradient = torch.autograd.grad(score.sum(), point)
             for parameter, g in zip(point, gradient, strict=True):
                 parameter.grad = -g
-            if self.layer.affine.bias is None:
+            if not self.layer.has_bias:
                 point[1].grad = None
             optimizer.step()
         self.layer.neuron.eval()

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_cvxsnn.patterns import fresh_state, undisturbed
-from lightning_cvxsnn.patterns.witness_layer import find_witness_layer
+from lightning_cvxsnn.patterns.find_layer import find_witness_layer
 from lightning_cvxsnn.readout import find_readout, forward_of
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -21,9 +21,10 @@ _TOLERANCE = 1e-4  # of the outputs, relative: sums over fewer units round diffe
 def prune(model: Network, x: Any = None, *, readout: str | None = None) -> Network:
     """A smaller copy of ``model``, without the last hidden units whose readout weights are all zero.
 
-    An L1 solution uses few units, and the others change no output. Of a convolution, channels are units. Training goes
-    on in a smaller network, too; give its parameters to a new optimiser. A checkpoint of it needs the new width when
-    loaded, such as ``LitSNN.load_from_checkpoint(path, hidden=[128, 37])``.
+    An L1 solution uses few units, and the others change no output. Of a convolution, channels are units; a batch norm
+    behind the layer loses the same ones. Training goes on in a smaller network, too; give its parameters to a new
+    optimiser. A checkpoint of it needs the new width when loaded, such as
+    ``LitSNN.load_from_checkpoint(path, hidden=[128, 37])``.
 
     Args:
         model: A network whose last hidden layer is an ``nn.Linear`` or a convolution, written by an accepted solve; it
@@ -72,6 +73,11 @@ def prune(model: Network, x: Any = None, *, readout: str | None = None) -> Netwo
     affine.weight = _part(affine.weight, affine.weight[used])
     if affine.bias is not None:
         affine.bias = _part(affine.bias, affine.bias[used])
+    if layer.norm is not None:
+        norm: Any = smaller.get_submodule(layer.norm_name)
+        norm.weight, norm.bias = _part(norm.weight, norm.weight[used]), _part(norm.bias, norm.bias[used])
+        norm.running_mean, norm.running_var = norm.running_mean[used], norm.running_var[used]
+        norm.num_features = int(used.sum())
     head.weight = _part(head.weight, head.weight[:, used.repeat_interleave(own)])
     setattr(affine, "out_features" if isinstance(affine, nn.Linear) else "out_channels", int(used.sum()))
     head.in_features = int(used.sum()) * own

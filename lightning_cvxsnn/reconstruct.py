@@ -227,7 +227,7 @@ class Reconstructor:
         if report.accepted and not self.settings.dry_run:
             verify(module, readout, next(iter(rows)).x, tolerance)
         if self._recycles(occasion):
-            report = self._recycle(module, rows, readout, problem, surroundings, report, tolerance)
+            report = self._recycle(module, rows, readout, problem, surroundings, report, tolerance, estimate)
             _synchronise(module, norms, rows.ranks)
         if replacing and not report.accepted:
             with torch.no_grad():
@@ -252,13 +252,16 @@ class Reconstructor:
         surroundings: Surroundings,
         report: SolveReport,
         tolerance: float,
+        estimate: Callable[[], None],
     ) -> SolveReport:
         """Give units that contribute nothing other weights, on rank 0, and report on the search in all processes."""
         tried = None
         settings = replace(self.settings, seed=self.settings.seed + surroundings.step)  # other candidates each time
         with surroundings.progress("witnesses", None):
             if problem is not None:
-                tried = recycle_units(module, rows, readout, problem, settings, report.rho, self.last, tolerance)
+                tried = recycle_units(
+                    module, rows, readout, problem, settings, report.rho, self.last, tolerance, estimate
+                )
         tried = rows.ranks.exchange(tried)[0]
         return report if tried is None else replace(report, violation=tried.violation, candidates=tried.candidates)
 

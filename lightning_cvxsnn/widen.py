@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lightning_cvxsnn.batches import TrainingRows, rows_of
 from lightning_cvxsnn.patterns import capture, undisturbed
+from lightning_cvxsnn.patterns.find_layer import find_witness_layer
 from lightning_cvxsnn.patterns.margin import margins, widen
-from lightning_cvxsnn.patterns.witness_layer import find_witness_layer
 from lightning_cvxsnn.readout import Readout, find_readout, forward_of
 from lightning_cvxsnn.transaction import all_or_nothing
 
@@ -91,6 +91,11 @@ def widen_margins(
             raise ValueError(
                 f"'{layer.affine_name}' is a convolution, whose channels have a voltage at every place. Expected an "
                 "nn.Linear as the last hidden layer."
+            )
+        if layer.norm is not None:
+            raise ValueError(
+                f"Between '{layer.affine_name}' and its neurons is the batch norm '{layer.norm_name}', which changes "
+                "with every training batch. Expected an nn.Linear that feeds its neurons."
             )
         if layer.constants is None:
             raise ValueError(

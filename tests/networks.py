@@ -62,11 +62,11 @@ class Net(pl.LightningModule):
 class ConvNet(Net):
     """``Conv-LIF``, whatever pools its maps, and a readout; ``x`` is ``[N, 2, 6, 6]``."""
 
-    def __init__(self, reduction="mean", step_mode="m", channels=5, pool=None, lr=0.05):
+    def __init__(self, reduction="mean", step_mode="m", channels=5, pool=None, lr=0.05, norm=False):
         super().__init__(reduction, step_mode, lr=lr)
-        self.hidden = nn.Sequential(
-            layer.Conv2d(2, channels, 3, padding=1), neuron.LIFNode(), pool or nn.Identity(), layer.Flatten()
-        )
+        norms = [layer.BatchNorm2d(channels)] if norm else []
+        convolution = layer.Conv2d(2, channels, 3, padding=1)
+        self.hidden = nn.Sequential(convolution, *norms, neuron.LIFNode(), pool or nn.Identity(), layer.Flatten())
         functional.set_step_mode(self.hidden, step_mode)
         with torch.no_grad():
             per_unit = self.hidden(torch.zeros(*[1] * (step_mode == "m"), 1, 2, 6, 6)).shape[-1]

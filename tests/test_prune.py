@@ -26,10 +26,13 @@ def test_the_same_outputs_from_fewer_units(reduction, step_mode):
     torch.testing.assert_close(smaller(more), net(more))
 
 
+@pytest.mark.parametrize("norm", [False, True], ids=["", "batch norm"])
 @pytest.mark.parametrize("step_mode", ["s", "m"])
-def test_the_same_outputs_from_fewer_channels(step_mode):
+def test_the_same_outputs_from_fewer_channels(step_mode, norm):
     torch.manual_seed(0)
-    net, x = ConvNet(step_mode=step_mode, pool=layer.MaxPool2d(2)), images()[0]
+    net, x = ConvNet(step_mode=step_mode, pool=layer.MaxPool2d(2), norm=norm), images()[0]
+    net(x)  # statistics that differ from channel to channel
+    net.eval()
     with torch.no_grad():
         net.readout.weight.view(3, 5, 9)[:, [1, 4]] = 0
         net.readout.weight.view(3, 5, 9)[:, 2, 3:] = 0  # a channel with some places left stays
@@ -37,6 +40,7 @@ def test_the_same_outputs_from_fewer_channels(step_mode):
     assert smaller.hidden[0].weight.shape == (3, 2, 3, 3)
     assert (smaller.hidden[0].out_channels, smaller.readout.in_features) == (3, 27)
     torch.testing.assert_close(smaller(x), net(x))
+    torch.testing.assert_close(smaller.train()(x), net.train()(x))
 
 
 def test_after_a_fit_the_smaller_network_answers_the_same_and_trains_on():

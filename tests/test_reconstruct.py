@@ -412,29 +412,45 @@ def test_a_fresh_conv_bn_lif_stack_gets_its_statistics_with_the_write():
     assert (net(x).argmax(1) == y).float().mean() > 0.8
 
 
+@pytest.mark.parametrize("norm", ["none", "adapting", "frozen"])
 @pytest.mark.parametrize("kind", ["pairs", "pool", "priced"])
-def test_channels_are_chosen_and_written(kind):
+def test_channels_are_chosen_and_written(kind, norm):
+    torch.manual_seed(0)
     net = ConvNet()
-    net.stem[1] = nn.Identity()
+    if norm == "none":
+        net.stem[1] = nn.Identity()
+    elif norm == "frozen":
+        net(images().dataset.tensors[0])  # statistics of a user's own
+        net.stem[1].eval()
     before = state(net)
     report = reconstruct(net, images(), witnesses=kind, beta=0.02)
     assert report.accepted
     assert not (net.stem[0].weight == before["stem.0.weight"]).flatten(1).any(1).any()
-    readout, D, outputs = dictionary_of(net, images())
+    if norm == "frozen":
+        assert torch.equal(net.stem[1].running_mean, before["stem.1.running_mean"])
+    readout, D, outputs = dictionary_of(net.eval(), images())
     coef, intercept = readout.read()
     assert torch.allclose(D @ coef + intercept, outputs.double(), atol=1e-5)
     x, y = images().dataset.tensors
     assert (net(x).argmax(1) == y).float().mean() > 0.9
+    if norm == "adapting":
+        assert (net.train()(x).argmax(1) == y).float().mean() > 0.9  # normalised by the batch
 
 
-def test_convolutions_take_random_witnesses_and_refuse_priced_ones_behind_a_batch_norm():
+def test_a_batch_norm_undoes_its_normalisation_of_new_channels():
+    torch.manual_seed(0)
     net = ConvNet()
-    before = state(net)
-    with pytest.raises(
-        ValueError, match=r"'stem.2' is fed by 'stem.1' \(BatchNorm2d\); expected an nn.Linear or a conv"
-    ):
-        reconstruct(net, images(), witnesses="priced", beta=0.02)
-    assert_same_state(net, before)
+    assert reconstruct(net, images(), witnesses="priced", beta=0.02).accepted
+    convolution, norm = net.stem[:2]
+    x = images().dataset.tensors[0][None]
+    net.eval()
+    shift = norm.bias - norm.running_mean
+    torch.testing.assert_close(norm(convolution(x)), convolution(x) + shift[:, None, None], atol=1e-4, rtol=1e-4)
+    assert not convolution.bias.any()  # the norm would take it out again
+
+
+def test_convolutions_take_random_witnesses():
+    net = ConvNet()
     with torch.no_grad():
         net.readout.bias.copy_(torch.tensor([5.0, -5.0]))  # easily beaten
     assert reconstruct(net, images(), witnesses="gaussian_normalized", beta=0.02).accepted

@@ -89,6 +89,30 @@ def test_channels_are_recycled_as_wholes():
     assert not columns(net, data).constant.view(5, 36)[:2].all(1).any()
 
 
+@pytest.mark.parametrize("adapting", [True, False])
+def test_channels_behind_a_batch_norm_are_recycled_with_its_affine(adapting):
+    torch.manual_seed(0)
+    net = ConvNet(norm=True).train(adapting)
+    data = [(x, y) for x, y in zip(*(part.split(32) for part in images(96)), strict=True)]
+    convolution, norm = net.hidden[:2]
+    with torch.no_grad():
+        norm.bias.fill_(1.0)
+        norm.weight[:2], norm.bias[0], norm.bias[1] = 0.0, -1.0, 100.0  # silent; fires at every step
+    rows = torch.cat([x for x, _ in data])
+    outputs, before = net(rows), state(net)
+    report = solved(net, scale=REJECTED, data=data)
+    assert not report.accepted
+    for parameter, old in ((convolution.weight, "0.weight"), (norm.weight, "1.weight"), (norm.bias, "1.bias")):
+        changed = (parameter != before[f"hidden.{old}"]).view(5, -1).any(1)
+        assert changed.tolist() == [True, True, False, False, False]
+    assert torch.allclose(net(rows), outputs, atol=1e-5)
+    assert not net.readout.weight.view(3, 5, 36)[:, :2].any()
+    with torch.no_grad():
+        spikes = net.hidden[:3](net.steps(rows))
+    rates = spikes.mean((0, 1, 3, 4))[:2]
+    assert 0.01 < rates.min() < rates.max() < 0.6
+
+
 def test_without_a_bias_nothing_can_take_over_from_a_saturated_unit():
     net = with_idle_units(bias=False)
     outputs, saturated = answers(net), net.hidden[0].bias[SILENT].clone()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from networks import FEATURES, Net, assert_same_state, loader, state
-from spikingjelly.activation_based import neuron
+from spikingjelly.activation_based import layer, neuron
 
 from lightning_cvxsnn import reconstruct, widen_margins
 
@@ -71,6 +71,15 @@ def test_unknown_dynamics_are_refused():
     net.hidden[1] = NoisyLIF(step_mode="m")
     before = state(net)
     with pytest.raises(ValueError, match="NoisyLIF"):
+        widen_margins(net, loader(60))
+    assert_same_state(net, before)
+
+
+def test_a_batch_norm_is_refused():
+    net = Net()
+    net.hidden.insert(1, layer.BatchNorm1d(24, step_mode="m"))
+    before = state(net)
+    with pytest.raises(ValueError, match=r"Between 'hidden.0' and its neurons is the batch norm 'hidden.1'"):
         widen_margins(net, loader(60))
     assert_same_state(net, before)
 

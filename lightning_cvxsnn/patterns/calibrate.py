@@ -48,6 +48,7 @@ class LayerActivity:
         saturated: Units that fire at every step of every row.
         rate: Mean firing rate, spikes per unit and step.
         source: Dotted name of the neurons whose spikes the affine layer receives as they are; "" if there are none.
+        normalised: Dotted name of the affine layer that ran before this one, where this one is a batch norm; else "".
     """
 
     name: str
@@ -57,6 +58,7 @@ class LayerActivity:
     saturated: int
     rate: float
     source: str = ""
+    normalised: str = ""
 
     @property
     def alive(self) -> bool:
@@ -110,6 +112,7 @@ class _Probe:
     sent: tuple[str, Tensor] | None = None
     sources: dict[str, str] = field(default_factory=dict)
     feeds: dict[str, str] = field(default_factory=dict)
+    normalised: dict[str, str] = field(default_factory=dict)
     low: dict[str, Tensor] = field(default_factory=dict)
     high: dict[str, Tensor] = field(default_factory=dict)
     total: dict[str, float] = field(default_factory=dict)
@@ -133,6 +136,8 @@ class _Probe:
         self.affine, self.sent = "", None
 
     def _pass(self, name: str, args: tuple[Any, ...]) -> None:
+        if isinstance(self.module.get_submodule(name), _BatchNorm):
+            self.normalised.setdefault(name, self.affine)
         self.affine = name
         if self.sent is not None and args and isinstance(args[0], Tensor):
             source, spikes = self.sent
@@ -162,6 +167,7 @@ class _Probe:
                 saturated=int((self.low[name] > 0).sum()),
                 rate=self.total[name] / self.count[name],
                 source=self.sources.get(self.feeds[name], ""),
+                normalised=self.normalised.get(self.feeds[name], ""),
             )
             for name, high in self.high.items()
         ]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_cvxsnn.patterns.calibrate import Forward
+from lightning_cvxsnn.patterns.find_layer import check_writable
 from lightning_cvxsnn.patterns.isolation import reached
-from lightning_cvxsnn.patterns.witness_layer import check_writable
 
 GaussianKind = Literal["gaussian_standard", "gaussian_normalized", "gaussian_orthogonal"]
 

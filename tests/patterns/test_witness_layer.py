@@ -6,13 +6,17 @@ from networks import FEATURES, STEPS, ConvNet, Net, images, reduce_over_time, ro
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
-from lightning_cvxsnn.models import LitSNN
 from lightning_cvxsnn.patterns import Reduction, capture, undisturbed
-from lightning_cvxsnn.patterns.witness_layer import WitnessLayer, find_witness_layer
+from lightning_cvxsnn.patterns.find_layer import find_witness_layer
+from lightning_cvxsnn.patterns.witness_layer import WitnessLayer
 from lightning_cvxsnn.readout import find_readout
 
 X = rows(40)[0]
 BATCHES = [X[:30], X[30:]]
+
+
+def NO_NORMS():
+    """There are none to estimate."""
 
 
 class Shaped(nn.Module):
@@ -106,7 +110,23 @@ def dilated():
     return net.to(memory_format=torch.channels_last)
 
 
+def normed(step_mode, bias=True):
+    """``Conv - BatchNorm - LIF``, with statistics as of a trained network."""
+    net = ConvNet(step_mode=step_mode, pool=layer.MaxPool2d(2), norm=True)
+    convolution, norm = net.hidden[:2]
+    if not bias:
+        convolution.bias = None
+    for parameter, low, high in (
+        (norm.running_mean, -0.2, 0.2), (norm.running_var, 0.05, 0.2), (norm.weight, -1.5, 1.5), (norm.bias, 0.0, 1.5),
+    ):  # fmt: skip
+        nn.init.uniform_(parameter, low, high)
+    return net
+
+
 CONVOLUTIONS = {
+    "batch norm": lambda: normed("m"),
+    "batch norm, step by step": lambda: normed("s"),
+    "batch norm, no bias": lambda: normed("m", bias=False),
     "dilated, no bias, channels last": dilated,
     **{f"{r} {s}": lambda r=r, s=s: ConvNet(r, s) for r in ("last", "mean", "sum", "all") for s in "sm"},
     "largest": lambda: ConvNet(pool=layer.MaxPool2d(2)),
@@ -133,11 +153,11 @@ def test_the_maps_of_other_channels_are_what_the_network_makes_of_them(name):
 
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(5, 18, generator=generator), torch.randn(5, generator=generator) / 2
-    if convolution.bias is None:
+    if not layer_found.has_bias:
         bias.zero_()
     columns = layer_found.columns(layer_found.inputs, weight, bias)
     parameter = convolution.weight
-    layer_found.write(weight, bias)
+    layer_found.write(torch.arange(5), weight, bias, NO_NORMS)
     assert convolution.weight is parameter
     torch.testing.assert_close(columns.to_dense(), found(net, [x[:30], x[30:]])[1].to_dense())
 
@@ -184,93 +204,6 @@ def test_neurons_of_unknown_dynamics_are_run_themselves():
         found(with_neuron(Own(step_mode="m")), backend="cupy")
 
 
-def test_a_stack_is_entered_at_its_last_layer():
-    net = LitSNN(in_features=6, hidden=[12, 8], num_classes=3)
-    with torch.no_grad():
-        for affine in (net.layers[0], net.layers[2]):
-            affine.weight.mul_(6)
-    x = torch.rand(20, 5, 6, generator=torch.Generator().manual_seed(0))
-    samples = torch.arange(20) % 3 == 0
-    layer_found, _ = found(net, [x[:7], x[7:]], samples=samples)
-    assert (layer_found.affine_name, layer_found.neuron_name) == ("layers.2", "layers.3")
-    assert layer_found.reduction == Reduction("mean", "steps", 5)
-    functional.reset_net(net.layers)
-    assert torch.equal(layer_found.inputs, net.layers[:2](x.transpose(0, 1))[:, samples])
-
-
-class Odd(nn.Module):
-    """Networks whose last hidden weights cannot be replaced one unit at a time."""
-
-    def __init__(self, what):
-        super().__init__()
-        self.what = what
-        self.fc, self.norm = layer.Linear(6, 24, step_mode="m"), layer.BatchNorm1d(24, step_mode="m")
-        self.second = layer.Linear(6, 24, step_mode="m")
-        self.lif, self.other = neuron.LIFNode(step_mode="m"), neuron.LIFNode(step_mode="m")
-        self.conv = layer.Conv1d(2, 4, 1, groups=2, step_mode="m")
-        self.recurrent = layer.LinearRecurrentContainer(neuron.LIFNode(), 6, 6, step_mode="m")
-        self.readout = nn.Linear({"branches": 48, "recurrence": 6}.get(what, 24), 3)
-        if what == "frozen":
-            self.fc.requires_grad_(False)
-        if what == "weight norm":
-            nn.utils.parametrizations.weight_norm(self.fc)
-        if what == "shared":
-            self.twin = layer.Linear(6, 24, step_mode="m")
-            self.twin.weight = self.fc.weight
-        if what == "constants":
-            self.lif.gain = nn.Parameter(torch.ones(24))
-
-    def forward(self, x):
-        functional.reset_net(self)
-        x = (3 * x).expand(STEPS, *x.shape)
-        if self.what == "groups":
-            spikes = self.lif(self.conv(torch.stack([x, x], 2))).flatten(2)
-        elif self.what == "recurrence":
-            spikes = self.recurrent(x)
-        elif self.what == "branches":
-            spikes = torch.cat([self.other(self.second(x)), self.lif(self.fc(x))], 2)
-        elif self.what == "pooling":
-            spikes = self.lif(self.fc(x)).unflatten(2, (12, 2)).max(3).values.repeat(1, 1, 2)
-        elif self.what == "batch norm":
-            spikes = self.lif(self.norm(self.fc(x)))
-        elif self.what == "gain":
-            spikes = self.lif(2 * self.fc(x))
-        elif self.what == "no affine":
-            spikes = self.lif(x.repeat(1, 1, 4))
-        else:
-            spikes = self.lif(self.fc(x))
-        return self.readout(spikes.mean(0))
-
-
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("groups", "'conv' is a convolution with groups=2"),
-        ("batch norm", r"'lif' is fed by 'norm' \(BatchNorm1d\)"),
-        ("no affine", "'lif' is fed by no affine layer"),
-        ("recurrence", "depends on the spikes of 'recurrent.sub_module'|receives something else"),
-        ("branches", "not the spikes of 'lif' reduced over time"),
-        ("pooling", "not the spikes of 'lif' reduced over time"),
-        ("gain", "'lif' receives something else than the output of 'fc'"),
-        ("frozen", r"'fc.weight' is frozen"),
-        ("shared", r"'fc.weight' is shared, as \['fc.weight', 'twin.weight'\]"),
-        ("weight norm", "'fc' is computed from other parameters"),
-        ("constants", r"'lif' have constants of their own \(gain\)"),
-    ],
-)
-def test_layers_whose_weights_cannot_be_replaced_are_refused_by_name(what, message):
-    with pytest.raises(ValueError, match=message) as error:
-        found(Odd(what))
-    assert "witnesses='calibrated'" in str(error.value)
-
-
-def test_no_rows():
-    net = Net()
-    readout = find_readout(net, X)
-    with pytest.raises(ValueError, match="no rows"):
-        find_witness_layer(net, readout.module, readout.reduction, net, [])
-
-
 def test_candidates_are_brought_to_the_rate_and_keep_their_direction():
     layer_found, _ = found(Net())
     generator = torch.Generator().manual_seed(0)
@@ -285,6 +218,10 @@ def test_candidates_are_brought_to_the_rate_and_keep_their_direction():
 def test_write_is_in_place():
     layer_found, _ = found(net := Net())
     parameter = net.hidden[0].weight
-    layer_found.write(torch.ones(24, FEATURES), torch.zeros(24))
+    before = parameter.detach().clone()
+    units = torch.tensor([3, 0])
+    layer_found.write(units, torch.ones(2, FEATURES), torch.tensor([0.1, 0.2]), NO_NORMS)
     assert net.hidden[0].weight is parameter
-    assert bool((parameter == 1).all())
+    assert bool((parameter[units] == 1).all())
+    assert torch.equal(parameter[4:], before[4:])
+    assert net.hidden[0].bias[units].tolist() == pytest.approx([0.1, 0.2])
