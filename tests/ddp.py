@@ -24,12 +24,14 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, SubsetRandomSampler, TensorDataset
 
-from lightning_cvxsnn import ConvexReconstruction, ParallelSNN, reconstruct
+from lightning_cvxsnn import ConvexReconstruction, ParallelSNN
 from lightning_cvxsnn.batches import TrainingRows
 from lightning_cvxsnn.convex.ranks import Ranks
 from lightning_cvxsnn.patterns import undisturbed
 from lightning_cvxsnn.problem import capture_problem
 from lightning_cvxsnn.readout import Readout, find_readout
+from lightning_cvxsnn.reconstruct import Reconstructor
+from lightning_cvxsnn.settings import Settings
 from lightning_cvxsnn.surroundings import no_progress
 
 ROWS, BATCH = 149, 16  # ten batches, the last one short; DDP pads an epoch to 150 rows
@@ -111,8 +113,9 @@ def fit(callback, net, train, *others, val=None, **kwargs):
 
 
 def alone(net, train=None, **arguments):
-    """The same reconstruction by this process, which knows of no other."""
-    report = reconstruct(net, train or loader(ROWS, BATCH), scale=0.3, **arguments)
+    """The same warm start by this process, which knows of no other."""
+    rows_of_all = TrainingRows(net, train or loader(ROWS, BATCH), transfer=lambda b: b, max_samples=None, seed=0)
+    report = Reconstructor(Settings(**arguments)).run(net, rows_of_all, "warm start")
     return {"after": state(net), "report": asdict(report)}
 
 
