@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
+from networks import Net, loader, state, trainer
+
+from lightning_cvxsnn import ConvexReconstruction
 
 HERE = Path(__file__).parent
 TIMEOUT = 400
@@ -154,6 +158,21 @@ def test_a_shadow_is_saved_with_what_it_stands_in_for(outcomes):
 def test_a_batch_sampler_of_which_each_process_sees_a_part_is_refused(outcomes):
     for rank in range(2):
         assert "comes by a Own, of which each of 2 processes sees a part" in outcomes[rank]["batch sampler"]
+
+
+def test_processes_that_lightning_spawns_itself(tmp_path):
+    """Weights and logs come back; the callback that solved was a copy in another process."""
+    torch.manual_seed(0)
+    net, callback = Net(), ConvexReconstruction(beta=0.02)
+    before, logger = state(net), CSVLogger(tmp_path, name="", version="")
+    run = trainer(callback, max_epochs=1, devices=2, strategy="ddp_spawn", logger=logger, log_every_n_steps=1)
+    run.fit(net, loader(), loader(seed=1))
+    assert not same(before, state(net))
+    assert callback.reports == []
+    with open(tmp_path / "metrics.csv") as file:
+        gaps = [float(row["convex/gap"]) for row in csv.DictReader(file) if row["convex/gap"]]
+    assert len(gaps) == 2
+    assert max(gaps) < 1e-5
 
 
 def test_when_the_second_process_is_killed_in_a_solve_the_first_ends(outcomes):
