@@ -30,6 +30,9 @@ from lightning_cvxsnn.surroundings import Surroundings
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Lightning's connectors set `Trainer.callbacks` and `Trainer.fast_dev_run` from outside the class, where mypy does not
+# see them: hence `attr-defined` below.
+
 
 class ConvexReconstruction(Callback):
     """Solve for the readout of a spiking network, to a certified duality gap, before, during and after training.

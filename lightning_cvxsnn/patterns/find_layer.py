@@ -67,9 +67,8 @@ def find_witness_layer(
     if not activities:
         raise ValueError(f"No spiking layer feeds the readout, so there are no witnesses to choose. {_INSTEAD}")
     activity = activities[-1]
-    name, affine_name = activity.name, activity.affine_name
+    name, affine_name = activity.name, activity.normalised or activity.affine_name
     affine, norm, neuron = _check_layer(module, activity)
-    affine_name = activity.normalised or affine_name
     own_weight, own_bias = folded(affine, norm)
     with _Recorder(module, affine, neuron, readout) as recorder:
         as_is = recorder.pass_over(module, forward, first)
