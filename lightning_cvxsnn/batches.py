@@ -103,8 +103,12 @@ class TrainingRows:
 
     def samples(self, first: int) -> int:
         """Number of samples, where the first batch has ``first``; about, where batches come whole."""
-        composed = isinstance(self._loader, DataLoader) and not _unbatched(self._loader)
-        return len(self._indices) if composed else first * len(self)
+        return len(self._indices) if self._composed else first * len(self)
+
+    @property
+    def _composed(self) -> bool:
+        """Whether batches are composed of rows; else they come whole."""
+        return isinstance(self._loader, DataLoader) and not _unbatched(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
         """Unpacked batches on the network's device."""
@@ -123,6 +127,22 @@ class TrainingRows:
         else:
             part._loader = self._loader[own.start : own.stop]
         return part
+
+    def among(self, samples: Tensor) -> tuple["TrainingRows", Tensor]:
+        """Rows that hold some samples, read without the others where batches are composed of rows.
+
+        Args:
+            samples: Bool ``[N]``, of all samples in their order.
+
+        Returns:
+            The rows, and which of theirs these are.
+        """
+        if not self._composed:
+            return self, samples
+        part = copy.copy(self)
+        part._indices = [self._indices[k] for k in samples.nonzero()[:, 0].tolist()]
+        part._loader = _loader(self._loader, part._indices, self._seed)
+        return part, torch.ones(len(part._indices), dtype=torch.bool)
 
     def sample(self, count: int) -> list[Batch]:
         """At least ``count`` rows drawn at random by the seed (all if there are fewer), as batches."""

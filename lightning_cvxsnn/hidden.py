@@ -40,7 +40,8 @@ TARGET_RATE = 0.1
 CALIBRATION_ROWS = 1024
 
 _SHALLOW = 2  # spiking layers up to which biases bring fresh ones to life; nine of them lost what they received
-_PRICED_SAMPLES = 10_240  # that witnesses are chosen on, held-out ones included
+_PRICED_SAMPLES = 10_240  # that witnesses are chosen on, held-out ones included;
+_PAIRED_SAMPLES = 2048  # that pairs are drawn from: more do not make better ones
 _PRICED_ENTRIES = 2**24  # of the dictionary of these: a convolution has many columns;
 _FEWEST_SAMPLES = 512  # but no fewer samples than this
 _BRANCH_SAMPLES = 2048  # that whole branches are chosen on
@@ -112,7 +113,7 @@ def wants_pairs(module: nn.Module, readout: Readout, settings: Settings, rows: T
     if settings.witnesses != "auto" or not one_decision or not _is_shallow(module) or isinstance(module, ParallelSNN):
         return False
     first = (batch.x for batch in islice(rows, 1))
-    room = partial(check_witness_memory, samples=_PRICED_SAMPLES)
+    room = partial(check_witness_memory, samples=_PAIRED_SAMPLES)
     try:
         layer = find_witness_layer(module, readout.module, readout.reduction, forward_of(module), first, room=room)
     except (ValueError, MisconfigurationException):
@@ -177,7 +178,8 @@ def replace_witnesses(
     if isinstance(module, ParallelSNN) and kind != "pairs":
         return _replace_branches(module, rows, readout, problem, settings, beta), []
     layers = bring_to_life(module, rows, estimate, only_dead=kind == "auto", untrained=True, skip_last=True)
-    pricer = _pricer(module, rows, readout, problem, settings)
+    most = _PAIRED_SAMPLES if kind in ("auto", "pairs") else _PRICED_SAMPLES
+    pricer = _pricer(module, rows, readout, problem, settings, most)
     layer, width = pricer.layer, len(pricer.layer.weight)
     if kind in ("auto", "pairs"):
         before = _last_activity(module, rows, readout)
@@ -247,7 +249,7 @@ def recycle_units(
     if isinstance(module, ParallelSNN):
         recycle = _branch_search(module, rows, readout, problem, settings).recycle
     else:
-        search = _pricer(module, rows, readout, problem, settings)
+        search = _pricer(module, rows, readout, problem, settings, _PRICED_SAMPLES)
         recycle = partial(search.recycle, estimate=estimate)
         own = search.layer.columns_per_unit
         idle = idle & search.whole(free).repeat_interleave(own)  # a channel in use keeps the places that never fire
@@ -287,14 +289,16 @@ def _answers(module: nn.Module, x: Any) -> list[Tensor]:
         return [leaf.float() for leaf in tree_flatten(forward_of(module)(x))[0] if isinstance(leaf, Tensor)]
 
 
-def _pricer(module: nn.Module, rows: TrainingRows, readout: Readout, problem: Problem, settings: Settings) -> Pricer:
-    """A search of the last hidden units on at most `_PRICED_SAMPLES`."""
+def _pricer(
+    module: nn.Module, rows: TrainingRows, readout: Readout, problem: Problem, settings: Settings, most: int
+) -> Pricer:
+    """A search of the last hidden units on at most ``most`` samples."""
     rows_per_sample = readout.reduction.rows_per_sample
     affordable = max(_PRICED_ENTRIES // (readout.module.in_features * rows_per_sample), _FEWEST_SAMPLES)
-    most = min(_PRICED_SAMPLES, affordable)
-    samples = _chosen(len(problem.held_out) // rows_per_sample, most, settings.seed)
+    samples = _chosen(len(problem.held_out) // rows_per_sample, min(most, affordable), settings.seed)
+    few, own = rows.among(samples)
     layer = find_witness_layer(
-        module, readout.module, readout.reduction, forward_of(module), (batch.x for batch in rows), samples,
+        module, readout.module, readout.reduction, forward_of(module), (batch.x for batch in few), own,
         settings.backend, partial(check_witness_memory, samples=int(samples.sum())),
     )  # fmt: skip
     return Pricer(layer, problem.at(samples.repeat_interleave(rows_per_sample)), TARGET_RATE, settings.seed)
@@ -326,9 +330,10 @@ def _branch_search(
     """A search of whole branches on at most `_BRANCH_SAMPLES`, all of the rows that are held at once."""
     rows_per_sample = readout.reduction.rows_per_sample
     samples = _chosen(len(problem.held_out) // rows_per_sample, _BRANCH_SAMPLES, settings.seed)
+    few, own = rows.among(samples)
     inputs, seen = [], 0
-    for batch in rows:
-        inputs.append(batch.x[samples[seen : seen + len(batch.x)].to(batch.x.device)])
+    for batch in few:
+        inputs.append(batch.x[own[seen : seen + len(batch.x)].to(batch.x.device)])
         seen += len(batch.x)
     part = problem.at(samples.repeat_interleave(rows_per_sample))
     return BranchSearch(module, torch.cat(inputs), part, TARGET_RATE, settings.seed)

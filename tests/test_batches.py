@@ -141,6 +141,21 @@ def test_a_sample_is_drawn_from_everywhere():
     assert max(sample) > 150
 
 
+@pytest.mark.parametrize("kind", ["composed", "subset", "batches"])
+def test_some_samples_are_read_without_the_others(kind):
+    whole = training_rows(
+        list(numbered()) if kind == "batches" else numbered(), max_samples=12 if kind == "subset" else None
+    )
+    everything = order(whole)
+    samples = torch.zeros(len(everything), dtype=torch.bool)
+    samples[[1, 4, 9]] = True
+    few, own = whole.among(samples)
+    read = order(few)
+    assert [read[k] for k in own.nonzero()[:, 0]] == [everything[k] for k in (1, 4, 9)]
+    assert len(read) == (20 if kind == "batches" else 3)
+    assert order(whole) == everything
+
+
 class Augmented(Dataset):
     def __len__(self):
         return 8
