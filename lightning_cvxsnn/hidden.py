@@ -39,6 +39,7 @@ TARGET_RATE = 0.1
 #: Training rows that firing rates are measured on.
 CALIBRATION_ROWS = 1024
 
+_TOLD_ROWS = 256  # that the activity of replaced units is told of
 _SHALLOW = 2  # spiking layers up to which biases bring fresh ones to life; nine of them lost what they received
 _PRICED_SAMPLES = 10_240  # that witnesses are chosen on, held-out ones included;
 _PAIRED_SAMPLES = 2048  # that pairs are drawn from: more do not make better ones
@@ -204,8 +205,8 @@ def replace_witnesses(
 
 
 def _last_activity(module: nn.Module, rows: TrainingRows, readout: Readout) -> LayerActivity:
-    """Activity of the neurons that the readout receives."""
-    inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
+    """Activity of the neurons that the readout receives, to be told."""
+    inputs = [batch.x for batch in rows.sample(_TOLD_ROWS)]
     hidden = [a for a in measure_activity(module, forward_of(module), inputs) if a.name != readout.neuron_name]
     return hidden[-1]
 

@@ -21,7 +21,7 @@ from lightning_cvxsnn.patterns.witnesses import between, pairs
 from lightning_cvxsnn.problem import Problem
 
 #: Candidates of a pool, times the width; about the work of column generation.
-POOL = 16
+POOL = 22
 
 #: Work of column generation at most, in training epochs of the layer. It is 5 for 512 units on 6000 samples, and 30 to
 #: 50 for 16 units on 200, where the ascent's steps weigh more.
@@ -31,7 +31,7 @@ _BACKWARD = 3  # a pass forward and backward, in passes forward
 _ROUNDS = 5
 _FIRST_SHARE = 8  # the first round starts from one unit in eight
 _DRAWN = 2  # candidates of a round, times the width
-_IMPROVED = 1.2  # of them go on to the ascent, times the units wanted
+_IMPROVED = 2.0  # of them go on to the ascent, times the units wanted
 _MUTATED = 0.5  # of the candidates come from units in use,
 _MUTATION = 0.7  # with noise of this size relative to their weights
 _CALIBRATION_SAMPLES = 128

@@ -32,7 +32,8 @@ _LOG2_SCALES = (-14.0, 14.0)
 _LARGEST_SHIFT = 2.0**14
 _BISECTIONS = 18
 _DEVIATION = 0.5  # of a unit's current where biases make it fire: inside the window of the usual surrogates
-_COPY = 1.1  # of the current that makes a unit fire: other weights, drawn at random, do not stop a copy
+_COPY = 1.5  # of the current that makes a unit fire: other weights, drawn at random, do not stop a copy;
+_COPY_SOFT = 1.1  # where a reset keeps what is above the threshold: it would add up to further spikes
 _CURRENT_LIMIT = 2**23  # input currents held at once, 32 MiB of float32
 
 
@@ -308,7 +309,9 @@ def _copy(
     except ValueError:
         return None  # what makes it fire is not known
     found, units = affine.weight.clone(), torch.arange(affine.out_features, device=affine.weight.device)
-    affine.weight[units, units % affine.in_features] += _COPY * neuron.firing_current
+    affine.weight[units, units % affine.in_features] += neuron.firing_current * (
+        _COPY_SOFT if neuron.v_reset is None else _COPY
+    )
     after_change()
     activities = measure_activity(module, forward, inputs)
     if activities[position].healthy:
