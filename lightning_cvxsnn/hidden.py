@@ -193,7 +193,8 @@ def replace_witnesses(
         )
         return None, layers
     rho = None if beta is None else beta / readout.module.in_features**0.5
-    priced = pricer.run(width, rho, pool=POOL * width if kind == "pool" else None)
+    own = not is_initialised(layer.affine)  # somebody's work competes
+    priced = pricer.run(width, rho, own=own, pool=POOL * width if kind == "pool" else None)
     layer.write(torch.arange(width), priced.units.weight, priced.units.bias, estimate)
     violates = "" if priced.violation is None else f"; the last ones violate optimality by up to {priced.violation:.2f}"
     rank_zero_info(

@@ -141,6 +141,7 @@ class Pricer:
         width: int,
         rho: float | None = None,
         *,
+        own: bool = False,
         ascend: bool = True,
         mutate: bool = True,
         pool: int | None = None,
@@ -154,6 +155,7 @@ class Pricer:
             width: Number of units.
             rho: Penalty of the programme. None: a fiftieth of the largest at which a first dictionary is of use, or
                 where the loss on the held-out rows begins to rise before that.
+            own: Whether the layer's present units, as they are, are the first to choose from; else random ones are.
             ascend: Whether candidates climb the surrogate gradient of their score.
             mutate: Whether half of the candidates are variations of units in use.
             pool: Search only this many units, drawn once, instead of new ones each round.
@@ -166,7 +168,9 @@ class Pricer:
         stock = None if pool is None else self._units(*self.draw(pool))
         self.candidates += pool or 0
         first = -(-width // _FIRST_SHARE)
-        units = self._units(*self.draw(first)) if stock is None else stock.pick(torch.arange(first))
+        units = self._present() if own else None
+        if units is None or bool(units.columns.constant.all()):
+            units = self._units(*self.draw(first)) if stock is None else stock.pick(torch.arange(first))
         largest = replace(self.problem, dictionary=units.columns).largest_rho(self._fitted)
         if largest == 0:
             raise ValueError(
@@ -197,7 +201,7 @@ class Pricer:
             moving = falling and value > last
             final = index + 1 == _ROUNDS or self.work >= affordable
             wanted = (width if final else first + (width - first) * (index + 1) // _ROUNDS) - len(units)
-            if wanted:
+            if wanted > 0:
                 candidates = self._search(wanted, units, solution, ascend, mutate) if stock is None else stock
                 scores, violations = self._score(candidates.columns.rows(self._fitted), solution.dual_point)
                 violation = float(violations.max()) / value
@@ -239,7 +243,7 @@ class Pricer:
             estimate: Estimates the batch norms anew.
         """
         free = self.whole(free)
-        units = self._units(self.layer.weight.detach().clone(), self.layer.bias.detach().clone())
+        units = self._present()
         solution = replace(self.problem, dictionary=units.columns).solve(rho, _TOLERANCE, start, self._fitted)
         used = self._any(solution.coef.any(1))
         places = (free & ~used).nonzero()[:, 0]
@@ -362,6 +366,10 @@ class Pricer:
         samples = torch.randperm(self._inputs.shape[1], generator=self._generator)[:count]
         rows = samples[:, None] * self._sample_rows + torch.arange(self._sample_rows)
         return self._inputs.index_select(1, samples.to(self._inputs.device)), rows.flatten()
+
+    def _present(self) -> Units:
+        """The layer's own."""
+        return self._units(self.layer.weight.detach().clone(), self.layer.bias.detach().clone())
 
     def _units(self, weight: Tensor, bias: Tensor) -> Units:
         self._count(len(weight), self.layer.inputs.shape[1])

@@ -176,6 +176,32 @@ def test_the_result_is_what_the_layer_would_do(kind, loss, outputs, bias):
     assert gap < 0.15 * problem.held_out_loss(problem.outputs[problem.held_out])
 
 
+@pytest.mark.parametrize("pool", [None, 4 * WIDTH])
+def test_units_that_somebody_has_trained_compete(pool):
+    """With three of the layer's units those that the targets are made of, there is nothing better to find."""
+    found, problem, columns = planted(loss="squared")
+    generator = torch.Generator().manual_seed(0)
+    torch.rand(N, FEATURES, generator=generator)  # as in `planted`
+    teacher = found.calibrated(found.inputs, torch.randn(3, FEATURES, generator=generator), torch.zeros(3), RATE)
+    found.write(torch.tensor([2, 5, 11]), *teacher, lambda: None)
+    kept, other = (price(found, problem, rho=0.01, own=own, pool=pool) for own in (True, False))
+    assert (correlations(columns, kept.units.columns).amax(1) > 0.9999).all()
+    assert len(kept.units) == len(other.units) == WIDTH
+    assert kept.objectives[-1] < other.objectives[-1]
+    assert torch.equal(
+        kept.units.columns.to_dense(), found.columns(found.inputs, kept.units.weight, kept.units.bias).to_dense()
+    )
+
+
+def test_a_layer_that_never_fires_does_not_compete():
+    found, problem, _ = planted()
+    with torch.no_grad():
+        found.affine.weight.zero_()
+        found.affine.bias.zero_()
+    priced = price(found, problem, own=True)
+    assert torch.equal(priced.units.weight, price(found, problem, own=False).units.weight)
+
+
 def test_units_are_distinct_and_at_the_rate():
     found, problem, _ = planted(samples=400)
     units = price(found, problem).units
