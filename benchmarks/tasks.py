@@ -37,15 +37,15 @@ NEURONS = {
     "drawn": {"branches": 4, "tau": (1.05, 100.0), "reset": "mixed"},
     "thresholds drawn": {"branches": 20, "tau": 1.01, "v_threshold": (0.02, 1.0), "reset": "soft"},
 }
-XOR_BATCH = 32
 RATE = 0.2  # spikes per unit and step, of calibrated weights for XOR
 
 
-def trainer(epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
+def trainer(epochs: int, callbacks: list[pl.Callback], clip: float | None = None) -> pl.Trainer:
     stop = EarlyStopping("val_accuracy", mode="max", patience=epochs, stopping_threshold=1 - 1e-6)
     return pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
+        gradient_clip_val=clip,
         callbacks=[*callbacks, stop],
         logger=False,
         enable_checkpointing=False,
@@ -55,13 +55,21 @@ def trainer(epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
     )
 
 
+class Annealed(ParallelSNN):
+    """With a learning rate that falls to zero along a cosine."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_epochs)]
+
+
 def xor(steps: int, depth: int, method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Test accuracy of one network."""
     pl.seed_everything(seed, verbose=False)
-    data = XORDataModule(steps, options.sizes, XOR_BATCH, seed)
+    data = XORDataModule(steps, options.sizes, options.batch, seed)
     data.setup("fit")
-    width, last_width = (250, 500) if depth < 10 else (128, 256)
-    net = ParallelSNN(2, width, last_width, depth, branches=1, lr=options.lr)
+    settings = {name: getattr(options, name) for name in ("width", "last_width", "tau", "reset", "lr")}
+    net = Annealed(depth=depth, branches=1, **settings)
     started, epochs, callbacks = time.process_time(), 0, []
     if method == "random CVX":
         reconstruct(net, data.train_dataloader(), witnesses="gaussian_normalized", seed=seed)
@@ -71,22 +79,15 @@ def xor(steps: int, depth: int, method: str, seed: int, options: argparse.Namesp
             callbacks = [ConvexReconstruction(witnesses="keep", warm_start=False, every_n_epochs=0, seed=seed)]
         elif method == "defaults":
             callbacks = [ConvexReconstruction()]
-        run = trainer(options.epochs, callbacks)
+        run = trainer(options.epochs, callbacks, options.clip)
         run.fit(net, datamodule=data)
         epochs = run.current_epoch
     seconds = time.process_time() - started
     x, y = data.test.tensors
     with torch.no_grad():
         test = float((net(x).argmax(1) == y).float().mean())
-    return {
-        "width": width,
-        "last_width": last_width,
-        "lr": options.lr,
-        "batch_size": XOR_BATCH,
-        "epochs": epochs,
-        "test": test,
-        "cpu_seconds": seconds,
-    }
+    settings |= {"batch_size": options.batch, "clip": options.clip, "epochs": epochs}
+    return settings | {"test": test, "cpu_seconds": seconds}
 
 
 def addition(base: int, neuron: str, method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -141,7 +142,15 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--sizes", nargs=3, type=int, default=[2000, 2000, 4000])
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--lr", type=float, default=5e-4, help="learning rate for XOR")
+    parser.add_argument("--width", type=int, default=250, help="units of the hidden layers for XOR")
+    parser.add_argument("--last-width", type=int, default=500, help="units of the last one")
+    parser.add_argument("--tau", type=float, default=100.0, help="membrane time constant for XOR; the paper's by default")
+    parser.add_argument("--reset", choices=["soft", "hard"], default="soft", help="for XOR; the paper's by default")
+    parser.add_argument(
+        "--lr", type=float, default=5e-4, help="first learning rate for XOR, which falls along a cosine"
+    )
+    parser.add_argument("--batch", type=int, default=32, help="samples of a step for XOR")
+    parser.add_argument("--clip", type=float, help="largest norm of a gradient for XOR")
     parser.add_argument("--beta", type=float, default=1e-3, help="penalty of the solves for addition")
     parser.add_argument("--numbers", type=int, default=2000, help="numbers (six rows each) in a solve, at most")
     parser.add_argument("--output", type=Path, default=RESULTS)

@@ -82,7 +82,9 @@ def test_the_training_benchmark_runs_and_adds_to_what_is_there(tmp_path):
     assert sg in result.stdout
 
 
-def test_the_witness_benchmark_runs(tmp_path):
+@pytest.fixture
+def mnist(tmp_path):
+    """A folder of 300 images that tell their labels."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 10, 300).astype(np.uint8)
     images = np.zeros((300, 784), np.uint8)
@@ -92,12 +94,27 @@ def test_the_witness_benchmark_runs(tmp_path):
     for name, shape, values in (("images-idx3", (300, 28, 28), images), ("labels-idx1", (300,), labels)):
         header = b"\0\0\x08" + bytes([len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
         (tmp_path / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
-    options = ["--mnist", tmp_path, "--rows", "300", "--seeds", "0", "--epochs", "1", "--output", tmp_path]
+    return tmp_path
+
+
+def test_the_benchmark_of_searches_runs(mnist):
+    options = ["--mnist", mnist, "--rows", "300", "--seeds", "0", "--width", "32", "--betas", "0.1", "--output", mnist]
+    command = [sys.executable, ROOT / "benchmarks/pricing.py", *options]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    searches = {row["search"]: row for row in json.loads((mnist / "pricing.json").read_text())["results"]}
+    assert set(searches) == {"priced", "priced, no ascent", "priced, no mutation", "pool"}
+    assert searches["priced, no ascent"]["work"] < searches["priced"]["work"]
+    assert searches["priced"]["accuracy"] > 50
+
+
+def test_the_witness_benchmark_runs(mnist):
+    options = ["--mnist", mnist, "--rows", "300", "--seeds", "0", "--epochs", "1", "--output", mnist]
     kinds = ["--kinds", "SG, calibrated weights", "pairs"]
     command = [sys.executable, ROOT / "benchmarks/witnesses.py", *options, *kinds]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    trained, paired = json.loads((tmp_path / "witnesses-mnist-512.json").read_text())["results"]["results"]
+    trained, paired = json.loads((mnist / "witnesses-mnist-512.json").read_text())["results"]["results"]
     assert trained["witnesses"] == "SG, calibrated weights"
     assert paired["validation"]["0"] > 50 > trained["validation"]["0"]
     assert paired["runs"][0]["accepted"]

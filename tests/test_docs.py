@@ -137,6 +137,19 @@ def test_the_witness_table_of_the_docs_is_the_committed_results():
     assert [[cell.strip("`") for cell in cells] for cells in written] == expected
 
 
+def test_the_table_of_searches_is_the_committed_result():
+    rows = json.loads((ROOT / "benchmarks/results/pricing.json").read_text())["results"]
+    written = re.findall(
+        r"^\| (?:0\.0?\d|auto) \| (?:priced|pool).*$", (ROOT / "docs/pages/method.md").read_text(), re.M
+    )
+    expected = [
+        f"| {row['beta']} | {row['search']} | {row['accuracy']:.1f} | {row['objective']:.3f} | {row['active']:.0f} "
+        f"| {row['work'] / 1e6:.0f} |"
+        for row in rows
+    ]
+    assert written == expected
+
+
 def test_the_tables_of_policies_are_the_committed_result(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     training = importlib.import_module("training")
