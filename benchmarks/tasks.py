@@ -40,12 +40,11 @@ NEURONS = {
 RATE = 0.2  # spikes per unit and step, of calibrated weights for XOR
 
 
-def trainer(epochs: int, callbacks: list[pl.Callback], clip: float | None = None) -> pl.Trainer:
+def trainer(epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
     stop = EarlyStopping("val_accuracy", mode="max", patience=epochs, stopping_threshold=1 - 1e-6)
     return pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
-        gradient_clip_val=clip,
         callbacks=[*callbacks, stop],
         logger=False,
         enable_checkpointing=False,
@@ -56,7 +55,7 @@ def trainer(epochs: int, callbacks: list[pl.Callback], clip: float | None = None
 
 
 class Annealed(ParallelSNN):
-    """With a learning rate that falls to zero along a cosine."""
+    """The network, trained at a learning rate that falls to zero along a cosine."""
 
     def configure_optimizers(self) -> Any:
         optimizer = super().configure_optimizers()
@@ -69,7 +68,7 @@ def xor(steps: int, depth: int, method: str, seed: int, options: argparse.Namesp
     data = XORDataModule(steps, options.sizes, options.batch, seed)
     data.setup("fit")
     settings = {name: getattr(options, name) for name in ("width", "last_width", "tau", "reset", "lr")}
-    net = Annealed(depth=depth, branches=1, **settings)
+    net = (Annealed if options.anneal else ParallelSNN)(depth=depth, branches=1, **settings)
     started, epochs, callbacks = time.process_time(), 0, []
     if method == "random CVX":
         reconstruct(net, data.train_dataloader(), witnesses="gaussian_normalized", seed=seed)
@@ -79,14 +78,14 @@ def xor(steps: int, depth: int, method: str, seed: int, options: argparse.Namesp
             callbacks = [ConvexReconstruction(witnesses="keep", warm_start=False, every_n_epochs=0, seed=seed)]
         elif method == "defaults":
             callbacks = [ConvexReconstruction()]
-        run = trainer(options.epochs, callbacks, options.clip)
+        run = trainer(options.epochs, callbacks)
         run.fit(net, datamodule=data)
         epochs = run.current_epoch
     seconds = time.process_time() - started
     x, y = data.test.tensors
     with torch.no_grad():
         test = float((net(x).argmax(1) == y).float().mean())
-    settings |= {"batch_size": options.batch, "clip": options.clip, "epochs": epochs}
+    settings |= {"batch_size": options.batch, "anneal": options.anneal, "epochs": epochs}
     return settings | {"test": test, "cpu_seconds": seconds}
 
 
@@ -144,13 +143,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--width", type=int, default=250, help="units of the hidden layers for XOR")
     parser.add_argument("--last-width", type=int, default=500, help="units of the last one")
-    parser.add_argument("--tau", type=float, default=100.0, help="membrane time constant for XOR; the paper's by default")
-    parser.add_argument("--reset", choices=["soft", "hard"], default="soft", help="for XOR; the paper's by default")
     parser.add_argument(
-        "--lr", type=float, default=5e-4, help="first learning rate for XOR, which falls along a cosine"
+        "--tau", type=float, default=100.0, help="membrane time constant for XOR; the paper's by default"
     )
+    parser.add_argument("--reset", choices=["soft", "hard"], default="soft", help="for XOR; the paper's by default")
+    parser.add_argument("--lr", type=float, default=5e-4, help="learning rate for XOR")
     parser.add_argument("--batch", type=int, default=32, help="samples of a step for XOR")
-    parser.add_argument("--clip", type=float, help="largest norm of a gradient for XOR")
+    parser.add_argument("--anneal", action="store_true", help="let the learning rate for XOR fall along a cosine")
     parser.add_argument("--beta", type=float, default=1e-3, help="penalty of the solves for addition")
     parser.add_argument("--numbers", type=int, default=2000, help="numbers (six rows each) in a solve, at most")
     parser.add_argument("--output", type=Path, default=RESULTS)

@@ -21,8 +21,9 @@ from lightning_cvxsnn.batches import TrainingRows
 from lightning_cvxsnn.convex import Loss
 from lightning_cvxsnn.convex.ranks import Ranks
 from lightning_cvxsnn.patterns import Backend, release_graphs
+from lightning_cvxsnn.policy import Occasion
 from lightning_cvxsnn.progress import trainer_progress
-from lightning_cvxsnn.reconstruct import Occasion, Reconstructor
+from lightning_cvxsnn.reconstruct import Reconstructor
 from lightning_cvxsnn.report import SolveReport
 from lightning_cvxsnn.settings import Apply, Settings, Witnesses
 from lightning_cvxsnn.surroundings import Surroundings

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -36,6 +36,7 @@ from lightning_cvxsnn.patterns import (
     resolve_backend,
     undisturbed,
 )
+from lightning_cvxsnn.policy import Occasion, Policy
 from lightning_cvxsnn.pricing import Priced
 from lightning_cvxsnn.problem import Problem, capture_problem
 from lightning_cvxsnn.readout import Readout, find_readout, forward_of
@@ -45,13 +46,6 @@ from lightning_cvxsnn.shadow import Shadow
 from lightning_cvxsnn.spiking_output import SCALES, judge_spiking
 from lightning_cvxsnn.surroundings import Surroundings
 from lightning_cvxsnn.transaction import Transaction, all_or_nothing
-
-Occasion = Literal["warm start", "periodic solve", "final solve", "single solve"]
-
-#: Factor on a readout that training goes on from: decisions stay, and the hidden layers keep a gradient.
-CONTINUE_SCALE = 0.3
-#: The same of a start at a beta of its own, which fits less.
-START_SCALE = 0.7
 
 _TOLERANCE = 1e-3  # of a forward pass, relative
 _LOW_PRECISION_TOLERANCE = 3e-2
@@ -117,7 +111,7 @@ class Reconstructor:
             ValueError: If the data holds NaN or infinity.
             RuntimeError: If another process fails, or the parameters are not the same in all of them afterwards.
         """
-        surroundings = surroundings or Surroundings()
+        surroundings, policy = surroundings or Surroundings(), Policy(self.settings, occasion)
         self._once = Work()
         tolerance = _TOLERANCE if surroundings.precision is None else _LOW_PRECISION_TOLERANCE
         norms = adapting_batch_norms(module)
@@ -128,7 +122,7 @@ class Reconstructor:
                 module.eval()
                 readout, meter = self._find(module, rows, surroundings, tolerance)
                 with meter.counting(readout.module) as work:
-                    report, layers = self._act(module, rows, readout, occasion, surroundings, norms, tolerance)
+                    report, layers = self._act(module, rows, readout, policy, surroundings, norms, tolerance)
                 statistics = [(b, b.clone()) for norm in norms for b in norm.buffers()]
                 constants = [(b, b.clone()) for neuron in _constants(module) for b in neuron.buffers()]
             if self.settings.dry_run:
@@ -144,7 +138,7 @@ class Reconstructor:
                     "the same bits in all; do they write to the network on their own?"
                 )
             stand_ins: list[Tensor] = []
-            if report.accepted and not self.settings.dry_run and self._shadows(occasion):
+            if report.accepted and not self.settings.dry_run and policy.shadows:
                 stand_ins = _stand_ins(readout, transaction, [b for b, _ in statistics])
             self.shadow = Shadow.of(module, stand_ins, transaction.found) if stand_ins else None
             transaction.forget_history(p for p in transaction.changed() if not any(p is t for t in stand_ins))
@@ -175,7 +169,7 @@ class Reconstructor:
         module: nn.Module,
         rows: TrainingRows,
         readout: Readout,
-        occasion: Occasion,
+        policy: Policy,
         surroundings: Surroundings,
         norms: list[Any],
         tolerance: float,
@@ -191,9 +185,9 @@ class Reconstructor:
             progress=surroundings.progress,
         )
         _synchronise(module, norms, rows.ranks)
-        fresh = occasion in ("warm start", "single solve")
+        fresh = policy.begins
         replacing = fresh and self.settings.witnesses not in ("auto", "keep", "calibrated")
-        if occasion == "warm start" and self._trains_on(occasion):
+        if fresh and policy.trains_on:
             replacing |= wants_pairs(module, readout, self.settings, rows)
         as_found = captured(stage="patterns as found") if norms or replacing else None
         estimate = partial(estimate_norms, module, norms, rows)
@@ -218,15 +212,15 @@ class Reconstructor:
         with surroundings.progress("convex solve", None):
             solved = None
             if problem is not None:
-                judge = self._judge(module, rows, readout, problem, as_found, occasion)
+                judge = self._judge(module, rows, readout, problem, as_found, policy)
                 rough = tried.solution if isinstance(tried, Priced) else None
-                solved = self._solve(problem, readout, occasion, surroundings, rough, judge)
+                solved = self._solve(problem, readout, policy, surroundings, rough, judge)
             if solved is not None and tried is not None:
                 solved = replace(solved, violation=tried.violation, candidates=tried.candidates)
             report = self._share(solved, readout, rows.ranks)
         if report.accepted and not self.settings.dry_run:
             verify(module, readout, next(iter(rows)).x, tolerance)
-        if self._recycles(occasion):
+        if policy.recycles:
             report = self._recycle(module, rows, readout, problem, surroundings, report, tolerance, estimate)
             _synchronise(module, norms, rows.ranks)
         if replacing and not report.accepted:
@@ -269,7 +263,7 @@ class Reconstructor:
         self,
         problem: Problem,
         readout: Readout,
-        occasion: Occasion,
+        policy: Policy,
         surroundings: Surroundings,
         rough: Solution | None,
         judge: Callable[[Solution], Judgement],
@@ -283,7 +277,7 @@ class Reconstructor:
         tolerance, columns = settings.gap_tolerance, dictionary.shape[1]
         beta, beta_edge = self.beta, None
         if beta is None:
-            start = self._starts(occasion)
+            start = policy.starts(self.beta)
             with working(self._once):
                 walk = problem.choose_rho(start=start)
             rough, beta_edge = walk.solution, walk.edge
@@ -340,7 +334,7 @@ class Reconstructor:
             active=int((solution.coef != 0).any(1).sum()),
             scale=scale,
             accepted=accepted,
-            reason=f"{occasion}: {verdict}",
+            reason=f"{policy.occasion}: {verdict}",
             objective_before=judgement.before,
             objective_after=judgement.after,
             seconds_patterns=0.0,
@@ -357,13 +351,13 @@ class Reconstructor:
         readout: Readout,
         problem: Problem,
         as_found: Problem | None,
-        occasion: Occasion,
+        policy: Policy,
     ) -> Callable[[Solution], Judgement]:
         """What compares a solution with the network as found."""
 
         def judge(solution: Solution) -> Judgement:
             if readout.neuron is None:
-                judgement = judge_linear(problem, as_found, solution, self._scale(occasion))
+                judgement = judge_linear(problem, as_found, solution, policy.scale(self.beta))
             else:
                 scales = SCALES if self.settings.scale == "auto" else [float(self.settings.scale)]
                 judgement = judge_spiking(module, rows, readout, problem, solution, scales)
@@ -384,32 +378,6 @@ class Reconstructor:
             if report.accepted and not self.settings.dry_run:
                 readout.write(*stored)
         return report
-
-    def _shadows(self, occasion: Occasion) -> bool:
-        """Whether a solution stands in between two training steps and is not trained on."""
-        apply = self.settings.apply
-        if apply == "auto":  # a start is there to be trained on
-            apply = "shadow" if occasion in ("periodic solve", "final solve") else "replace"
-        return apply == "shadow" and occasion != "single solve"
-
-    def _trains_on(self, occasion: Occasion) -> bool:
-        return occasion in ("warm start", "periodic solve") and not self._shadows(occasion)
-
-    def _starts(self, occasion: Occasion) -> bool:
-        """Whether this solve is the start of training and chooses a beta of its own; measured for decisions only."""
-        chooses = self.beta is None and self.settings.loss != "squared"
-        return chooses and occasion == "warm start" and self._trains_on(occasion)
-
-    def _recycles(self, occasion: Occasion) -> bool:
-        """Whether training goes on from this solve's weights, and is to find better ones for units without a part."""
-        return self.settings.witnesses == "priced" and occasion == "periodic solve" and not self._shadows(occasion)
-
-    def _scale(self, occasion: Occasion) -> float:
-        if self.settings.scale != "auto":
-            return float(self.settings.scale)
-        if self.settings.loss == "squared" or not self._trains_on(occasion):
-            return 1.0  # a squared loss fits values, which a factor would spoil; the others fit decisions
-        return START_SCALE if self._starts(occasion) else CONTINUE_SCALE
 
 
 def _stand_ins(readout: Readout, transaction: Transaction, statistics: list[Tensor]) -> list[Tensor]:
