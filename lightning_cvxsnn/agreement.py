@@ -15,7 +15,8 @@ from lightning_cvxsnn.patterns import fresh_state, undisturbed
 from lightning_cvxsnn.readout import Readout
 from lightning_cvxsnn.targets import row_targets, row_weights
 
-_TOLERANCE = 1e-2  # relative
+_TOLERANCE = 1e-2  # relative,
+_SMALL = 1e-2  # to this at least: losses near zero are alike
 
 
 def batch_loss(
@@ -58,7 +59,7 @@ def batch_loss(
 def warn_unless_same_loss(ours: float, theirs: float, *, loss: Loss, num_outputs: int) -> None:
     """Warn if what the module trains is not what is solved. torch's ``mse_loss`` is 2/C times ours: no warning."""
     factors = [1.0, 2.0 / num_outputs] if loss == "squared" else [1.0]
-    if not any(abs(f * ours - theirs) <= _TOLERANCE * max(abs(theirs), abs(ours), 1e-12) for f in factors):
+    if not any(abs(f * ours - theirs) <= _TOLERANCE * max(abs(theirs), abs(ours), _SMALL) for f in factors):
         rank_zero_warn(
             f"ConvexReconstruction solves loss={loss!r}, which is {ours:.4f} on the first training batch, but "
             f"`training_step` returned {theirs:.4f}. Choose the `loss` that you train with; if training reduces the "

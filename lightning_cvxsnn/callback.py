@@ -1,15 +1,14 @@
 """Convex reconstruction as a Lightning callback: when to solve, and telling what came of it. No numerics."""
 
-import os
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, Checkpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import override
@@ -26,7 +25,8 @@ from lightning_cvxsnn.progress import trainer_progress
 from lightning_cvxsnn.reconstruct import Reconstructor
 from lightning_cvxsnn.report import SolveReport
 from lightning_cvxsnn.settings import Apply, Settings, Witnesses
-from lightning_cvxsnn.surroundings import Surroundings
+from lightning_cvxsnn.surroundings import Surroundings, unlogged
+from lightning_cvxsnn.trainers import averages, save_beside_checkpoints, transfer, watcher
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +80,8 @@ class ConvexReconstruction(Callback):
             network holds it from the solve to the next training step, for validation and checkpoints, and after the
             last step for good; then training goes on from its own weights and optimiser state, bit for bit. Hidden
             weights that were repaired or replaced stay in any case. ``"auto"``: the warm start is trained on, all
-            later solutions are shadows.
+            later solutions are shadows; there are no periodic ones where early stopping or a schedule on a plateau
+            compares validations.
         scale: Factor on the readout as written. ``"auto"``: 0.3 where training goes on from it (decisions stay, hidden
             layers keep a gradient), 0.7 at the larger beta of a start, 1 elsewhere and for ``squared``; before a
             spiking output layer the factor at which its firing rates decide best on the held-out rows.
@@ -102,6 +103,8 @@ class ConvexReconstruction(Callback):
     Raises:
         MisconfigurationException: For a wrong argument here; for a network, Trainer or data that cannot be solved, in
             the hook that finds it, before anything is written.
+        ValueError: There too, for NaN in the data or the weights, and for a hidden layer that cannot be changed as
+            ``witnesses`` says.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -169,12 +172,16 @@ class ConvexReconstruction(Callback):
         """Refuse what cannot work; a new network begins a new run."""
         if stage != "fit":
             return
-        # Here and below attr-defined is ignored where Lightning's connectors set what the class does not declare.
-        others = [c for c in trainer.callbacks if isinstance(c, ConvexReconstruction) and c is not self]  # type: ignore[attr-defined]
-        if any(c.settings.readout is None for c in (self, *others)) and others:
+        solvers = _solvers(trainer)
+        if len(solvers) > 1 and any(c.settings.readout is None for c in solvers):
             raise MisconfigurationException(
                 "Found several ConvexReconstruction callbacks of which one has readout=None; expected each to name its "
                 "own readout, such as readout='net.4'."
+            )
+        if any(c.settings.witnesses not in ("auto", "keep") for c in solvers[1:]):
+            raise MisconfigurationException(
+                f"Found ConvexReconstruction callbacks with witnesses={[c.settings.witnesses for c in solvers]}. Only "
+                "the first may change hidden weights that others solve over; expected 'auto' or 'keep' for the rest."
             )
         if type(trainer.strategy).__name__ in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
             raise MisconfigurationException(
@@ -186,7 +193,7 @@ class ConvexReconstruction(Callback):
                 f"ConvexReconstruction runs in several processes under DDP only; found {trainer.world_size} of them "
                 f"under {type(trainer.strategy).__name__}. Use Trainer(strategy='ddp') or Trainer(devices=1)."
             )
-        if _averages(trainer):  # in ``on_train_end`` they replace the weights; the final solve must come after that
+        if averages(trainer):  # in ``on_train_end`` they replace the weights; the final solve must come after that
             trainer.callbacks = sorted(  # type: ignore[attr-defined]
                 trainer.callbacks,  # type: ignore[attr-defined]
                 key=lambda c: 2 if isinstance(c, Checkpoint) else int(c is self),
@@ -198,31 +205,33 @@ class ConvexReconstruction(Callback):
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """The warm start: loaders, counters and optimisers are in place, nothing has trained yet."""
-        self._withdraw(pl_module)
+        self._withdraw(trainer, pl_module)
         # The LR and batch-size finders set ``ckpt_path`` too, and go back to step 0.
         resumed = trainer.ckpt_path is not None and trainer.global_step > 0
         if self.settings.warm_start and not self._warm_started and not resumed and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._solve(trainer, pl_module, "warm start", trainer.current_epoch)
         self._warm_started = True
+        self._tell_watcher(trainer)
 
     @override
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Training goes on from the weights that it left."""
-        self._withdraw(pl_module)
+        self._withdraw(trainer, pl_module)
 
     @override
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
         """Our loss on the first batch after a solve, to be compared with what the module trains."""
-        self._withdraw(pl_module)
+        self._withdraw(trainer, pl_module)
         self._reconstructor.shadow = None  # of weights that are about to change
         readout = self._reconstructor.readout
         if not self._compared and readout is not None:
             precision = trainer.precision_plugin.forward_context
-            self._batch_loss = batch_loss(
-                pl_module, readout, batch, batch_idx, loss=self.settings.loss, precision=precision
-            )
+            with unlogged(pl_module):
+                self._batch_loss = batch_loss(
+                    pl_module, readout, batch, batch_idx, loss=self.settings.loss, precision=precision
+                )
             self._compared = self._batch_loss is None
 
     @override
@@ -250,8 +259,10 @@ class ConvexReconstruction(Callback):
             return
         last_epoch = trainer.max_epochs not in (None, -1) and finished >= trainer.max_epochs
         if settings.final_solve and (last_epoch or out_of_steps):
-            if not _averages(trainer):
+            if not averages(trainer):
                 self._solve(trainer, pl_module, "final solve", finished)
+        elif settings.apply == "auto" and watcher(trainer):
+            return
         elif finished - self._solved_epoch >= settings.every_n_epochs and self._reconstructor.budget.allows(finished):
             self._solve(trainer, pl_module, "periodic solve", finished)
 
@@ -262,7 +273,7 @@ class ConvexReconstruction(Callback):
             return
         report = self._solve(trainer, pl_module, "final solve", trainer.current_epoch)
         if report.accepted and not self.settings.dry_run:
-            _save_beside_checkpoints(trainer)
+            save_beside_checkpoints(trainer)
 
     @override
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -279,7 +290,7 @@ class ConvexReconstruction(Callback):
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         """Whatever interrupts training, KeyboardInterrupt included, the network is left as it was trained."""
         if trainer.state.fn == TrainerFn.FITTING:
-            self._withdraw(pl_module)
+            self._withdraw(trainer, pl_module)
         release_graphs(pl_module)  # there is no ``teardown`` after an exception
 
     def plot(self) -> "Figure":
@@ -296,11 +307,11 @@ class ConvexReconstruction(Callback):
     def _solve(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
     ) -> SolveReport:
-        with Ranks(alone=trainer.world_size == 1) as ranks:
+        with Ranks(alone=trainer.world_size == 1) as ranks, unlogged(pl_module):
             rows = TrainingRows(
                 pl_module,
                 trainer.train_dataloader,
-                transfer=partial(_transfer, trainer, pl_module),
+                transfer=partial(transfer, trainer, pl_module),
                 max_samples=self.settings.max_samples,
                 seed=self.settings.seed,
                 ranks=ranks,
@@ -318,15 +329,36 @@ class ConvexReconstruction(Callback):
         self._solved_epoch = epoch
         if occasion == "final solve" or self.settings.apply != "replace":  # a shadow is what a last solve would find
             self._finished_step = trainer.global_step
+        metrics = report.metrics()
+        if len(_solvers(trainer)) > 1:  # whose figures they are
+            metrics = {f"convex/{self.settings.readout}/{k.removeprefix('convex/')}": v for k, v in metrics.items()}
         for logger in trainer.loggers:
-            logger.log_metrics(report.metrics(), step=trainer.global_step)
+            logger.log_metrics(metrics, step=trainer.global_step)
         rank_zero_info(f"ConvexReconstruction {report}")
         advise(self.reports)
         return report
 
-    def _withdraw(self, pl_module: "pl.LightningModule") -> None:
-        if self._reconstructor.shadow is not None:
-            self._reconstructor.shadow.leave(pl_module)
+    def _tell_watcher(self, trainer: "pl.Trainer") -> None:
+        """What compares validations would take a shadow's for training's, and the next one for a step back."""
+        watching = watcher(trainer)
+        if not watching or not self.settings.every_n_epochs or self.settings.apply == "replace":
+            return
+        if self.settings.apply == "auto":
+            rank_zero_info(
+                f"ConvexReconstruction makes no periodic solves in this fit: {watching} compares the validations of "
+                "trained weights, and solutions would now and then be better. Warm start and final solve stay."
+            )
+        else:
+            rank_zero_warn(
+                f"With apply='shadow' {watching} compares validations of solutions with those of trained weights, and "
+                "may end training or lower the learning rate for that alone. Use apply='auto' or every_n_epochs=0."
+            )
+
+    def _withdraw(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Take shadows out, the last to enter first: it was laid over the others."""
+        for callback in reversed(_solvers(trainer)):
+            if callback._reconstructor.shadow is not None:
+                callback._reconstructor.shadow.leave(pl_module)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -353,32 +385,6 @@ class ConvexReconstruction(Callback):
         self.reports = [SolveReport(**report) for report in state_dict["reports"]]
 
 
-def _transfer(trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any) -> Any:
-    """What Lightning's training loop does to a batch before ``training_step`` sees it."""
-    batch = trainer.precision_plugin.convert_input(batch)
-    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-
-
-def _averages(trainer: "pl.Trainer") -> list[Callback]:
-    """The callbacks that replace the weights by their averages at the end of training."""
-    return [c for c in trainer.callbacks if isinstance(c, (StochasticWeightAveraging, WeightAveraging))]  # type: ignore[attr-defined]
-
-
-def _save_beside_checkpoints(trainer: "pl.Trainer") -> None:
-    """Save ``convex-last.ckpt`` where the user's checkpoints are; never over a file."""
-    # A full checkpoint would hold the average in the place of the network.
-    weights_only = any(isinstance(c, WeightAveraging) for c in _averages(trainer))
-    folders = {
-        os.path.dirname(path)
-        for checkpoint in trainer.checkpoint_callbacks
-        for path in (getattr(checkpoint, "best_model_path", ""), getattr(checkpoint, "last_model_path", ""))
-        if path
-    }
-    for folder in sorted(folders):
-        path, version = os.path.join(folder, "convex-last.ckpt"), 0
-        while os.path.exists(path):
-            version += 1
-            path = os.path.join(folder, f"convex-last-v{version}.ckpt")
-        trainer.save_checkpoint(path, weights_only=weights_only)
-        rank_zero_info(f"ConvexReconstruction saved the network after its final solve: {path}")
+def _solvers(trainer: "pl.Trainer") -> list[ConvexReconstruction]:
+    """All callbacks of this kind, in the order in which they act."""
+    return [c for c in trainer.callbacks if isinstance(c, ConvexReconstruction)]  # type: ignore[attr-defined]

@@ -166,6 +166,8 @@ def replace_witnesses(
         keep their weights but for factors and biases.
     """
     kind, seed, forward = settings.witnesses, settings.seed, forward_of(module)
+    if kind != "auto":
+        _warn_of_others(module, rows, readout)
     if kind in get_args(GaussianKind):
         inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
         names = affine_names(module, forward, inputs[0], readout.module)
@@ -203,6 +205,17 @@ def replace_witnesses(
         f"{priced.objectives[-1]:.4g} in {len(priced.objectives)} rounds{violates}."
     )
     return priced, layers
+
+
+def _warn_of_others(module: nn.Module, rows: TrainingRows, readout: Readout) -> None:
+    """Say that other outputs lose what they have learned over hidden weights that are replaced."""
+    others = readout.others(module, next(iter(rows)).x)
+    if others:
+        rank_zero_warn(
+            f"Hidden weights get new values for '{readout.name}' alone, and the network also returns {list(others)}. "
+            "Where these outputs depend on the same layers they answer something else now, and have to be trained "
+            "after it. Use witnesses='auto', which keeps hidden weights that somebody has trained."
+        )
 
 
 def _last_activity(module: nn.Module, rows: TrainingRows, readout: Readout) -> LayerActivity:

@@ -222,14 +222,18 @@ def capture_problem(
             f"The network's encoder is random: two passes over one batch differ. Each row of the dictionary is the "
             f"average of {captured.draws} draws, and the certificate is about these averages."
         )
-    samples = n // reduction.rows_per_sample
+    origins = rows.origins(n // reduction.rows_per_sample)
+    samples = int(origins[-1]) + 1
     if samples < _HELD_OUT:
         raise MisconfigurationException(
-            f"The training data has {samples} samples. Expected at least {_HELD_OUT}: one in five judges."
+            f"The training data has {samples} different samples. Expected at least {_HELD_OUT}: one in five judges."
         )
+    if not bool(weight.any()):
+        raise MisconfigurationException("All sample weights are zero. Expected some above zero from `convex_batch`.")
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
     held_out = torch.zeros(samples, dtype=torch.bool)
     held_out[order[: samples // _HELD_OUT]] = True
+    held_out = held_out[origins]  # a sample that a sampler repeats is fitted or judges, never both
     return Problem(
         dictionary=captured.dictionary,
         targets=y,

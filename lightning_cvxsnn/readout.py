@@ -88,6 +88,12 @@ class Readout:
         forward = forward_of(module)
         return lambda x: self.pick(forward(x))
 
+    @torch.no_grad()
+    def others(self, module: nn.Module, x: Any) -> dict[str | int | None, Tensor]:
+        """What else the network returns for ``x``, by name or position. Call it inside ``undisturbed``."""
+        fresh_state(module)
+        return {key: value for key, value in _entries(module, forward_of(module)(x)).items() if key != self.output}
+
     @contextmanager
     def linearised(self) -> Iterator[None]:
         """While the context lasts, spiking output neurons pass on what they receive."""
@@ -137,7 +143,7 @@ def find_readout(module: nn.Module, x: Any, name: str | None = None, tolerance: 
     assert isinstance(layer, nn.Linear)
     neuron_name = _check_neurons(module, order, name)
     neuron = module.get_submodule(neuron_name) if neuron_name else None
-    _check_parameters(module, layer, name)
+    check_parameters(module, layer, name)
 
     with _random_readout(layer) as probe, _passing(neuron):
         fresh_state(module)
@@ -258,7 +264,12 @@ def _check_neurons(module: nn.Module, order: list[str], name: str) -> str:
     return spiking[0] if spiking else ""
 
 
-def _check_parameters(module: nn.Module, layer: nn.Linear, name: str) -> None:
+def check_parameters(module: nn.Module, layer: nn.Linear, name: str) -> None:
+    """Refuse a readout whose parameters cannot be written: others compute, freeze or share them.
+
+    Raises:
+        MisconfigurationException: Naming the parameter and the reason.
+    """
     if not isinstance(layer.weight, nn.Parameter):
         raise MisconfigurationException(
             f"The weight of the readout '{name}' is computed from other parameters (weight norm, parametrization) and "

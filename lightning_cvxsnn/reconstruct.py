@@ -39,7 +39,7 @@ from lightning_cvxsnn.patterns import (
 from lightning_cvxsnn.policy import Occasion, Policy
 from lightning_cvxsnn.pricing import Priced
 from lightning_cvxsnn.problem import Problem, capture_problem
-from lightning_cvxsnn.readout import Readout, find_readout, forward_of
+from lightning_cvxsnn.readout import Readout, check_parameters, find_readout, forward_of
 from lightning_cvxsnn.report import SolveReport
 from lightning_cvxsnn.settings import Settings
 from lightning_cvxsnn.shadow import Shadow
@@ -158,6 +158,7 @@ class Reconstructor:
             self.readout = find_readout(module, first.x, self.settings.readout, tolerance)
             self._meter = measure(module, self.readout.module, forward_of(module), first.x)
             self.budget.epoch = self._meter.epoch(surroundings.batches)
+        check_parameters(module, self.readout.module, self.readout.name)  # pruning, say, may have come since
         try:
             resolve_backend(self.settings.backend, self.readout.module.weight.device)
         except ValueError as error:

@@ -29,10 +29,19 @@ class Shadow:
 
     @torch.no_grad()
     def leave(self, module: nn.Module) -> None:
-        """Put the trained values back, all or none, bit for bit, unless the network holds something else by now."""
-        tensors = {name: tensor for name, tensor in _named(module) if name in self.solved}
-        if not all(torch.equal(tensor, self.solved[name].to(tensor.device)) for name, tensor in tensors.items()):
-            return
+        """Put the trained values back, all or none, bit for bit, unless the network holds other parameters by now.
+
+        A buffer that has changed in between, such as a statistic that another forward pass has moved on, is left as it
+        is: it is no longer the solution's.
+        """
+        parameters = {name for name, _ in module.named_parameters()}
+        tensors = {}
+        for name, tensor in _named(module):
+            if name in self.solved:
+                if torch.equal(tensor, self.solved[name].to(tensor.device)):
+                    tensors[name] = tensor
+                elif name in parameters:
+                    return
         try:
             for name, tensor in tensors.items():
                 tensor.copy_(self.trained[name])

@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from lightning.pytorch import LightningModule
+from torch import nn
 from torch.optim import Optimizer
 
 
@@ -20,6 +22,27 @@ class Progress(Protocol):
 def no_progress(stage: str, total: int | None) -> Iterator[Callable[[], object]]:
     """Show nothing."""
     yield lambda: None
+
+
+@contextmanager
+def unlogged(module: nn.Module) -> Iterator[None]:
+    """Drop what the forwards of LightningModules log in this context: its passes are no steps of training."""
+    logging = [m for m in module.modules() if isinstance(m, LightningModule)]
+    own = [vars(m).get("log") for m in logging]
+    try:
+        for m in logging:
+            vars(m)["log"] = _drop
+        yield
+    finally:
+        for m, log in zip(logging, own, strict=True):
+            if log is None:
+                del vars(m)["log"]
+            else:
+                vars(m)["log"] = log
+
+
+def _drop(*_: object, **__: object) -> None:
+    """Log nothing."""
 
 
 @dataclass(frozen=True)

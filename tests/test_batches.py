@@ -311,3 +311,11 @@ def test_a_stream_is_refused_in_several_processes():
 
     with pytest.raises(MisconfigurationException, match="of which each of 2 processes reads a part"):
         TrainingRows(Net(), DataLoader(Endless()), transfer=lambda b: b, max_samples=5, seed=0, ranks=Two())
+
+
+def test_repeats_of_a_sampler_have_one_origin():
+    repeated = training_rows(numbered(20, sampler=[3, 7, 3, 0, 7, 7]))
+    assert order(repeated) == [0, 3, 3, 7, 7, 7]
+    assert repeated.origins(6).tolist() == [0, 1, 1, 2, 2, 2]
+    assert training_rows(numbered(20, shuffle=True)).origins(20).tolist() == list(range(20))
+    assert training_rows(list(numbered(20))).origins(20).tolist() == list(range(20))

@@ -6,6 +6,7 @@ import warnings
 import lightning.pytorch as pl
 import pytest
 import torch
+import torchmetrics
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
@@ -183,9 +184,12 @@ def test_without_writes_training_is_bitwise_that_without_the_callback(off, gain)
             super().__init__(gain=gain)
             self.norm = torch.nn.BatchNorm1d(6)
             self.dropout = torch.nn.Dropout(0.2)
-            self.metric = __import__("torchmetrics").MeanMetric()
+            self.metric = torchmetrics.MeanMetric()
+            self.rows = torchmetrics.SumMetric()
 
         def forward(self, x):
+            self.rows.update(len(x))
+            self.log("size", float(len(x)), on_step=True, on_epoch=True, batch_size=len(x))
             return super().forward(self.dropout(self.norm(x)))
 
         def training_step(self, batch, batch_idx):
@@ -194,7 +198,7 @@ def test_without_writes_training_is_bitwise_that_without_the_callback(off, gain)
             return loss
 
         def on_train_end(self):
-            self.total = self.metric.compute()
+            self.total = torch.stack([self.metric.compute(), self.rows.compute()])
 
     results = []
     for callbacks in ([], [ConvexReconstruction(**off)]):

@@ -1,4 +1,5 @@
 import copy
+import warnings
 
 import cvxpy as cp
 import pytest
@@ -15,9 +16,11 @@ from lightning_cvxsnn.batches import TrainingRows
 from lightning_cvxsnn.convex import mean_loss, solve
 from lightning_cvxsnn.models import LitSNN
 from lightning_cvxsnn.patterns import capture, undisturbed
+from lightning_cvxsnn.problem import capture_problem
 from lightning_cvxsnn.readout import find_readout
 from lightning_cvxsnn.reconstruct import Reconstructor
 from lightning_cvxsnn.settings import Settings
+from lightning_cvxsnn.surroundings import no_progress
 
 
 def dictionary_of(net, dataloader):
@@ -531,7 +534,7 @@ def test_a_weight_that_is_computed_is_refused():
     ("dataloader", "error", "message"),
     [
         (DataLoader(TensorDataset(torch.zeros(0, 6), torch.zeros(0))), MisconfigurationException, "empty"),
-        (loader(3), MisconfigurationException, "has 3 samples. Expected at least 5"),
+        (loader(3), MisconfigurationException, "has 3 different samples. Expected at least 5"),
         ([rows(16)[0]], MisconfigurationException, "The training batch is a Tensor"),
         ([(rows(16)[0], torch.full((16,), 7))], MisconfigurationException, "range from 7 to 7"),
         ([(rows(16)[0] * float("nan"), rows(16)[1])], ValueError, "NaN"),
@@ -559,3 +562,57 @@ def test_calibrate_alone_changes_hidden_weights_only():
 def test_cupy_without_a_gpu_is_refused():
     with pytest.raises(MisconfigurationException, match="backend='cupy' needs"):
         reconstruct(Net(), loader(), backend="cupy")
+
+
+def test_weights_that_are_all_zero_are_refused():
+    class Weighted(Net):
+        def convex_batch(self, batch):
+            return *batch, torch.zeros(len(batch[1]))
+
+    with pytest.raises(MisconfigurationException, match="All sample weights are zero"):
+        reconstruct(Weighted(), loader())
+
+
+def test_a_sample_that_a_sampler_repeats_never_judges_what_it_fitted():
+    x, y = rows(40)
+    again = torch.arange(40).repeat_interleave(torch.arange(40) % 4 + 1)[torch.randperm(100)]
+    seen = []
+
+    class Noting(Net):
+        def convex_batch(self, batch):
+            seen.append(batch[0])
+            return batch
+
+    net = Noting()
+    dataloader = DataLoader(TensorDataset(x, y), batch_size=16, sampler=again.tolist())
+    training = TrainingRows(net, dataloader, transfer=lambda batch: batch, max_samples=None, seed=0)
+    readout = find_readout(net, x)
+    with undisturbed(net):
+        problem = capture_problem(net, training, readout, loss="cross_entropy", seed=0, progress=no_progress, stage="")
+    inputs = torch.cat(seen)[-len(problem.held_out) :]
+    judging, fitted = ({tuple(row) for row in inputs[part].tolist()} for part in (problem.held_out, ~problem.held_out))
+    assert len(problem.held_out) == 100
+    assert len(judging) == 8
+    assert not judging & fitted
+
+
+@pytest.mark.parametrize("kind", ["gaussian_standard", "pairs", "priced"])
+def test_other_outputs_over_the_same_layers_are_warned_of(kind):
+    class Two(Net):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Linear(24, 2)
+
+        def forward(self, x):
+            functional.reset_net(self.hidden)
+            rates = self.hidden(self.steps(x)).mean(0)
+            return {"class": self.readout(rates), "other": self.other(rates)}
+
+        def convex_batch(self, batch):
+            return batch[0], {"class": batch[1]}
+
+    with pytest.warns(UserWarning, match=r"also returns \['other'\]"):
+        assert reconstruct(Two(), loader(), readout="readout", witnesses=kind, beta=0.02).accepted
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reconstruct(Two(), loader(), readout="readout", witnesses="keep", beta=0.02)

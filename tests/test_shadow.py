@@ -411,3 +411,81 @@ def test_a_last_solve_after_early_stopping_is_saved_with_what_it_stands_in_for(t
     trained = eyes.of("epoch end")[-1]
     assert shadow["trained"].keys() == READOUT
     assert not differ(shadow["trained"], {name: trained[name] for name in READOUT})
+
+
+def test_statistics_that_another_pass_has_moved_on_do_not_keep_a_shadow_in():
+    """A forward in training mode between the solve and the next step changes them, not what is trained."""
+    seen = []
+
+    class Watching(NormNet):
+        def on_train_epoch_end(self):
+            with torch.no_grad():
+                self(rows(8)[0])
+
+        def on_train_epoch_start(self):
+            seen.append(self.readout.weight.clone())
+
+    fit(kind=Watching)
+    plain = seen.copy()
+    seen.clear()
+    callback = ConvexReconstruction(**ARGUMENTS, warm_start=False, final_solve=False)
+    fit(callback, kind=Watching)
+    assert any(report.accepted for report in callback.reports)
+    assert len(seen) == len(plain) == 4
+    assert all(torch.equal(found, expected) for found, expected in zip(seen, plain, strict=True))
+
+
+def test_shadows_of_two_readouts_leave_in_reverse_order():
+    class Two(NormNet):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.second = layer.Linear(24, 3, step_mode="m")
+
+        def forward(self, x):
+            spikes = self.hidden(self.steps(x))
+            logits = self.readout(spikes).mean(0), self.second(spikes).mean(0)
+            for module in self.hidden[2:]:
+                module.reset()
+            return logits
+
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            return sum(F.cross_entropy(logits, y) for logits in self(x))
+
+        def validation_step(self, batch, batch_idx):
+            self(batch[0])
+
+        def convex_batch(self, batch):
+            return batch[0], (batch[1], batch[1])
+
+    common = {**ARGUMENTS, "warm_start": False, "final_solve": False, "witnesses": "keep"}
+    callbacks = [ConvexReconstruction(readout=name, **common) for name in ("readout", "second")]
+    plain, eyes = Eyes(), Eyes()
+    fit(plain, kind=Two)
+    fit(*callbacks, eyes, kind=Two)
+    assert all(any(report.accepted for report in callback.reports) for callback in callbacks)
+    for found, expected in zip(eyes.of("step"), plain.of("step"), strict=True):
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("watcher", ["EarlyStopping", "ReduceLROnPlateau", "patient", None])
+@pytest.mark.parametrize("apply", ["auto", "shadow", "replace"])
+def test_what_compares_validations_is_not_misled_by_shadows(apply, watcher, recwarn):
+    class Scheduled(Net):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            if watcher != "ReduceLROnPlateau":
+                return optimizer
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
+
+    stops = {
+        "EarlyStopping": [EarlyStopping("val_loss", patience=1)],
+        "patient": [EarlyStopping("val_loss", patience=9)],
+    }
+    callback = ConvexReconstruction(**ARGUMENTS | {"apply": apply}, warm_start=False, final_solve=False)
+    fit(callback, *stops.get(watcher, []), kind=Scheduled, max_epochs=2)
+    misled = watcher in ("EarlyStopping", "ReduceLROnPlateau")
+    assert bool(callback.reports) != (misled and apply == "auto")
+    warned = [w for w in recwarn if "compares validations of solutions" in str(w.message)]
+    assert bool(warned) == (misled and apply == "shadow")

@@ -12,9 +12,11 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
+    ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import CombinedLoader
@@ -336,6 +338,61 @@ def test_two_callbacks_keep_two_states(tmp_path):
     trainer(*second, max_epochs=2).fit(small(), data(), ckpt_path=tmp_path / "both.ckpt", weights_only=True)
     assert tuple(map(occasions, second)) == expected(2)
     assert [c.reports[0] for c in second] == [c.reports[0] for c in first]
+
+
+def test_two_callbacks_log_apart_and_only_the_first_changes_hidden_weights(tmp_path):
+    class Kept(Logger):
+        name, version = "kept", 0
+
+        def __init__(self):
+            super().__init__()
+            self.keys = set()
+
+        def log_metrics(self, metrics, step=None):
+            self.keys |= set(metrics)
+
+        def log_hyperparams(self, params, *args, **kwargs):
+            pass
+
+    class Two(Net):
+        def __init__(self):
+            super().__init__()
+            self.second = layer.Linear(24, CLASSES, step_mode="m")
+
+        def forward(self, x):
+            functional.reset_net(self.hidden)
+            spikes = self.hidden(self.steps(x))
+            return self.readout(spikes).mean(0), self.second(spikes).mean(0)
+
+        def training_step(self, batch, batch_idx):
+            return sum(F.cross_entropy(logits, batch[1]) for logits in self(batch[0]))
+
+        def convex_batch(self, batch):
+            return batch[0], (batch[1], batch[1])
+
+    def both(first, second):
+        kinds = (("readout", first), ("second", second))
+        return [
+            ConvexReconstruction(readout=n, witnesses=w, beta=0.02, every_n_epochs=0, final_solve=False)
+            for n, w in kinds
+        ]
+
+    kept = Kept()
+    trainer(*both("pairs", "auto"), max_epochs=1, logger=kept).fit(Two(), data())
+    assert {"convex/readout/gap", "convex/second/gap"} <= kept.keys
+    assert "convex/gap" not in kept.keys
+    for kinds in (("pairs", "priced"), ("auto", "gaussian_standard")):
+        with pytest.raises(MisconfigurationException, match="Only the first may change hidden weights"):
+            trainer(*both(*kinds), max_epochs=1).fit(Two(), data())
+
+
+def test_a_readout_that_pruning_has_reparametrised_since_is_refused():
+    net = small()
+    pruning = ModelPruning("l1_unstructured", amount=0.5, parameters_to_prune=[(net.readout, "weight")])
+    callback = ConvexReconstruction(beta=0.02, every_n_epochs=0)
+    with pytest.raises(MisconfigurationException, match="computed from other parameters"):
+        trainer(callback, pruning, max_epochs=2).fit(net, data())
+    assert [report.reason.split(":")[0] for report in callback.reports] == ["warm start"]
 
 
 # -- data ---------------------------------------------------------------------------------------------------------

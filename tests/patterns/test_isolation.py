@@ -116,3 +116,29 @@ def test_a_released_network_can_be_copied_and_goes_on_from_the_same_state(step_m
     for part in (module.net, module.decoder):
         copy.deepcopy(part)
     assert torch.equal(copy.deepcopy(module.net[2]).v, module.net[2].v)
+
+
+def test_what_a_forward_changes_in_place_is_as_before():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows, self.rates = torchmetrics.SumMetric(), torchmetrics.CatMetric()
+            self.total, self.seen, self.by_size = torch.zeros(2), [], {"3": 1}
+
+        def forward(self, x):
+            self.rows.update(len(x))
+            self.rates.update(x.mean())
+            self.total += x.mean(0)
+            self.seen.append(len(x))
+            self.by_size[str(len(x))] = 1
+
+    module = Counting()
+    module(torch.ones(3, 2))
+    total, seen = module.total, module.seen
+    with undisturbed(module):
+        module(torch.ones(5, 2))
+    assert module.total is total
+    assert module.seen is seen
+    assert (total.tolist(), seen, module.by_size) == ([1.0, 1.0], [3], {"3": 1})
+    assert module.rows.compute() == 3
+    assert module.rates.compute() == 1.0
