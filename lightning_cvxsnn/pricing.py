@@ -23,8 +23,8 @@ from lightning_cvxsnn.problem import Problem
 #: Candidates of a pool, times the width; about the work of column generation.
 POOL = 22
 
-#: Work of column generation at most, in training epochs of the layer. It is 5 for 512 units on 6000 samples, and 30 to
-#: 50 for 16 units on 200, where the ascent's steps weigh more.
+#: Work of column generation at most, in training epochs of the layer. It is 7 for 512 units on 6000 samples, and 40 to
+#: 120 for 16 units on 200, where the ascent's steps weigh more.
 BUDGET = 100.0
 
 _BACKWARD = 3  # a pass forward and backward, in passes forward

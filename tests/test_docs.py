@@ -109,9 +109,10 @@ def test_the_readmes_witness_table_is_the_committed_result():
     text = (ROOT / "README.md").read_text().split("## Better hidden weights")[1].split("\n## ")[0]
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     written = [cells for cells in table if len(cells) == 8 and cells[0].startswith(("SG", "`witnesses="))]
-    assert len(written) == len(rows)
-    for cells, row in zip(written, rows, strict=True):
-        assert cells[0].removeprefix('`witnesses="').removesuffix('"`') == row["witnesses"]
+    measured = {row["witnesses"]: row for row in rows}
+    assert len(written) == 6
+    for cells in written:
+        row = measured[cells[0].removeprefix('`witnesses="').removesuffix('"`')]
         assert cells[1:6] == [f"{row['validation'][epoch]:.1f}" for epoch in ("0", "5", "12", "20", "40")]
         assert cells[6] == f"{row['test']:.1f}"
         assert cells[7] == f"{median(run['cpu_seconds']['40'] for run in row['runs']):.0f}"
@@ -123,6 +124,7 @@ def test_the_witness_table_of_the_docs_is_the_committed_results():
     written = [cells for cells in table if len(cells) == 7 and re.fullmatch(r"[\d, ]+( channels.*)?", cells[0])]
     expected = []
     networks = {
+        "512": "512",
         "256-512": "256, 512",
         "-".join(["256"] * 9): "9, 256",
         "conv32": "32 channels",
