@@ -272,7 +272,7 @@ class ConvexReconstruction(Callback):
         if not self.settings.final_solve or trainer.fast_dev_run or self._finished_step == trainer.global_step:  # type: ignore[attr-defined]
             return
         report = self._solve(trainer, pl_module, "final solve", trainer.current_epoch)
-        if report.accepted and not self.settings.dry_run:
+        if report is not None and report.accepted and not self.settings.dry_run:
             save_beside_checkpoints(trainer)
 
     @override
@@ -306,7 +306,11 @@ class ConvexReconstruction(Callback):
 
     def _solve(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
-    ) -> SolveReport:
+    ) -> SolveReport | None:
+        """Solve and report; None, with a warning, where the readout has become one that cannot be written."""
+        if obstacle := self._reconstructor.obstacle(pl_module):
+            rank_zero_warn(f"ConvexReconstruction leaves out the {occasion}, and training goes on. {obstacle}")
+            return None
         with Ranks(alone=trainer.world_size == 1) as ranks, unlogged(pl_module):
             rows = TrainingRows(
                 pl_module,

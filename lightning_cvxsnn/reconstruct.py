@@ -88,6 +88,15 @@ class Reconstructor:
         self.budget = Budget(self.settings.max_overhead, **state["budget"])
         self.shadow = Shadow(**state["shadow"]) if "shadow" in state else None
 
+    def obstacle(self, module: nn.Module) -> str:
+        """Why the readout that was found can no longer be written (pruning may have come since); "" if it can."""
+        if self.readout is not None:
+            try:
+                check_parameters(module, self.readout.module, self.readout.name)
+            except MisconfigurationException as error:
+                return str(error)
+        return ""
+
     def run(
         self, module: nn.Module, rows: TrainingRows, occasion: Occasion, surroundings: Surroundings | None = None
     ) -> SolveReport:
@@ -158,7 +167,6 @@ class Reconstructor:
             self.readout = find_readout(module, first.x, self.settings.readout, tolerance)
             self._meter = measure(module, self.readout.module, forward_of(module), first.x)
             self.budget.epoch = self._meter.epoch(surroundings.batches)
-        check_parameters(module, self.readout.module, self.readout.name)  # pruning, say, may have come since
         try:
             resolve_backend(self.settings.backend, self.readout.module.weight.device)
         except ValueError as error:

@@ -34,14 +34,15 @@ class Shadow:
         A buffer that has changed in between, such as a statistic that another forward pass has moved on, is left as it
         is: it is no longer the solution's.
         """
-        parameters = {name for name, _ in module.named_parameters()}
+        present, parameters = dict(_named(module)), dict(module.named_parameters())
+        if not present.keys() >= self.solved.keys():  # pruning, say, gives parameters other names
+            return
         tensors = {}
-        for name, tensor in _named(module):
-            if name in self.solved:
-                if torch.equal(tensor, self.solved[name].to(tensor.device)):
-                    tensors[name] = tensor
-                elif name in parameters:
-                    return
+        for name, solved in self.solved.items():
+            if torch.equal(present[name], solved.to(present[name].device)):
+                tensors[name] = present[name]
+            elif name in parameters:
+                return
         try:
             for name, tensor in tensors.items():
                 tensor.copy_(self.trained[name])
