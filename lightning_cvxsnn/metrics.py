@@ -192,7 +192,7 @@ class DistinctPatterns(_PerUnit):
     ``update(spikes)`` takes ``[T, N, *units]`` as `FiringRate` does. A linear readout cannot tell equal units apart:
     this is the width that a layer really has. To count what a readout over time sees, pass what it receives:
     ``spikes[-1:]``, or ``spikes.sum(0, keepdim=True)`` for a sum or mean; that is ``SolveReport.distinct``. A silent
-    unit is a pattern too. 0 without rows.
+    unit is a pattern too. 0 before the first update; 1 as long as there was no row, which alone tells units apart.
 
     Each unit has 128 bits of state, whatever the number of rows: two sums, modulo 2^64, of what it sends times a key
     that is a hash of all that the layer sends at that step of that row. So batches, their order, processes and the
