@@ -20,8 +20,8 @@ from lightning_cvxsnn.patterns.witness_layer import WitnessLayer, side_by_side
 from lightning_cvxsnn.patterns.witnesses import between, pairs
 from lightning_cvxsnn.problem import Problem
 
-#: Candidates of a pool, times the width; about the work of column generation.
-POOL = 22
+#: Candidates of a pool, times the width: some three quarters of the work of column generation.
+POOL = 16
 
 #: Work of column generation at most, in training epochs of the layer. It is 7 for 512 units on 6000 samples, and 40 to
 #: 120 for 16 units on 200, where the ascent's steps weigh more.

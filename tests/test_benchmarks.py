@@ -98,7 +98,7 @@ def mnist(tmp_path):
 
 
 def test_the_benchmark_of_searches_runs(mnist):
-    options = ["--mnist", mnist, "--rows", "300", "--seeds", "0", "--width", "32", "--betas", "0.1", "--output", mnist]
+    options = ["--mnist", mnist, "--rows", "300", "--seeds", "0", "--width", "32", "--betas", "0.01", "--output", mnist]
     command = [sys.executable, ROOT / "benchmarks/pricing.py", *options]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

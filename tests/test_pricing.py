@@ -281,7 +281,7 @@ def test_no_round_begins_when_the_work_is_done(rho):
 
 def test_the_search_ends_where_no_candidate_violates():
     found, problem, _ = planted()
-    unused, full = price(found, problem, rho=100.0), price(found, problem, rho=0.01)
+    unused, full = price(found, problem, rho=100.0), price(found, problem, rho=0.003)
     assert len(unused.objectives) == 1
     assert unused.violation < 1 < full.violation
     assert unused.candidates < full.candidates
