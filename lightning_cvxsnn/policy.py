@@ -41,7 +41,7 @@ class Policy:
     @property
     def recycles(self) -> bool:
         """Whether training goes on from this solve's weights, and is to find better ones for units without a part."""
-        return self.settings.witnesses == "priced" and self.occasion == "periodic solve" and not self.shadows
+        return self.settings.witnesses == "priced" and self.occasion == "periodic solve" and self.trains_on
 
     def starts(self, beta: float | None) -> bool:
         """Whether this solve chooses a beta for the start of training alone; measured for decisions only.

@@ -459,7 +459,10 @@ def test_shadows_of_two_readouts_leave_in_reverse_order():
             return batch[0], (batch[1], batch[1])
 
     common = {**ARGUMENTS, "warm_start": False, "final_solve": False, "witnesses": "keep"}
-    callbacks = [ConvexReconstruction(readout=name, **common) for name in ("readout", "second")]
+    callbacks = [  # of which each estimates the statistics by rows of its own
+        ConvexReconstruction(readout=name, max_samples=samples, **common)
+        for name, samples in (("readout", None), ("second", 60))
+    ]
     plain, eyes = Eyes(), Eyes()
     fit(plain, kind=Two)
     fit(*callbacks, eyes, kind=Two)
