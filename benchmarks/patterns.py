@@ -24,7 +24,8 @@ from rich.table import Table
 from spikingjelly.activation_based import functional, neuron
 from torch import Tensor
 
-from lightning_cvxsnn.patterns import Neuron, PatternKind, SpikeDictionary, resolve_backend, spike_patterns
+from lightning_cvxsnn.network.neurons import neuron_of
+from lightning_cvxsnn.patterns import PatternKind, SpikeDictionary, resolve_backend, spike_patterns
 
 KINDS: tuple[PatternKind, ...] = ("last", "membrane", "mean")
 NEURONS = {
@@ -88,7 +89,7 @@ def compare(size: tuple[int, int, int], device: torch.device, copied: float, rep
     rows = []
     for name, make in NEURONS.items():
         module = make()
-        described = Neuron.from_module(module)
+        described = neuron_of(module)
         for kind in KINDS:
             expected = spike_patterns(described, currents, kind, "torch")
             moved = currents.nbytes + expected.counts.nbytes

@@ -21,9 +21,10 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 from witnesses import ABLATIONS, accuracy, quiet, sequential_mnist
 
-from lightning_cvxsnn import hidden, reconstruct
-from lightning_cvxsnn.models import LitSNN
-from lightning_cvxsnn.pricing import POOL, Priced, Pricer
+from lightning_cvxsnn import reconstruct
+from lightning_cvxsnn.tasks.models import LitSNN
+from lightning_cvxsnn.witnesses import kinds as hidden
+from lightning_cvxsnn.witnesses.column_generation import POOL, Priced, Pricer
 
 SEARCHES: dict[str, dict[str, bool]] = {"priced": {}, **ABLATIONS, "pool": {}}
 

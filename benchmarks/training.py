@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 from witnesses import quiet, sequential_mnist
 
 from lightning_cvxsnn import ConvexReconstruction, DigitsDataModule, calibrate
-from lightning_cvxsnn.models import LitSNN
-from lightning_cvxsnn.reconstruct import Reconstructor
+from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
+from lightning_cvxsnn.tasks.models import LitSNN
 
 MATCHED = (5, 10, 20, 40)  # epochs at which runs are compared
 LOOKS = (*range(1, 8), *range(10, 41, 5))  # epochs after which runs are evaluated

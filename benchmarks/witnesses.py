@@ -33,8 +33,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cvxsnn import ConvexReconstruction, DigitsDataModule, SequentialMNISTDataModule, calibrate
-from lightning_cvxsnn.models import LitSNN
-from lightning_cvxsnn.pricing import Pricer
+from lightning_cvxsnn.tasks.models import LitSNN
+from lightning_cvxsnn.witnesses.column_generation import Pricer
 
 EPOCHS = (0, 5, 10, 12, 20, 40)
 TRAINING = {"mnist": {"learning_rate": 1e-3, "batch": 128}, "digits": {"learning_rate": 1e-2, "batch": 64}}

@@ -16,8 +16,9 @@ from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
 from lightning_cvxsnn.convex import solve
-from lightning_cvxsnn.optimum import network_optimum
-from lightning_cvxsnn.patterns import Neuron, fresh_state
+from lightning_cvxsnn.network import fresh_state
+from lightning_cvxsnn.patterns import Neuron
+from lightning_cvxsnn.witnesses.optimum import network_optimum
 
 STEPS, ROWS, RHO = 2, 10, 0.01
 RATES, SIZES = (0.03, 0.1, 0.3, 1.0), (1.0, 3.0, 10.0, 30.0, 100.0)

@@ -1,8 +1,5 @@
 """Certified convex warm starts, re-solves and reconstruction for spiking networks trained with PyTorch Lightning."""
 
-from lightning_cvxsnn.callback import ConvexReconstruction
-from lightning_cvxsnn.data import AdditionDataModule, DigitsDataModule, SequentialMNISTDataModule, XORDataModule
-from lightning_cvxsnn.hidden import calibrate
 from lightning_cvxsnn.metrics import (
     DeadUnits,
     DistinctPatterns,
@@ -11,12 +8,15 @@ from lightning_cvxsnn.metrics import (
     SequenceAccuracy,
     TokenAccuracy,
 )
-from lightning_cvxsnn.models import AdditionSNN, LitSNN, ParallelSNN
-from lightning_cvxsnn.problem import spike_dictionary
-from lightning_cvxsnn.prune import prune
-from lightning_cvxsnn.reconstruct import reconstruct
-from lightning_cvxsnn.report import SolveReport
-from lightning_cvxsnn.widen import MarginReport, widen_margins
+from lightning_cvxsnn.network.programme import spike_dictionary
+from lightning_cvxsnn.reconstruction.reconstructor import reconstruct
+from lightning_cvxsnn.reports.solve_report import SolveReport
+from lightning_cvxsnn.tasks.data import AdditionDataModule, DigitsDataModule, SequentialMNISTDataModule, XORDataModule
+from lightning_cvxsnn.tasks.models import AdditionSNN, LitSNN, ParallelSNN
+from lightning_cvxsnn.training.callback import ConvexReconstruction
+from lightning_cvxsnn.witnesses.kinds import calibrate
+from lightning_cvxsnn.witnesses.pruning import prune
+from lightning_cvxsnn.witnesses.widening import MarginReport, widen_margins
 
 __all__ = [
     "AdditionDataModule",

@@ -16,10 +16,10 @@ from rich.progress import Progress
 from rich.table import Table
 from typing_extensions import override
 
-from lightning_cvxsnn.callback import ConvexReconstruction
-from lightning_cvxsnn.data import DigitsDataModule
-from lightning_cvxsnn.hidden import calibrate
-from lightning_cvxsnn.models import LitSNN
+from lightning_cvxsnn.tasks.data import DigitsDataModule
+from lightning_cvxsnn.tasks.models import LitSNN
+from lightning_cvxsnn.training.callback import ConvexReconstruction
+from lightning_cvxsnn.witnesses.kinds import calibrate
 
 
 @dataclass

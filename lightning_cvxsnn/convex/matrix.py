@@ -14,7 +14,7 @@ from typing import Protocol, overload, runtime_checkable
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.convex.work import spend
+from lightning_cvxsnn.runtime.work import spend
 
 __all__ = ["DictionaryLike", "Entries", "Matrix", "PackedDictionary", "Stacked"]
 

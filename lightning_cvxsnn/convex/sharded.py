@@ -2,7 +2,7 @@
 
 The solvers need columns whole, so the shards travel to rank 0, packed as they are, and are solved there as one
 dictionary. The solution is broadcast, and certified by every rank over its own shard. How ranks talk, and fail,
-together: :mod:`~lightning_cvxsnn.convex.ranks`.
+together: :mod:`~lightning_cvxsnn.runtime.ranks`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_cvxsnn.convex.certificate import Certificate, certify, check_coef, check_point
+from lightning_cvxsnn.convex.certify import Certificate, certify, check_coef, check_point
 from lightning_cvxsnn.convex.inputs import Dictionary, check_problem, check_rho
 from lightning_cvxsnn.convex.losses import Loss, check_loss, encode_targets
 from lightning_cvxsnn.convex.matrix import DictionaryLike, Entries, Matrix, PackedDictionary, Stacked
-from lightning_cvxsnn.convex.ranks import Ranks, checksum
 from lightning_cvxsnn.convex.solution import Solution
-from lightning_cvxsnn.convex.solve import Solver, check_options, prepare, solve_prepared
+from lightning_cvxsnn.convex.solver import Solver, check_options, prepare, solve_prepared
+from lightning_cvxsnn.runtime.ranks import Ranks, checksum
 
 __all__ = ["certificate_sharded", "solve_sharded"]
 

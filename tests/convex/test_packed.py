@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programmes import LOSSES, make, residual_certificate_inputs, scale_of
 
-from lightning_cvxsnn.convex import PackedDictionary, certificate, inputs, matrix, path, reduction, rho_max, solve
+from lightning_cvxsnn.convex import PackedDictionary, certificate, inputs, matrix, path, rho_max, solve
+from lightning_cvxsnn.convex import presolve as reduction
 from lightning_cvxsnn.convex.inputs import check_dictionary
 from lightning_cvxsnn.convex.matrix import Entries, Matrix
 from lightning_cvxsnn.patterns import SpikeDictionary, dictionary

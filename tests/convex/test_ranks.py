@@ -30,7 +30,7 @@ from lightning_cvxsnn.convex import (
     sharded,
     solve,
     solve_sharded,
-)  # fmt: skip
+)
 from lightning_cvxsnn.convex.matrix import Entries, Stacked
 from lightning_cvxsnn.patterns import SpikeDictionary
 

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from neurons import cases, spikes_of, ties
 
+from lightning_cvxsnn.network.neurons import neuron_of
 from lightning_cvxsnn.patterns import Neuron, SpikeDictionary, kernels, resolve_backend, spike_patterns
 
 FOLDER = Path(__file__).parent
@@ -66,7 +67,7 @@ def device(request, monkeypatch):
 @given(case=cases(), kind=st.sampled_from(KINDS), blocks=st.sampled_from([1, 2**16 - 1]))
 def test_patterns_are_torchs_and_spikingjellys_bit_for_bit(device, case, kind, blocks):
     module, currents = case
-    described = Neuron.from_module(module)
+    described = neuron_of(module)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "_MOST_BLOCKS", blocks)
         found = spike_patterns(described, currents.to(device), kind, backend="cupy")
@@ -83,7 +84,7 @@ def test_patterns_are_torchs_and_spikingjellys_bit_for_bit(device, case, kind, b
 
 def test_ties_of_rounded_voltages_fire_as_in_torch(device):
     for module, currents in ties():
-        described = Neuron.from_module(module)
+        described = neuron_of(module)
         found = spike_patterns(described, currents.to(device), "sum", backend="cupy")
         assert torch.equal(found.counts.cpu(), spike_patterns(described, currents, "sum", backend="torch").counts)
 

@@ -1,0 +1,1 @@
+"""How reduced programmes are minimised: Newton for smooth losses, interior points for hinge, CVXPY as the reference."""

@@ -1,0 +1,29 @@
+"""The user's network with its rows: what it sends its readout, read without a trace and written all or not at all."""
+
+from lightning_cvxsnn.network.activity import Forward, LayerActivity, is_spiking, measure_activity
+from lightning_cvxsnn.network.batch_norm import adapting_batch_norms, estimate_batch_norm
+from lightning_cvxsnn.network.capture import ENCODER_DRAWS, Capture, capture, join, observe
+from lightning_cvxsnn.network.isolation import fresh_state, release_graphs, undisturbed
+from lightning_cvxsnn.network.lif import LIF
+from lightning_cvxsnn.network.neurons import neuron_of
+from lightning_cvxsnn.network.reduction import Reduction
+
+__all__ = [
+    "ENCODER_DRAWS",
+    "LIF",
+    "Capture",
+    "Forward",
+    "LayerActivity",
+    "Reduction",
+    "adapting_batch_norms",
+    "capture",
+    "estimate_batch_norm",
+    "fresh_state",
+    "is_spiking",
+    "join",
+    "measure_activity",
+    "neuron_of",
+    "observe",
+    "release_graphs",
+    "undisturbed",
+]

@@ -1,0 +1,285 @@
+"""The convex programme of one network on its training rows: captured in one pass, split for the guard."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from lightning_cvxsnn.convex import Loss, Path, Solution, certificate, mean_loss, path, rho_max, solve
+from lightning_cvxsnn.network import capture, join, observe, undisturbed
+from lightning_cvxsnn.network.capture import Observed
+from lightning_cvxsnn.network.readout import Readout, find_readout
+from lightning_cvxsnn.network.rows import TrainingRows, rows_of
+from lightning_cvxsnn.network.targets import row_targets, row_weights
+from lightning_cvxsnn.patterns import SpikeDictionary
+from lightning_cvxsnn.runtime.memory import check_memory
+from lightning_cvxsnn.runtime.progress import Progress
+
+_HELD_OUT = 5  # one sample in five judges
+_PATH_ROWS = 2048  # of the others are fitted to choose a penalty,
+ROUGH = 0.1  # to this relative gap: the loss that is compared hardly depends on either,
+_PATH_VALUES = 10  # at so many penalties;
+_GIVEN_AWAY = 0.02  # of what the best of them gains may be lost to a larger one,
+_GIVEN_BY_START = 0.15  # of a start, from which training goes on and gains it back
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The programme over the captured rows, and what the network answered on them.
+
+    Attributes:
+        dictionary: ``[n, P]``.
+        targets: int64 ``[n]``, or float64 ``[n, C]`` for ``squared``.
+        weights: float64 ``[n]``.
+        outputs: float32 ``[n, C]``, the network's own answers.
+        held_out: Bool ``[n]``: the rows that judge, one sample in five.
+        loss: Loss of the programme.
+        num_outputs: C.
+        fit_intercept: Whether the readout has a bias.
+    """
+
+    dictionary: SpikeDictionary
+    targets: Tensor
+    weights: Tensor
+    outputs: Tensor
+    held_out: Tensor
+    loss: Loss
+    num_outputs: int
+    fit_intercept: bool
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What every function of ``convex`` wants to know."""
+        return {"loss": self.loss, "fit_intercept": self.fit_intercept}
+
+    def solve(self, rho: float, tolerance: float, init: Solution | None, rows: Tensor | None = None) -> Solution:
+        """Solve over ``rows`` (bool mask; None: all), from ``init``."""
+        dictionary, targets, weights = self._restricted(rows)
+        return solve(
+            dictionary,
+            targets,
+            **self.options,
+            rho=rho,
+            num_outputs=self.num_outputs,
+            sample_weight=weights,
+            init=init,
+            gap_tolerance=tolerance,
+        )
+
+    def gap_at(
+        self, coef: Tensor, intercept: Tensor | None, solution: Solution, rho: float, rows: Tensor | None
+    ) -> float:
+        """Objective at a stored readout minus the best dual known."""
+        dictionary, targets, weights = self._restricted(rows)
+        proof = certificate(
+            dictionary,
+            targets,
+            coef,
+            intercept,
+            **self.options,
+            rho=rho,
+            sample_weight=weights,
+            dual_point=solution.dual_point,
+        )
+        return proof.primal - max(proof.dual, solution.dual)
+
+    def held_out_loss(self, outputs: Tensor) -> float:
+        """Unpenalised loss of ``outputs`` ``[held-out rows, C]``."""
+        return mean_loss(
+            outputs, self.targets[self.held_out], loss=self.loss, sample_weight=self.weights[self.held_out]
+        )
+
+    def found_loss(self) -> float:
+        """The held-out loss of what the network itself answered."""
+        return self.held_out_loss(self.outputs[self.held_out])
+
+    def held_out_accuracy(self, outputs: Tensor) -> float | None:
+        """Weighted share of held-out rows that ``outputs`` ``[held-out rows, C]`` get right; None for squared."""
+        if self.loss == "squared":
+            return None
+        decided = outputs.argmax(1) if self.num_outputs > 1 else (outputs[:, 0] > 0).long()
+        targets, weights = self.targets[self.held_out], self.weights[self.held_out]
+        right = (decided == (targets if targets.dim() == 1 else targets.argmax(1))).double()
+        return float(weights @ right / weights.sum())
+
+    def largest_rho(self, rows: Tensor) -> float:
+        """The penalty on ``rows`` (bool mask) above which no unit is used."""
+        dictionary, targets, weights = self._restricted(rows)
+        return rho_max(dictionary, targets, **self.options, num_outputs=self.num_outputs, sample_weight=weights)
+
+    def choose_rho(self, *, start: bool) -> Path:
+        """The path of penalties over some of the rows; its best is the largest that is nearly as good as the best.
+
+        A larger penalty is cheaper, now and in every later solve.
+
+        Args:
+            start: Whether the solution is one that training starts from.
+        """
+        share = _GIVEN_BY_START if start else _GIVEN_AWAY
+        fitted = (~self.held_out).nonzero()[:, 0]
+        order = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(0))
+        rows = self.held_out.clone()
+        rows[fitted[order[:_PATH_ROWS]]] = True
+        few = self.at(rows)
+        walk = path(
+            few.dictionary,
+            few.targets,
+            **self.options,
+            held_out=few.held_out,
+            num_outputs=self.num_outputs,
+            sample_weight=few.weights,
+            num_values=_PATH_VALUES,
+            least_gain=share,
+            gap_tolerance=ROUGH,
+        )
+        if walk.edge == "smallest":
+            return walk  # better ones lie beyond
+        losses = walk.held_out_losses
+        limit = losses[walk.best] + share * (losses[0] - losses[walk.best])
+        return replace(walk, best=next(k for k, loss in enumerate(losses) if loss <= limit))
+
+    def at(self, rows: Tensor) -> "Problem":
+        """The programme over some of its rows, a bool mask ``[n]``; rows that judge still do."""
+        return replace(
+            self,
+            dictionary=self.dictionary.rows(rows),
+            targets=self.targets[rows],
+            weights=self.weights[rows],
+            outputs=self.outputs[rows],
+            held_out=self.held_out[rows],
+        )
+
+    def _restricted(self, rows: Tensor | None) -> tuple[SpikeDictionary, Tensor, Tensor]:
+        if rows is None:
+            return self.dictionary, self.targets, self.weights
+        return self.dictionary.rows(rows), self.targets[rows], self.weights[rows]
+
+
+def capture_problem(
+    module: nn.Module, rows: TrainingRows, readout: Readout, *, loss: Loss, seed: int, progress: Progress, stage: str
+) -> Problem | None:
+    """Capture the programme in one pass over ``rows``. Call it inside ``undisturbed``.
+
+    Each process passes over its share of the batches; rank 0 gets the programme of all, the others ``None``.
+
+    Args:
+        module: The network.
+        rows: Its training rows.
+        readout: Its readout.
+        loss: Loss of the programme.
+        seed: Seed of the held-out samples.
+        progress: Shows the pass.
+        stage: What to call it.
+
+    Raises:
+        MisconfigurationException: If targets or weights do not fit the outputs, there are fewer than five samples, or
+            the programme does not fit into memory.
+        ValueError: If the data holds NaN or infinity.
+    """
+    reduction, num_outputs = readout.reduction, readout.module.out_features
+    targets: list[Tensor] = []
+    weights: list[Tensor] = []
+
+    share = rows.share()
+    with progress(stage, len(share)) as advance:
+
+        def inputs() -> Iterator[Any]:
+            for batch in share:
+                y, weight = readout.pick(batch.y), readout.pick(batch.weight)
+                targets.append(row_targets(y, reduction, loss=loss, num_outputs=num_outputs))
+                weights.append(row_weights(weight, len(targets[-1]), reduction))
+                yield batch.x
+                advance()
+
+        def room(first: Tensor) -> int:
+            each = reduction.rows_per_sample
+            mine, everyones = (part.samples(len(first) // each) * each for part in (share, rows))
+            solved = everyones if rows.ranks.rank == 0 else mine
+            alike = join([Observed(first, first, 1.0, 1)], reduction).dictionary.counts  # rates become counts
+            check_memory(solved, first.shape[1], num_outputs, first.element_size(), alike.element_size())
+            return mine
+
+        observed = observe(module, readout.module, reduction, readout.forward_of(module), inputs(), room)
+    part = observed and (observed, torch.cat(targets), torch.cat(weights))
+    parts = rows.ranks.collect(part, torch.device("cpu"))
+    if parts is None:
+        return None
+    parts = [part for part in parts if part is not None]
+    captured = join([part[0] for part in parts], reduction)
+    y, weight = (torch.cat([part[k] for part in parts]) for k in (1, 2))
+    n = captured.dictionary.shape[0]
+    if len(y) != n:
+        raise MisconfigurationException(
+            f"The network gives {n} outputs for the training rows and there are {len(y)} targets. Expected one "
+            "target per output."
+        )
+    if captured.draws > 1:
+        rank_zero_warn(
+            f"The network's encoder is random: two passes over one batch differ. Each row of the dictionary is the "
+            f"average of {captured.draws} draws, and the certificate is about these averages."
+        )
+    origins = rows.origins(n // reduction.rows_per_sample)
+    samples = int(origins[-1]) + 1
+    if samples < _HELD_OUT:
+        raise MisconfigurationException(
+            f"The training data has {samples} different samples. Expected at least {_HELD_OUT}: one in five judges."
+        )
+    if not bool(weight.any()):
+        raise MisconfigurationException("All sample weights are zero. Expected some above zero from `convex_batch`.")
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+    held_out = torch.zeros(samples, dtype=torch.bool)
+    held_out[order[: samples // _HELD_OUT]] = True
+    held_out = held_out[origins]  # a sample that a sampler repeats is fitted or judges, never both
+    return Problem(
+        dictionary=captured.dictionary,
+        targets=y,
+        weights=weight,
+        outputs=captured.outputs,
+        held_out=held_out.repeat_interleave(reduction.rows_per_sample),
+        loss=loss,
+        num_outputs=num_outputs,
+        fit_intercept=readout.module.bias is not None,
+    )
+
+
+def spike_dictionary(
+    model: nn.Module, dataloader: Any, *, readout: str | None = None, max_samples: int | None = None, seed: int = 0
+) -> SpikeDictionary:
+    """What the readout of ``model`` receives on the training rows; nothing is changed.
+
+    Args:
+        model: A spiking network. It is asked in eval mode, with the batch-norm statistics it has.
+        dataloader: A ``DataLoader`` (or list) of training batches ``(x, y)``.
+        readout: Dotted name of the readout; None: find it.
+        max_samples: Use this many samples, a random subset fixed by ``seed``; None: all.
+        seed: Seed of the subset and of augmentations.
+
+    Returns:
+        The dictionary, on the CPU: one row per sample (per sample and step where the network answers at each step), in
+        the order of the data, and one column per unit.
+
+    Raises:
+        MisconfigurationException: If the network or the data is not as `ConvexReconstruction` needs it.
+        ValueError: If the data holds NaN or infinity.
+
+    Example:
+        >>> from lightning_cvxsnn import DigitsDataModule, LitSNN, spike_dictionary
+        >>> data = DigitsDataModule()
+        >>> data.setup("fit")
+        >>> spike_dictionary(LitSNN(hidden=[32]), data.train_dataloader(), max_samples=100).shape
+        torch.Size([100, 32])
+    """
+    rows = rows_of(model, dataloader, max_samples=max_samples, seed=seed)
+    with isolate_rng(), undisturbed(model):
+        model.eval()
+        first = next(iter(rows), None)
+        if first is None:
+            raise MisconfigurationException("The dataloader is empty. Expected at least one batch.")
+        found = find_readout(model, first.x, readout)
+        inputs = (batch.x for batch in rows)
+        return capture(model, found.module, found.reduction, found.forward_of(model), inputs).dictionary

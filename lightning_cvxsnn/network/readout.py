@@ -1,0 +1,407 @@
+"""Find the readout of any LightningModule, prove what it is, read it and write it.
+
+A readout is linear, or linear and followed by one layer of spiking neurons. Either way it is the linear part that a
+programme solves for; see `lightning_cvxsnn.reconstruction.spiking_output` for the neurons' part.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_cvxsnn.network import Reduction, fresh_state
+from lightning_cvxsnn.network.activity import is_spiking
+from lightning_cvxsnn.network.isolation import reached
+from lightning_cvxsnn.network.reduction import Layout
+
+_PROBE_SEED = 0
+_CANCELS = 1e-3  # weights whose sum is this small beside their sizes
+INSTEAD = "Witnesses cannot be replaced, pruned or widened there; witnesses='calibrated' works for such a network."
+_UNIMPLEMENTED = (pl.LightningModule.forward, nn.Module.forward)
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A readout that has been proved: ``forward(x) = reduce(readout's inputs) @ weight.T + bias_count * bias``.
+
+    With spiking output neurons, ``forward(x) = reduce(spikes of readout's inputs @ weight.T + bias)``; the first
+    equation then holds of the network in which they pass on what they receive.
+
+    Attributes:
+        name: Dotted name of the layer in the LightningModule.
+        module: The layer itself.
+        reduction: How its inputs over time become one dictionary row.
+        neuron_name: Dotted name of the spiking output layer; "" where the readout is linear.
+        neuron: That layer itself.
+        output: Which entry of what the forward returns is this readout's; None where it returns one tensor.
+    """
+
+    name: str
+    module: nn.Linear
+    reduction: Reduction
+    neuron_name: str = ""
+    neuron: nn.Module | None = None
+    output: str | int | None = None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Weight, and bias where there is one."""
+        return list(self.module.parameters(recurse=False))
+
+    def read(self) -> tuple[Tensor, Tensor | None]:
+        """The stored readout in the programme's terms: coef ``[P, C]`` and intercept ``[C]`` or None, float64, CPU."""
+        weight, bias = self.module.weight, self.module.bias
+        coef = weight.detach().double().cpu().T.contiguous()
+        return coef, None if bias is None else bias.detach().double().cpu() * self.reduction.bias_count
+
+    @torch.no_grad()
+    def write(self, coef: Tensor, intercept: Tensor) -> None:
+        """Copy coef ``[P, C]`` and intercept ``[C]`` into the layer's own parameters, in place."""
+        self.module.weight.copy_(coef.T)
+        if self.module.bias is not None:
+            self.module.bias.copy_(intercept / self.reduction.bias_count)
+
+    def pick(self, values: Any) -> Any:
+        """This readout's entry of outputs, targets or weights; a single tensor (or None) is every readout's.
+
+        Raises:
+            MisconfigurationException: If there is no such entry.
+        """
+        if values is None or isinstance(values, Tensor):
+            return values
+        try:
+            return values[self.output]
+        except (KeyError, IndexError, TypeError):
+            found = list(values) if isinstance(values, dict) else f"{len(values)} entries"
+            raise MisconfigurationException(
+                f"The readout '{self.name}' gives the output {self.output!r}; targets (or weights) have {found}. "
+                "Expected one tensor, or an entry of the same name or position; define `convex_batch(self, batch)`."
+            ) from None
+
+    def forward_of(self, module: nn.Module) -> Callable[[Any], Tensor]:
+        """The function from a batch's inputs to this readout's output."""
+        forward = forward_of(module)
+        return lambda x: self.pick(forward(x))
+
+    @torch.no_grad()
+    def others(self, module: nn.Module, x: Any) -> dict[str | int | None, Tensor]:
+        """What else the network returns for ``x``, by name or position. Call it inside ``undisturbed``."""
+        fresh_state(module)
+        return {key: value for key, value in _entries(module, forward_of(module)(x)).items() if key != self.output}
+
+    @contextmanager
+    def linearised(self) -> Iterator[None]:
+        """While the context lasts, spiking output neurons pass on what they receive."""
+        with _passing(self.neuron):
+            yield
+
+
+def forward_of(module: nn.Module) -> Callable[[Any], Any]:
+    """The function whose readout is sought: ``convex_forward`` where the module defines it, else the module's call."""
+    return getattr(module, "convex_forward", module)
+
+
+@contextmanager
+def _passing(neuron: nn.Module | None) -> Iterator[None]:
+    handle = None if neuron is None else neuron.register_forward_hook(lambda _module, args, _spikes: args[0])
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+@torch.no_grad()
+def find_readout(module: nn.Module, x: Any, name: str | None = None, tolerance: float = 1e-4) -> Readout:
+    """Find the last ``nn.Linear`` that ``x`` reaches, or the one called ``name``, and prove that it reads out linearly.
+
+    The proof replaces the layer's input by random, time-varying spikes and its weights by random ones, and looks for
+    the reduction over time that reproduces the module's output: ``last``, ``mean``, ``sum``, ``all``, none, or a sum
+    with weights that are measured. On the network's own features a silent layer would make every reduction look right.
+    Neurons of a spiking output layer pass on what they receive meanwhile. Call it inside ``undisturbed``.
+
+    Args:
+        module: A LightningModule, or any module.
+        x: One batch of inputs.
+        name: Dotted name of the readout; None: the last linear layer reached.
+        tolerance: Largest deviation from linear, relative to the output; raise it where forwards run in half precision.
+
+    Raises:
+        MisconfigurationException: If there is no such layer, no reduction fits, more follows the layer than one layer
+            of spiking neurons, it neither receives nor makes spikes, its weights are frozen or shared, or not exactly
+            one entry of the output is the readout's.
+    """
+    forward = forward_of(module)
+    order = _call_order(module, forward, x)
+    name = _candidate(module, order, name)
+    layer = module.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    neuron_name = _check_neurons(module, order, name)
+    neuron = module.get_submodule(neuron_name) if neuron_name else None
+    check_parameters(module, layer, name)
+
+    with _random_readout(layer) as probe, _passing(neuron):
+        fresh_state(module)
+        outputs = _entries(module, forward(x))
+    if probe.error > tolerance:
+        raise MisconfigurationException(
+            f"'{name}' ({type(layer).__name__}) is not a plain linear layer: its output differs from "
+            f"`input @ weight.T + bias` by {probe.error:.1%}. Name a plain `nn.Linear` with `readout=`."
+        )
+    errors = {
+        (key, candidate): _misfit(candidate, probe, output)
+        for key, output in outputs.items()
+        for candidate in _reductions(probe, output)
+    }
+    fitting: dict[Any, Reduction] = {}
+    for (key, candidate), error in sorted(errors.items(), key=lambda item: (item[0][1].kind == "weighted", item[1])):
+        if error <= tolerance:
+            fitting.setdefault(key, candidate)
+    if len(fitting) > 1:
+        found = [key for key in outputs if key in fitting]
+        raise MisconfigurationException(
+            f"The entries {found} of what {type(module).__name__}'s forward returned are all read out by '{name}'. "
+            "Expected one; define `convex_forward(self, x)` that returns what the loss is applied to."
+        )
+    for key, candidate in fitting.items():
+        return Readout(name, layer, candidate, neuron_name, neuron, key)
+    misfits = {c.kind: "of another shape" if e == float("inf") else f"off by {e:.0%}" for (_, c), e in errors.items()}
+    tried = ", ".join(f"{kind} {misfit}" for kind, misfit in misfits.items()) or "no reduction gives its shape"
+    shapes = ", ".join(f"shape {list(output.shape)}" for output in outputs.values())
+    after = [f"'{n}' ({type(module.get_submodule(n)).__name__})" for n in _followers(module, forward, x, name)]
+    raise MisconfigurationException(
+        f"The output of {type(module).__name__} ({shapes}) is no linear function of what '{name}' receives "
+        f"({len(probe.inputs)} input(s) of shape {list(probe.inputs[0].shape)}); tried: {tried}. "
+        f"After it ran {', '.join(after) or 'no module'}. Expected logits that are the last, mean, sum or weighted sum "
+        "over time of that layer's output, or all of them. Remove what follows it (softmax, non-linearity), name "
+        "another layer with `readout=`, or define `convex_forward(self, x)` that returns the logits the loss is "
+        "applied to."
+    )
+
+
+def _entries(module: nn.Module, output: Any) -> dict[str | int | None, Tensor]:
+    """The tensors that a forward returned, by name or position."""
+    if isinstance(output, Tensor):
+        return {None: output}
+    pairs: Any = ()
+    if isinstance(output, (dict, tuple, list)):
+        pairs = output.items() if isinstance(output, dict) else enumerate(output)
+    entries = {key: value for key, value in pairs if isinstance(value, Tensor) and value.dim() > 0}
+    if not entries:
+        raise MisconfigurationException(
+            f"The forward of {type(module).__name__} returned {type(output).__name__}; expected a tensor, what the "
+            "loss is applied to, or a dict or tuple with one tensor for each readout. Define `convex_forward(self, x)` "
+            "that returns it."
+        )
+    return entries
+
+
+def _last(order: list[str], name: str) -> int:
+    return len(order) - 1 - order[::-1].index(name)
+
+
+def _followers(module: nn.Module, forward: Callable[[Any], Any], x: Any, name: str) -> list[str]:
+    """The modules that ran after the last call of ``name``, without those that hold it and without their own parts."""
+    order = reached(module, forward, x, lambda _: True)
+    after = [
+        n for n in dict.fromkeys(order[_last(order, name) + 1 :]) if not f"{name}.".startswith(f"{n}." if n else "")
+    ]
+    return [n for n in after if not any(n.startswith(f"{m}.") for m in after)]
+
+
+def _call_order(module: nn.Module, forward: Callable[[Any], Tensor], x: Any) -> list[str]:
+    """Names of the linear and spiking modules in the order in which ``x`` reaches them; repeated for repeated calls."""
+    if forward is module and getattr(module.forward, "__func__", None) in _UNIMPLEMENTED:
+        raise MisconfigurationException(
+            f"{type(module).__name__} has no `forward`: expected `forward(self, x)` or `convex_forward(self, x)` that "
+            "returns what the loss is applied to."
+        )
+    return reached(module, forward, x, lambda m: isinstance(m, nn.Linear) or is_spiking(m))
+
+
+def _candidate(module: nn.Module, order: list[str], name: str | None) -> str:
+    reached = list(dict.fromkeys(n for n in order if isinstance(module.get_submodule(n), nn.Linear)))
+    if name is None:
+        if not reached:
+            raise MisconfigurationException(
+                f"No `nn.Linear` of {type(module).__name__} was reached by a training batch, so there is no readout to "
+                "solve for. Expected a network that ends in a linear layer over spikes."
+            )
+        return next(n for n in reversed(order) if n in reached)
+    if name not in reached:
+        raise MisconfigurationException(
+            f"`readout={name!r}` is not an `nn.Linear` that a training batch reaches. Found: {reached or 'none'}."
+        )
+    return name
+
+
+def _check_neurons(module: nn.Module, order: list[str], name: str) -> str:
+    """The name of the spiking layer that follows the readout; "" where there is none."""
+    after = order[_last(order, name) + 1 :]
+    spiking = [n for n in after if is_spiking(module.get_submodule(n))]
+    if len(spiking) > 1 or (spiking and after[-1] != spiking[0]):
+        raise MisconfigurationException(
+            f"The readout '{name}' is followed by the spiking neuron '{spiking[0]}' and more layers ({after[1:]}), so "
+            "it is a hidden layer. Expected the last linear layer, with at most one layer of spiking neurons after it."
+        )
+    before = [n for n in order[: order.index(name)] if is_spiking(module.get_submodule(n))]
+    if not before and not spiking:
+        raise MisconfigurationException(
+            f"No spiking neuron runs before the readout '{name}', so it receives no spikes. Expected a spikingjelly "
+            "neuron between the input and the readout; name another layer with `readout=`."
+        )
+    for neuron in dict.fromkeys(before + spiking):
+        if not getattr(module.get_submodule(neuron).surrogate_function, "spiking", True):
+            raise MisconfigurationException(
+                f"The neuron '{neuron}' emits no spikes: its surrogate function is in non-spiking mode. Call "
+                "`surrogate_function.set_spiking_mode(True)`; note that neurons built with the default share one."
+            )
+    return spiking[0] if spiking else ""
+
+
+def check_parameters(module: nn.Module, layer: nn.Linear, name: str) -> None:
+    """Refuse a readout whose parameters cannot be written: others compute, freeze or share them.
+
+    Raises:
+        MisconfigurationException: Naming the parameter and the reason.
+    """
+    if not isinstance(layer.weight, nn.Parameter):
+        raise MisconfigurationException(
+            f"The weight of the readout '{name}' is computed from other parameters (weight norm, parametrization) and "
+            "cannot be written. Expected a plain `nn.Linear`; remove the parametrization, or name another layer with "
+            "`readout=`."
+        )
+    for kind, parameter in layer.named_parameters(recurse=False):
+        if not parameter.requires_grad:
+            raise MisconfigurationException(
+                f"The readout's `{name}.{kind}` is frozen (requires_grad=False) and would be overwritten. Unfreeze it, "
+                "or name another layer with `readout=`."
+            )
+        names = [n for n, p in module.named_parameters(remove_duplicate=False) if p is parameter]
+        if len(names) > 1:
+            raise MisconfigurationException(
+                f"The readout's `{name}.{kind}` is shared: it is also {[n for n in names if n != f'{name}.{kind}']}. "
+                "Writing it would change other layers; untie it, or name another layer with `readout=`."
+            )
+
+
+def check_writable(module: nn.Module, name: str) -> None:
+    """Refuse an affine layer whose weights are computed, frozen or shared.
+
+    Raises:
+        ValueError: If new weights cannot be written into it.
+    """
+    affine = module.get_submodule(name)
+    if not isinstance(affine._parameters.get("weight"), nn.Parameter):
+        raise ValueError(
+            f"The weight of '{name}' is computed from other parameters (weight norm, parametrization) and cannot be "
+            f"written. Expected a plain layer. {INSTEAD}"
+        )
+    for kind, parameter in affine.named_parameters(recurse=False):
+        names = [n for n, p in module.named_parameters(remove_duplicate=False) if p is parameter]
+        if not parameter.requires_grad or len(names) > 1:
+            state = "frozen (requires_grad=False)" if len(names) == 1 else f"shared, as {names}"
+            raise ValueError(f"'{name}.{kind}' is {state} and would be overwritten. {INSTEAD}")
+
+
+@dataclass
+class _RandomReadout:
+    """What the probe fed the layer and with which weights; ``error`` is the layer's own deviation from linear."""
+
+    inputs: list[Tensor]
+    weight: Tensor
+    bias: Tensor
+    error: float = 0.0
+
+
+@contextmanager
+def _random_readout(layer: nn.Linear) -> Iterator[_RandomReadout]:
+    """Feed ``layer`` random spikes and let it answer with random weights while the context lasts."""
+    generator = torch.Generator().manual_seed(_PROBE_SEED)
+    like = layer.weight
+    weight = torch.randn(like.shape, generator=generator).to(like) / like.shape[1] ** 0.5
+    bias = (
+        torch.randn(like.shape[0], generator=generator).to(like)
+        if layer.bias is not None
+        else like.new_zeros(len(like))
+    )
+    probe = _RandomReadout([], weight, bias)
+
+    def replace_input(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        probe.inputs.append(torch.randint(0, 2, args[0].shape, generator=generator).to(args[0]))
+        return (probe.inputs[-1], *args[1:])
+
+    def replace_output(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        probe.error = max(probe.error, _relative(output, F.linear(args[0], layer.weight, layer.bias)))
+        return F.linear(args[0], weight, bias)
+
+    handles = [
+        layer.register_forward_pre_hook(replace_input),
+        layer.register_forward_hook(replace_output),
+    ]
+    try:
+        yield probe
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _reductions(probe: _RandomReadout, output: Tensor) -> list[Reduction]:
+    """The reductions that give the output's shape."""
+    inputs, shape, rank = probe.inputs, probe.inputs[0].shape, output.dim()
+    if len(shape) not in (2, 3) or rank > 3:
+        return []
+    samples = output.shape[0]
+    layouts: list[tuple[Layout, int]] = []
+    if len(inputs) > 1:
+        layouts.append(("calls", len(inputs)))
+    elif len(shape) == 3:
+        layouts.append(("steps", shape[0]))
+    elif rank == 3:
+        layouts += [("flat", output.shape[0]), ("flat", output.shape[1])]
+    elif shape[0] == samples:
+        layouts.append(("static", 1))
+    elif shape[0] % samples == 0:
+        layouts.append(("flat", shape[0] // samples))
+    if rank == 3:
+        return [
+            Reduction("all", layout, steps, batch_first) for layout, steps in layouts for batch_first in (False, True)
+        ]
+    if layouts and layouts[0][0] == "static":
+        return [Reduction("none", "static", 1)]
+    found = [Reduction(kind, layout, steps) for layout, steps in layouts for kind in ("last", "mean", "sum")]
+    return found + [r for layout, steps in layouts if (r := _weighted(layout, steps, probe, output)) is not None]
+
+
+def _weighted(layout: Layout, steps: int, probe: _RandomReadout, output: Tensor) -> Reduction | None:
+    """The sum over time that comes closest to ``output``, where it has more numbers than there are weights."""
+    by_step = Reduction("all", layout, steps).to_steps(probe.inputs).double() @ probe.weight.double().T
+    by_step = (by_step + probe.bias.double()).flatten(1)
+    if by_step.shape[1] != output.numel() or output.numel() < 2 * steps or not output.isfinite().all():
+        return None
+    weights = torch.linalg.lstsq(by_step.T.cpu(), output.double().reshape(-1, 1).cpu()).solution[:, 0]
+    cancels = abs(float(weights.sum())) <= _CANCELS * float(weights.abs().sum())
+    if cancels and bool(probe.bias.any()):  # the bias has no part in the output, so an intercept could not be written
+        return None
+    return Reduction("weighted", layout, steps, weights=tuple(weights.tolist()))
+
+
+def _misfit(reduction: Reduction, probe: _RandomReadout, output: Tensor) -> float:
+    """Largest deviation of the output from what ``reduction`` predicts, relative to the largest prediction."""
+    values, scale = reduction.sum_steps(reduction.to_steps(probe.inputs).double())
+    predicted = values * scale @ probe.weight.double().T + reduction.bias_count * probe.bias.double()
+    try:
+        actual = reduction.flatten_rows(output) if reduction.kind == "all" else output
+        return _relative(actual.reshape(predicted.shape), predicted)
+    except RuntimeError:  # the output does not have the shape that this reduction gives
+        return float("inf")
+
+
+def _relative(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-12))

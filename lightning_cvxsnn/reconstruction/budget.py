@@ -1,0 +1,112 @@
+"""What solves may cost: their work against that of training, counted so that runs repeat exactly on any machine.
+
+The unit is a multiply-add of float32 numbers in a matrix product or convolution; one of float64 numbers, as in the
+convex solver, counts two. A training step counts as three forward passes: one forward, two for its gradients.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_cvxsnn.network import fresh_state
+from lightning_cvxsnn.runtime.work import working
+
+#: A multiply-add of float64 numbers, in those of float32.
+FLOAT64 = 2
+
+_TRAINING_STEP = 3
+
+
+@dataclass
+class Budget:
+    """The account of the periodic solves; other solves are not charged.
+
+    Attributes:
+        share: Of training work that they may take; None: any.
+        epoch: Work of one training epoch; 0 before the first solve.
+        spent: Work of the periodic solves so far.
+        expected: Work of the next one: that of the last solve, whatever its occasion, without what is done only once.
+        rejected: Periodic solves in a row that changed nothing.
+    """
+
+    share: float | None
+    epoch: float = 0.0
+    spent: float = 0.0
+    expected: float = 0.0
+    rejected: int = 0
+
+    def allows(self, epochs: int) -> bool:
+        """Whether the share of ``epochs`` finished epochs pays for one more solve; the first of all is always tried.
+
+        After rejections it must pay for more: twice as much for each.
+        """
+        wanted = self.expected * 2**self.rejected
+        return self.share is None or self.spent + wanted <= self.share * self.epoch * epochs
+
+    def charge(self, work: float, *, periodic: bool, accepted: bool, once: float = 0.0) -> None:
+        """Enter a solve of which the part ``once`` (a search for witnesses, the choice of beta) is not repeated."""
+        self.expected = work - once
+        if periodic:
+            self.spent += work
+            self.rejected = 0 if accepted else self.rejected + 1
+
+    def overhead(self, epochs: int) -> float:
+        """What the periodic solves took of the work of ``epochs`` epochs."""
+        return self.spent / (self.epoch * epochs) if self.epoch and epochs else 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        """Plain numbers for a checkpoint."""
+        return {name: value for name, value in asdict(self).items() if name != "share"}
+
+
+@dataclass
+class Meter:
+    """Counts the work of forward passes, by what arrives at the readout, and of convex solves.
+
+    Attributes:
+        batch: Work of one forward pass over a batch.
+        row: The same, for each row that the readout receives.
+    """
+
+    batch: float
+    row: float
+
+    def epoch(self, batches: int) -> float:
+        """Work of a training epoch of so many batches."""
+        return _TRAINING_STEP * self.batch * batches
+
+    @contextmanager
+    def counting(self, readout: nn.Linear) -> Iterator[Callable[[], float]]:
+        """Yield a function that tells the work done in this context so far."""
+        rows = 0
+
+        def arrive(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            nonlocal rows
+            rows += args[0].shape[:-1].numel()
+
+        handle = readout.register_forward_pre_hook(arrive)
+        try:
+            with working() as solving:
+                yield lambda: self.row * rows + FLOAT64 * solving.multiply_adds
+        finally:
+            handle.remove()
+
+
+@torch.no_grad()
+def measure(module: nn.Module, readout: nn.Linear, forward: Callable[[Any], Tensor], x: Any) -> Meter:
+    """Count one forward pass over the batch ``x``. Call it inside ``undisturbed``."""
+    rows: list[int] = []
+    handle = readout.register_forward_pre_hook(lambda _module, args: rows.append(args[0].shape[:-1].numel()))
+    try:
+        fresh_state(module)
+        with FlopCounterMode(display=False) as counter:
+            forward(x)
+    finally:
+        handle.remove()
+    batch = counter.get_total_flops() / 2
+    return Meter(batch, batch / sum(rows))

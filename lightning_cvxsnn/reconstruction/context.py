@@ -1,0 +1,30 @@
+"""What a Trainer lends to one reconstruction."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+
+from lightning_cvxsnn.runtime.progress import Progress, no_progress
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a Trainer gives to one reconstruction; the defaults are those of a bare module.
+
+    Attributes:
+        optimizers: Optimisers that hold state for the network's parameters.
+        precision: The context of a training forward, such as autocast; None: none.
+        progress: Shows the pattern pass and the solve.
+        epoch: Epochs finished.
+        step: Global step.
+        batches: Training batches of an epoch, in each process.
+    """
+
+    optimizers: Sequence[Optimizer] = ()
+    precision: Callable[[], AbstractContextManager] | None = None
+    progress: Progress = no_progress
+    epoch: int = 0
+    step: int = 0
+    batches: int = 0

@@ -1,0 +1,1 @@
+"""What a solve found and did, for people: the report, advice read off it, figures."""

@@ -1,0 +1,93 @@
+"""What a person should learn from a run's solves. Each finding is told once: what was found, what it means, what to do.
+
+Findings are read off the reports alone, which travel in checkpoints: a resumed run repeats nothing.
+"""
+
+from collections.abc import Sequence
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_cvxsnn.reports.solve_report import SolveReport
+
+
+def advise(reports: Sequence[SolveReport]) -> None:
+    """Warn of what the newest of a run's reports shows for the first time.
+
+    Args:
+        reports: All reports of the run, newest last.
+    """
+    for finding in (_dead_layers, _silent, _saturated, _few_patterns, _beta_at_the_edge, _rejected):
+        message = finding(reports)
+        if message and not any(finding(reports[:count]) for count in range(1, len(reports))):
+            rank_zero_warn(f"ConvexReconstruction {message}")
+
+
+def _dead_layers(reports: Sequence[SolveReport]) -> str | None:
+    repaired = reports[-1].repaired
+    return repaired and (
+        f"brought dead spiking layers to life by changing the weights that feed them: {repaired}. Such a layer sends "
+        "the same on every row, so nothing behind it can learn. Give it initial weights with which it fires now and "
+        "then, or use witnesses='keep' to refuse such a network."
+    )
+
+
+def _silent(reports: Sequence[SolveReport]) -> str | None:
+    silent, columns = reports[-1].silent, reports[-1].columns
+    if 2 * silent <= columns:
+        return None
+    return (
+        f"found {silent} of the {columns} units that the readout receives silent on every training row. The readout "
+        "cannot use them, and hardly a gradient brings them back. Use witnesses='calibrated', larger weights or a "
+        "lower v_threshold in the last hidden layer, or fewer units."
+    )
+
+
+def _saturated(reports: Sequence[SolveReport]) -> str | None:
+    saturated, columns = reports[-1].saturated, reports[-1].columns
+    if 2 * saturated <= columns:
+        return None
+    return (
+        f"found {saturated} of the {columns} units that the readout receives saturated: they send the same on every "
+        "training row, which is what a bias does. Use witnesses='calibrated', smaller weights or a higher "
+        "v_threshold in the last hidden layer."
+    )
+
+
+def _few_patterns(reports: Sequence[SolveReport]) -> str | None:
+    report = reports[-1]
+    if 4 * report.distinct >= report.columns - report.silent - report.saturated:
+        return None
+    return (
+        f"found only {report.distinct} different patterns among the {report.columns} units that the readout receives. "
+        "Units with one pattern are one unit to the readout: the network is as good as one of that width. Show the "
+        "input for more time steps, or give the units different weights, such as by witnesses='pairs' or 'priced'."
+    )
+
+
+def _beta_at_the_edge(reports: Sequence[SolveReport]) -> str | None:
+    beta, edge = reports[-1].beta, reports[-1].beta_edge
+    if edge == "largest":
+        return (
+            f"chose beta = {beta:.3g}, the largest of its grid, at which no unit is used: on the held-out rows no "
+            "readout of these spikes beats a constant answer. Check that inputs and targets belong together, and give "
+            "the hidden layers other weights, such as by witnesses='priced'."
+        )
+    if edge == "smallest":
+        return (
+            f"chose beta = {beta:.3g}, the smallest of its grid: the held-out loss was still falling there, so a "
+            f"weaker penalty may be better still. Pass beta={beta / 10:.1g} and compare the reports' objective_after."
+        )
+    return None
+
+
+def _rejected(reports: Sequence[SolveReport]) -> str | None:
+    last = reports[-3:]
+    if len(last) < 3 or any(report.accepted for report in last):
+        return None
+    seconds = sum(report.seconds_patterns + report.seconds_solve for report in last)
+    return (
+        "rejected the last three solves: on held-out training rows the network as it is scores at least as well "
+        f"({last[-1].loss} {last[-1].objective_before:.4f} against {last[-1].objective_after:.4f} at "
+        f"scale={last[-1].scale:g}). Nothing was written and nothing is lost but time ({seconds:.1f} s); late in "
+        "training this is usual. Space the solves with every_n_epochs; 0 leaves a warm start and a final solve."
+    )

@@ -1,0 +1,1 @@
+"""The callback, and what it asks of a Trainer."""

@@ -1,0 +1,69 @@
+"""Is the loss that is solved the loss that is trained?"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from lightning_cvxsnn.convex import Loss, mean_loss
+from lightning_cvxsnn.network import fresh_state, undisturbed
+from lightning_cvxsnn.network.readout import Readout
+from lightning_cvxsnn.network.rows import unpack
+from lightning_cvxsnn.network.targets import row_targets, row_weights
+
+_TOLERANCE = 1e-2  # relative,
+_SMALL = 1e-2  # to this at least: losses near zero are alike
+
+
+def batch_loss(
+    module: nn.Module,
+    readout: Readout,
+    batch: Any,
+    index: int,
+    *,
+    loss: Loss,
+    precision: Callable[[], AbstractContextManager],
+) -> float | None:
+    """The programme's loss of the network on one training batch, in training mode.
+
+    None where targets are given for several outputs: what is trained is then no single output's loss.
+
+    Nothing is disturbed: not the state of neurons, not batch-norm statistics, not random number generators.
+
+    Args:
+        module: The LightningModule.
+        readout: Its proved readout.
+        batch: What ``training_step`` gets.
+        index: Position of the batch, for messages.
+        loss: Loss of the programme.
+        precision: The context of a training forward.
+    """
+    reduction, num_outputs = readout.reduction, readout.module.out_features
+    x, y, weight = unpack(module, batch, index)
+    if not isinstance(y, Tensor):
+        return None
+    with isolate_rng(), precision(), undisturbed(module), torch.no_grad():
+        fresh_state(module)
+        output = readout.forward_of(module)(x)
+    targets = row_targets(y, reduction, loss=loss, num_outputs=num_outputs)
+    rows = reduction.flatten_rows(output) if reduction.kind == "all" else output
+    weights = row_weights(readout.pick(weight), len(targets), reduction)
+    outputs = rows.reshape(len(targets), -1).double().cpu()
+    return mean_loss(outputs, targets, loss=loss, sample_weight=weights)
+
+
+def warn_unless_same_loss(ours: float, theirs: float, *, loss: Loss, num_outputs: int) -> None:
+    """Warn if what the module trains is not what is solved. torch's ``mse_loss`` is 2/C times ours: no warning."""
+    factors = [1.0, 2.0 / num_outputs] if loss == "squared" else [1.0]
+    if not any(abs(f * ours - theirs) <= _TOLERANCE * max(abs(theirs), abs(ours), _SMALL) for f in factors):
+        rank_zero_warn(
+            f"ConvexReconstruction solves loss={loss!r}, which is {ours:.4f} on the first training batch, but "
+            f"`training_step` returned {theirs:.4f}. Choose the `loss` that you train with; if training reduces the "
+            "outputs itself, define `convex_forward(self, x)`; class weights, label smoothing, soft targets and mixed "
+            "samples are solved as trained where `convex_batch(self, batch)` returns the weights or probabilities. "
+            "Other terms, such as penalties, are not part of the programme."
+        )

@@ -1,0 +1,401 @@
+"""Convex reconstruction as a Lightning callback: when to solve, and telling what came of it. No numerics."""
+
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_cvxsnn.convex import Loss
+from lightning_cvxsnn.network import release_graphs
+from lightning_cvxsnn.network.rows import TrainingRows
+from lightning_cvxsnn.patterns import Backend
+from lightning_cvxsnn.reconstruction.context import Surroundings
+from lightning_cvxsnn.reconstruction.policy import Occasion
+from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
+from lightning_cvxsnn.reconstruction.settings import Apply, Settings, Witnesses
+from lightning_cvxsnn.reports import plots
+from lightning_cvxsnn.reports.advice import advise
+from lightning_cvxsnn.reports.solve_report import SolveReport
+from lightning_cvxsnn.runtime.ranks import Ranks
+from lightning_cvxsnn.training.agreement import batch_loss, warn_unless_same_loss
+from lightning_cvxsnn.training.trainer import (
+    averages,
+    save_beside_checkpoints,
+    trainer_progress,
+    transfer,
+    unlogged,
+    watcher,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Lightning's connectors set `Trainer.callbacks` and `Trainer.fast_dev_run` from outside the class, where mypy does not
+# see them: hence `attr-defined` below.
+
+
+class ConvexReconstruction(Callback):
+    """Solve for the readout of a spiking network, to a certified duality gap, before, during and after training.
+
+    Before training the callback captures the spikes that the readout receives on the training rows, solves the convex
+    L1 programme over them, and writes the solution into the readout if it scores better on held-out training rows than
+    the weights found there. It does so again at the end of epochs, before their validation, and once at the end.
+    Layers that carry no information (silent or saturated) are brought to life first.
+
+    Works with any LightningModule whose output is the last, mean or (weighted) sum over time of a last ``nn.Linear``,
+    fed by spikingjelly neurons, single-step or multi-step, or followed by a layer of them. Two optional methods of the
+    LightningModule help where the defaults do not fit: ``convex_batch(self, batch)`` returns ``(x, y)`` or
+    ``(x, y, weight)``; ``convex_forward(self, x)`` returns what the loss is applied to. For several outputs both may
+    return dicts; a callback for each readout finds its own entry.
+
+    Source: Udupi, Yang, Zhai, arXiv 2605.08022 (2026), sections on reconstruction; Ergen et al., ICLR 2023.
+
+    Args:
+        loss: ``"cross_entropy"`` (one output: logistic), ``"hinge"`` (one against the rest) or ``"squared"``
+            (``0.5 ||z - y||^2``).
+        beta: L1 penalty in the paper's units: each ``|W_jc|`` costs ``beta / sqrt(readout.in_features)``. ``"auto"``:
+            chosen on held-out training rows along a path at the first solve, then kept; a warm start that is trained on
+            has a larger one of its own.
+        readout: Dotted name of the readout, such as ``"net.4"``. None: the last linear layer that a batch reaches.
+        witnesses: What to do with hidden weights. ``"auto"`` keeps them and repairs layers that are silent or
+            saturated. One that holds its constructor's weights is changed as a whole, and as soon as more than half of
+            its units are silent or saturated: with at most two spiking layers by one factor and its biases, else by
+            rescaling its units. Of any other, silent and saturated units are rescaled. Where training goes on from the
+            warm start, a classifier of one decision per sample and at most two spiking layers, of which the last holds
+            its constructor's weights, gets those of ``"pairs"`` there. ``"keep"`` refuses a network that is dead. The
+            others act at the warm start only. ``"calibrated"`` rescales every unit to a firing rate of 0.1.
+            ``"gaussian_standard"``, ``"gaussian_normalized"`` and ``"gaussian_orthogonal"`` draw the weights of every
+            hidden layer: N(0, 1), rows of unit norm, orthonormal rows; units that are then silent or saturated are
+            rescaled. ``"pairs"``, ``"pool"`` and ``"priced"`` bring the layers below to that firing rate and replace
+            the last hidden ``nn.Linear`` or convolution: by weights that tell pairs of training points apart, by the
+            best of many candidates, by column generation. In a `ParallelSNN` the last two replace whole branches and
+            their neurons' constants. New weights are rolled back where the held-out rows reject what comes of them.
+            With ``"priced"``, later solves that are trained on give units without a part in the answers new weights.
+        warm_start: Solve before the first epoch; once per run, not on resume, not under ``fast_dev_run``.
+        every_n_epochs: Solve after the last batch of every n-th epoch at the earliest, before its validation. 0: never.
+        final_solve: Solve at the end of training, before the last validation where the last epoch is known, else in
+            ``on_train_end``; then the network is also saved as ``convex-last.ckpt`` beside the user's checkpoints.
+        apply: What to do with an accepted solution. ``"replace"``: write it and train on from it. ``"shadow"``: the
+            network holds it from the solve to the next training step, for validation and checkpoints, and after the
+            last step for good; then training goes on from its own weights and optimiser state, bit for bit. Hidden
+            weights that were repaired or replaced stay in any case. ``"auto"``: the warm start is trained on, all
+            later solutions are shadows; there are no periodic ones where early stopping or a schedule on a plateau
+            compares validations.
+        scale: Factor on the readout as written. ``"auto"``: 0.3 where training goes on from it (decisions stay, hidden
+            layers keep a gradient), 0.7 at the larger beta of a start, 1 elsewhere and for ``squared``; before a
+            spiking output layer the factor at which its firing rates decide best on the held-out rows.
+        max_overhead: Share of training work that periodic solves may take, counted in multiply-adds, so that runs
+            repeat exactly; they wait until it has accrued, and for twice as much after each that was rejected in a row.
+            The first, if there was no warm start, is tried at once. None: no limit. Warm start and final solve are not
+            charged.
+        gap_tolerance: Certified duality gap to reach, relative to the objective of the best constant predictor.
+        max_samples: Rows to use, a random subset fixed by ``seed``, stratified where the dataset tells class labels
+            without loading its rows; of an ``IterableDataset``, which needs it, the first batches. None: all.
+        backend: Engine of candidates' patterns (``pool``, ``priced``): ``"cupy"``, the kernels on a CUDA device;
+            ``"torch"``; ``"auto"``: CuPy where it is installed and the network is on such a device, else torch.
+        dry_run: Diagnose and certify, write nothing.
+        seed: Seed of the held-out rows, of the subset and of augmentations in the pattern pass.
+
+    Attributes:
+        reports: A `SolveReport` for each solve, newest last.
+
+    Raises:
+        MisconfigurationException: For a wrong argument here; for a network, Trainer or data that cannot be solved, in
+            the hook that finds it, before anything is written.
+        ValueError: There too, for NaN in the data or the weights, and for a hidden layer that cannot be changed as
+            ``witnesses`` says.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_cvxsnn import ConvexReconstruction
+        >>> trainer = Trainer(callbacks=[ConvexReconstruction()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        loss: Loss = "cross_entropy",
+        beta: float | Literal["auto"] = "auto",
+        readout: str | None = None,
+        witnesses: Witnesses = "auto",
+        warm_start: bool = True,
+        every_n_epochs: int = 1,
+        final_solve: bool = True,
+        apply: Apply = "auto",
+        scale: float | Literal["auto"] = "auto",
+        max_overhead: float | None = 0.1,
+        gap_tolerance: float = 1e-6,
+        max_samples: int | None = None,
+        backend: Backend = "auto",
+        dry_run: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.settings = Settings(
+            loss=loss,
+            beta=beta,
+            readout=readout,
+            witnesses=witnesses,
+            warm_start=warm_start,
+            every_n_epochs=every_n_epochs,
+            final_solve=final_solve,
+            apply=apply,
+            scale=scale,
+            max_overhead=max_overhead,
+            gap_tolerance=gap_tolerance,
+            max_samples=max_samples,
+            backend=backend,
+            dry_run=dry_run,
+            seed=seed,
+        )
+        self._module: weakref.ref[pl.LightningModule] | None = None
+        self._begin_run()
+
+    def _begin_run(self) -> None:
+        self.reports: list[SolveReport] = []
+        self._reconstructor = Reconstructor(self.settings)
+        self._warm_started = False
+        self._solved_epoch = 0  # epochs that were finished at the last solve on schedule
+        self._finished_step = -1  # global step of the last solve that a final one could not better
+        self._compared = False
+        self._batch_loss: float | None = None
+
+    @property
+    @override
+    def state_key(self) -> str:
+        """Distinct for distinct readouts and losses."""
+        return self._generate_state_key(readout=self.settings.readout, loss=self.settings.loss)
+
+    # -- when -----------------------------------------------------------------------------------------------------
+
+    @override
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        """Refuse what cannot work; a new network begins a new run."""
+        if stage != "fit":
+            return
+        solvers = _solvers(trainer)
+        if len(solvers) > 1 and any(c.settings.readout is None for c in solvers):
+            raise MisconfigurationException(
+                "Found several ConvexReconstruction callbacks of which one has readout=None; expected each to name its "
+                "own readout, such as readout='net.4'."
+            )
+        if any(c.settings.witnesses not in ("auto", "keep") for c in solvers[1:]):
+            raise MisconfigurationException(
+                f"Found ConvexReconstruction callbacks with witnesses={[c.settings.witnesses for c in solvers]}. Only "
+                "the first may change hidden weights that others solve over; expected 'auto' or 'keep' for the rest."
+            )
+        if type(trainer.strategy).__name__ in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
+            raise MisconfigurationException(
+                f"ConvexReconstruction does not support {type(trainer.strategy).__name__}, which shards parameters. "
+                "Use Trainer(strategy='ddp') or Trainer(devices=1)."
+            )
+        if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+            raise MisconfigurationException(
+                f"ConvexReconstruction runs in several processes under DDP only; found {trainer.world_size} of them "
+                f"under {type(trainer.strategy).__name__}. Use Trainer(strategy='ddp') or Trainer(devices=1)."
+            )
+        if averages(trainer):  # in ``on_train_end`` they replace the weights; the final solve must come after that
+            trainer.callbacks = sorted(  # type: ignore[attr-defined]
+                trainer.callbacks,  # type: ignore[attr-defined]
+                key=lambda c: 2 if isinstance(c, Checkpoint) else int(c is self),
+            )
+        if self._module is None or self._module() is not pl_module:
+            self._begin_run()
+            self._module = weakref.ref(pl_module)
+
+    @override
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """The warm start: loaders, counters and optimisers are in place, nothing has trained yet."""
+        self._withdraw(trainer, pl_module)
+        # The LR and batch-size finders set ``ckpt_path`` too, and go back to step 0.
+        resumed = trainer.ckpt_path is not None and trainer.global_step > 0
+        if self.settings.warm_start and not self._warm_started and not resumed and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._solve(trainer, pl_module, "warm start", trainer.current_epoch)
+        self._warm_started = True
+        self._tell_watcher(trainer)
+
+    @override
+    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Training goes on from the weights that it left."""
+        self._withdraw(trainer, pl_module)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        """Our loss on the first batch after a solve, to be compared with what the module trains."""
+        self._withdraw(trainer, pl_module)
+        self._reconstructor.shadow = None  # of weights that are about to change
+        readout = self._reconstructor.readout
+        if not self._compared and readout is not None:
+            precision = trainer.precision_plugin.forward_context
+            with unlogged(pl_module):
+                self._batch_loss = batch_loss(
+                    pl_module, readout, batch, batch_idx, loss=self.settings.loss, precision=precision
+                )
+            self._compared = self._batch_loss is None
+
+    @override
+    def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
+        """The module's loss on the same batch, at the same weights."""
+        readout = self._reconstructor.readout
+        if self._batch_loss is not None and readout is not None:
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            factor = trainer.accumulate_grad_batches / (scaler.get_scale() if scaler is not None else 1.0)
+            theirs = float(loss.detach()) * factor
+            num_outputs = readout.module.out_features
+            warn_unless_same_loss(self._batch_loss, theirs, loss=self.settings.loss, num_outputs=num_outputs)
+            self._compared, self._batch_loss = True, None
+
+    @override
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the last batch of an epoch and before its validation: what is validated is what is saved."""
+        settings, finished = self.settings, trainer.current_epoch + 1
+        if settings.every_n_epochs == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        out_of_steps = 0 <= trainer.max_steps <= trainer.global_step
+        if not trainer.is_last_batch and not out_of_steps:
+            return
+        last_epoch = trainer.max_epochs not in (None, -1) and finished >= trainer.max_epochs
+        if settings.final_solve and (last_epoch or out_of_steps):
+            if not averages(trainer):
+                self._solve(trainer, pl_module, "final solve", finished)
+        elif settings.apply == "auto" and watcher(trainer):
+            return
+        elif finished - self._solved_epoch >= settings.every_n_epochs and self._reconstructor.budget.allows(finished):
+            self._solve(trainer, pl_module, "periodic solve", finished)
+
+    @override
+    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """The last solve where the last epoch was not known, saved beside the user's checkpoints."""
+        if not self.settings.final_solve or trainer.fast_dev_run or self._finished_step == trainer.global_step:  # type: ignore[attr-defined]
+            return
+        report = self._solve(trainer, pl_module, "final solve", trainer.current_epoch)
+        if report is not None and report.accepted and not self.settings.dry_run:
+            save_beside_checkpoints(trainer)
+
+    @override
+    def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """The figure of all solves to TensorBoard."""
+        if trainer.is_global_zero:
+            plots.log_solves(trainer.loggers, self.reports, trainer.global_step)
+
+    @override
+    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        """Leave neurons whose deep copy works: weight averaging makes one as the next fit begins."""
+        release_graphs(pl_module)
+
+    @override
+    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+        """Whatever interrupts training, KeyboardInterrupt included, the network is left as it was trained."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._withdraw(trainer, pl_module)
+        release_graphs(pl_module)  # there is no ``teardown`` after an exception
+
+    def plot(self) -> "Figure":
+        """Draw the solves: objective and bound, units, held-out loss and accuracy; see `plots.solves`.
+
+        Raises:
+            ModuleNotFoundError: Without matplotlib, the extra ``plot``.
+            MisconfigurationException: Before the first solve.
+        """
+        return plots.solves(self.reports)
+
+    # -- what -----------------------------------------------------------------------------------------------------
+
+    def _solve(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
+    ) -> SolveReport | None:
+        """Solve and report; None, with a warning, where the readout has become one that cannot be written."""
+        if obstacle := self._reconstructor.obstacle(pl_module):
+            rank_zero_warn(f"ConvexReconstruction leaves out the {occasion}, and training goes on. {obstacle}")
+            return None
+        with Ranks(alone=trainer.world_size == 1) as ranks, unlogged(pl_module):
+            rows = TrainingRows(
+                pl_module,
+                trainer.train_dataloader,
+                transfer=partial(transfer, trainer, pl_module),
+                max_samples=self.settings.max_samples,
+                seed=self.settings.seed,
+                ranks=ranks,
+            )
+            surroundings = Surroundings(
+                optimizers=trainer.optimizers,
+                precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
+                progress=partial(trainer_progress, trainer),
+                epoch=epoch,
+                step=trainer.global_step,
+                batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
+            )
+            report = self._reconstructor.run(pl_module, rows, occasion, surroundings)
+        self.reports.append(report)
+        self._solved_epoch = epoch
+        if occasion == "final solve" or self.settings.apply != "replace":  # a shadow is what a last solve would find
+            self._finished_step = trainer.global_step
+        metrics = report.metrics()
+        if len(_solvers(trainer)) > 1:  # whose figures they are
+            metrics = {f"convex/{self.settings.readout}/{k.removeprefix('convex/')}": v for k, v in metrics.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        rank_zero_info(f"ConvexReconstruction {report}")
+        advise(self.reports)
+        return report
+
+    def _tell_watcher(self, trainer: "pl.Trainer") -> None:
+        """What compares validations would take a shadow's for training's, and the next one for a step back."""
+        watching = watcher(trainer)
+        if not watching or not self.settings.every_n_epochs or self.settings.apply == "replace":
+            return
+        if self.settings.apply == "auto":
+            rank_zero_info(
+                f"ConvexReconstruction makes no periodic solves in this fit: {watching} compares the validations of "
+                "trained weights, and solutions would now and then be better. Warm start and final solve stay."
+            )
+        else:
+            rank_zero_warn(
+                f"With apply='shadow' {watching} compares validations of solutions with those of trained weights, and "
+                "may end training or lower the learning rate for that alone. Use apply='auto' or every_n_epochs=0."
+            )
+
+    def _withdraw(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Take shadows out, the last to enter first: it was laid over the others."""
+        for callback in reversed(_solvers(trainer)):
+            if callback._reconstructor.shadow is not None:
+                callback._reconstructor.shadow.leave(pl_module)
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on as if nothing had happened; plain values and tensors only."""
+        return {
+            "warm_started": self._warm_started,
+            "solved_epoch": self._solved_epoch,
+            "finished_step": self._finished_step,
+            "compared": self._compared,
+            "reconstructor": self._reconstructor.state_dict(),
+            "reports": [report.state() for report in self.reports],
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the run that ``state_dict`` describes."""
+        self._warm_started = state_dict["warm_started"]
+        self._solved_epoch = state_dict["solved_epoch"]
+        self._finished_step = state_dict["finished_step"]
+        self._compared = state_dict["compared"]
+        self._reconstructor.load_state_dict(state_dict["reconstructor"])
+        self.reports = [SolveReport(**report) for report in state_dict["reports"]]
+
+
+def _solvers(trainer: "pl.Trainer") -> list[ConvexReconstruction]:
+    """All callbacks of this kind, in the order in which they act."""
+    return [c for c in trainer.callbacks if isinstance(c, ConvexReconstruction)]  # type: ignore[attr-defined]

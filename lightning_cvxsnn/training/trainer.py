@@ -1,0 +1,121 @@
+"""What the callback asks of a Trainer beside its hooks."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    RichProgressBar,
+    StochasticWeightAveraging,
+    TQDMProgressBar,
+    WeightAveraging,
+)
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+from tqdm.auto import tqdm
+
+from lightning_cvxsnn.runtime.progress import no_progress
+
+# Lightning's connectors set `Trainer.callbacks` from outside the class, where mypy does not see it: `attr-defined`.
+
+
+def transfer(trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any) -> Any:
+    """What Lightning's training loop does to a batch before ``training_step`` sees it."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def watcher(trainer: "pl.Trainer") -> str:
+    """What acts on a validation that is no better than an earlier one; "" if nothing does in this fit."""
+    epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+    stopping = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
+    if any(not 0 <= epochs <= c.patience for c in stopping):
+        return "EarlyStopping"
+    return "ReduceLROnPlateau" if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs) else ""
+
+
+def averages(trainer: "pl.Trainer") -> list[Callback]:
+    """The callbacks that replace the weights by their averages at the end of training."""
+    return [c for c in trainer.callbacks if isinstance(c, (StochasticWeightAveraging, WeightAveraging))]  # type: ignore[attr-defined]
+
+
+def save_beside_checkpoints(trainer: "pl.Trainer") -> None:
+    """Save ``convex-last.ckpt`` where the user's checkpoints are; never over a file."""
+    # A full checkpoint would hold the average in the place of the network.
+    weights_only = any(isinstance(c, WeightAveraging) for c in averages(trainer))
+    folders = {
+        os.path.dirname(path)
+        for checkpoint in trainer.checkpoint_callbacks
+        for path in (getattr(checkpoint, "best_model_path", ""), getattr(checkpoint, "last_model_path", ""))
+        if path
+    }
+    for folder in sorted(folders):
+        path, version = os.path.join(folder, "convex-last.ckpt"), 0
+        while os.path.exists(path):
+            version += 1
+            path = os.path.join(folder, f"convex-last-v{version}.ckpt")
+        trainer.save_checkpoint(path, weights_only=weights_only)
+        rank_zero_info(f"ConvexReconstruction saved the network after its final solve: {path}")
+
+
+@contextmanager
+def unlogged(module: nn.Module) -> Iterator[None]:
+    """Drop what the forwards of LightningModules log in this context: its passes are no steps of training."""
+    logging = [m for m in module.modules() if isinstance(m, LightningModule)]
+    own = [vars(m).get("log") for m in logging]
+    try:
+        for m in logging:
+            vars(m)["log"] = _drop
+        yield
+    finally:
+        for m, log in zip(logging, own, strict=True):
+            if log is None:
+                del vars(m)["log"]
+            else:
+                vars(m)["log"] = log
+
+
+def _drop(*_: object, **__: object) -> None:
+    """Log nothing."""
+
+
+@contextmanager
+def trainer_progress(trainer: "pl.Trainer", stage: str, total: int | None) -> Iterator[Callable[[], object]]:
+    """A stage named ``stage`` of ``total`` steps (None: unknown); nothing is shown where the Trainer shows nothing.
+
+    Args:
+        trainer: The Trainer; its ``RichProgressBar`` gets a task, its ``TQDMProgressBar`` a bar below.
+        stage: What is being done.
+        total: Number of steps.
+    """
+    bar = trainer.progress_bar_callback
+    description = f"Convex: {stage.removeprefix('convex ')}"
+    if isinstance(bar, RichProgressBar) and bar.progress is not None and bar.is_enabled:
+        progress, steps = bar.progress, 1 if total is None else total
+        # One task, hidden between stages and used again: Lightning counts on the positions of its own tasks.
+        task = next((t.id for t in progress.tasks if t.fields.get("convex")), None)
+        if task is None:
+            task = progress.add_task(description, total=steps, convex=True)
+        progress.reset(task, total=steps, description=description, visible=True)
+        bar.refresh()
+
+        def advance() -> None:
+            progress.advance(task)
+            bar.refresh()
+
+        try:
+            yield advance
+        finally:
+            progress.update(task, visible=False)
+    elif isinstance(bar, TQDMProgressBar) and bar.is_enabled:
+        with tqdm(total=total, desc=description, leave=False, position=2 * bar.process_position + 2) as shown:
+            yield shown.update
+    else:
+        with no_progress(stage, total) as nothing:
+            yield nothing

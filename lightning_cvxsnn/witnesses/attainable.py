@@ -1,0 +1,207 @@
+"""All spike trains that one neuron can produce on given inputs, whatever its weights."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linprog
+from torch import Tensor
+
+from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
+from lightning_cvxsnn.patterns.neuron import Neuron
+
+Kind = Literal["last", "mean", "sum"]
+Array = NDArray[np.float64]
+
+_THINNEST = 1e-7  # margins below it are ties
+_WIDEST = 1.0  # margins beyond it are not distinguished: cells may be unbounded
+_EXACTLY = {"primal_feasibility_tolerance": 1e-9, "dual_feasibility_tolerance": 1e-9}
+
+
+@dataclass(frozen=True, eq=False)
+class AttainableTrains:
+    """Every spike train that a neuron has for some weights, with a witness of each.
+
+    Attributes:
+        trains: ``[T, N, K]`` bool.
+        weight: ``[K, F]`` float64, input weights of the witnesses.
+        bias: ``[K]`` float64; zeros without a bias.
+        margin: ``[K]`` float64: by how much, in the Euclidean norm of weights and bias, a witness may be off before any
+            spike changes, at most 1. 0: the train exists on a tie only, and rounding may lose it.
+    """
+
+    trains: Tensor
+    weight: Tensor
+    bias: Tensor
+    margin: Tensor
+
+    def __len__(self) -> int:
+        return self.trains.shape[2]
+
+    def dictionary(self, kind: Kind) -> tuple[SpikeDictionary, Tensor]:
+        """The distinct columns that a readout can receive, and which train is each one's widest witness.
+
+        Args:
+            kind: ``last``: the spike at the last step; ``mean`` and ``sum``: the number of spikes, times 1/T and 1.
+
+        Returns:
+            The dictionary ``[N, P]`` and int64 positions ``[P]`` among the trains.
+
+        Raises:
+            ValueError: For an unknown ``kind``.
+        """
+        if kind not in get_args(Kind):
+            raise ValueError(f"Found kind={kind!r}. Expected one of {list(get_args(Kind))}.")
+        counts = self.trains[-1].to(torch.int32) if kind == "last" else self.trains.sum(0)
+        columns, owner = torch.unique(counts, dim=1, return_inverse=True)
+        widest = self.margin.sort(descending=True, stable=True).indices
+        witness = torch.empty(columns.shape[1], dtype=torch.long)
+        witness[owner[widest].flip(0)] = widest.flip(0)  # of several the last assignment holds: the widest
+        scale = 1 / len(self.trains) if kind == "mean" else 1.0
+        return SpikeDictionary.from_values(columns, scale), witness
+
+
+def attainable_trains(neuron: Neuron, inputs: Tensor, *, bias: bool, max_trains: int = 100_000) -> AttainableTrains:
+    r"""Enumerate the cells of the arrangement that the inputs and the reset history induce on weight space.
+
+    Given the spikes so far, the voltage is linear in the weights, so each further step cuts the cell of weights that
+    agree with them by one hyperplane. A depth-first search over rows and steps keeps the sides that are not empty: a
+    linear programme each, unless the parent's witness decides. For threshold units the patterns are the cells of a
+    hyperplane arrangement (Ergen et al., ICLR 2023, arXiv 2303.03382); the reset history is what spiking units add
+    (Udupi, Yang, Zhai, arXiv 2605.08022).
+
+    Args:
+        neuron: Its constants; they are not part of the search.
+        inputs: ``[T, N, F]``, finite.
+        bias: Whether the input current has a bias.
+        max_trains: Refuse beyond this many.
+
+    Returns:
+        The trains in the order of the search: no spike before spike, rows one after the other. Cells narrower than 1e-7
+        in weight space count as ties; a train is kept if some weights have it with ties that fire.
+
+    Raises:
+        ValueError: If ``inputs`` is not a finite ``[T, N, F]`` with sizes of at least 1, or there are too many trains.
+
+    Example:
+        >>> found = attainable_trains(Neuron(tau=2.0), torch.tensor([[[1.0]], [[1.0]]]), bias=False)
+        >>> found.trains[:, 0].T.int()  # two equal inputs: never, second, both; not the first alone
+        tensor([[0, 0],
+                [0, 1],
+                [1, 1]], dtype=torch.int32)
+    """
+    if inputs.dim() != 3 or 0 in inputs.shape:
+        raise ValueError(f"Found inputs of shape {list(inputs.shape)}. Expected [T, N, F] with sizes of at least 1.")
+    if not bool(inputs.isfinite().all()):
+        raise ValueError("Found NaN or infinity in the inputs. Expected finite numbers.")
+    data = inputs.detach().cpu().double().numpy()
+    if bias:
+        data = np.concatenate([data, np.ones((*data.shape[:2], 1))], 2)
+    search = _Search(neuron, data, max_trains)
+    search.descend(0, 0, *search.initial, np.zeros(data.shape[2]))
+    trains = torch.tensor(np.array(search.trains)).unflatten(1, (data.shape[1], data.shape[0])).permute(2, 1, 0)
+    weights = torch.tensor(np.array(search.weights))
+    features = inputs.shape[2]
+    return AttainableTrains(
+        trains=trains,
+        weight=weights[:, :features],
+        bias=weights[:, features] if bias else torch.zeros(len(weights), dtype=torch.float64),
+        margin=torch.tensor(search.margins, dtype=torch.float64),
+    )
+
+
+class _Search:
+    """Depth first over rows and steps; the voltage is ``slope @ w + offset``."""
+
+    def __init__(self, neuron: Neuron, data: Array, max_trains: int) -> None:
+        self.neuron, self.data, self.max_trains = neuron, data, max_trains
+        self.reset = 0.0 if neuron.v_reset is None else neuron.v_reset
+        self.initial = np.zeros(data.shape[2]), self.reset if neuron.v_initial is None else neuron.v_initial
+        self.normals: list[Array] = []  # of the cell at hand: normal @ w >= level, or < where it is negated
+        self.levels: list[float] = []
+        self.fired: list[bool] = []
+        self.trains: list[list[bool]] = []
+        self.weights: list[Array] = []
+        self.margins: list[float] = []
+        self.path: list[bool] = []
+
+    def descend(self, row: int, step: int, slope: Array, offset: float, witness: Array) -> None:
+        """Add all trains that continue the path, from a voltage before ``step`` and a witness of the path."""
+        steps, rows, _ = self.data.shape
+        if row == rows:
+            self._arrived()
+            return
+        slope, offset = self._charge(slope, offset, self.data[step, row])
+        norm = float(np.linalg.norm(slope))
+        height = float(slope @ witness) + offset - self.neuron.v_threshold
+        for fires in (False, True):
+            if norm < 1e-300:  # the weights do not matter
+                if fires != (offset >= self.neuron.v_threshold):
+                    continue
+                inner: Array | None = witness
+            else:
+                self.normals.append(slope / norm)
+                self.levels.append((self.neuron.v_threshold - offset) / norm)
+                self.fired.append(fires)
+                agrees = height > _THINNEST * norm if fires else height < -_THINNEST * norm
+                inner = witness if agrees else self._inside()
+            if inner is not None:
+                self.path.append(fires)
+                after = self._after_spike(slope, offset) if fires else (slope, offset)
+                following = (row, step + 1, *after) if step + 1 < steps else (row + 1, 0, *self.initial)
+                self.descend(*following, inner)
+                self.path.pop()
+            if norm >= 1e-300:
+                del self.normals[-1], self.levels[-1], self.fired[-1]
+
+    def _charge(self, slope: Array, offset: float, x: Array) -> tuple[Array, float]:
+        rate = 1 - self.neuron.leak
+        gain = rate if rate and self.neuron.decay_input else 1.0
+        return (1 - rate) * slope + gain * x, (1 - rate) * offset + rate * self.reset
+
+    def _after_spike(self, slope: Array, offset: float) -> tuple[Array, float]:
+        if self.neuron.v_reset is None:
+            return slope, offset - self.neuron.v_threshold
+        return np.zeros_like(slope), self.neuron.v_reset
+
+    def _inside(self) -> Array | None:
+        """Weights inside the cell; on its boundary where a tie fires; ``None`` if it is empty."""
+        weights, margin = self._widest(np.ones(len(self.fired)))
+        if abs(margin) <= _THINNEST:
+            weights, margin = self._widest(1.0 - np.array(self.fired))
+        return weights if margin > _THINNEST else None
+
+    def _arrived(self) -> None:
+        if len(self.trains) == self.max_trains:
+            raise ValueError(
+                f"Found more than {self.max_trains} attainable spike trains. Expected fewer: use fewer rows, steps or "
+                "inputs, or raise max_trains."
+            )
+        weights, margin = np.zeros(self.data.shape[2]), _WIDEST
+        if self.fired:
+            weights, margin = self._widest(np.ones(len(self.fired)))
+            if margin <= _THINNEST:
+                weights, _ = self._widest(1.0 - np.array(self.fired))
+                margin = 0.0
+        self.trains.append(list(self.path))
+        self.weights.append(weights)
+        self.margins.append(margin)
+
+    def _widest(self, wanted: Array) -> tuple[Array, float]:
+        """Weights whose distance to the planes with ``wanted`` 1 is largest, and that distance; the rest may touch."""
+        sign = np.where(self.fired, 1.0, -1.0)
+        planes = np.column_stack([-sign[:, None] * np.array(self.normals), wanted])
+        size = planes.shape[1] - 1
+        result = linprog(
+            np.eye(size + 1)[-1] * -1,
+            A_ub=planes,
+            b_ub=-sign * np.array(self.levels),
+            bounds=[(None, None)] * size + [(-_WIDEST, _WIDEST)],
+            method="highs",
+            options=_EXACTLY,
+        )
+        if result.x is None:
+            return np.zeros(size), -_WIDEST
+        return result.x[:-1], float(result.x[-1])

@@ -1,0 +1,296 @@
+"""Bring spiking layers to life: measure them, and change the weights that feed them.
+
+Scaling a unit's input weights moves its firing rate and keeps what it is selective for; a unit whose input current is
+never positive is negated first. Shifting its bias does so at weights of any size: small ones learn faster. Units that
+fire with those below lose nothing in any depth; the identity as a start of plain deep networks goes back to Le, Jaitly
+and Hinton (arXiv 1504.00941). The paper normalises random witnesses (arXiv 2605.08022); calibration from data goes back
+to LSUV (Mishkin and Matas, 2016) and, for spiking layers, to Rossbroich, Gygax and Zenke (2022).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cvxsnn.network.activity import Forward, LayerActivity, measure_activity, unit_axis
+from lightning_cvxsnn.network.isolation import fresh_state
+from lightning_cvxsnn.network.neurons import neuron_of
+
+#: How a layer is brought to life. ``rows``: each unit by a factor of its row; ``dead rows``: only the silent and the
+#: saturated ones; ``biases``: each unit by its bias, after one factor for all weights that gives currents a standard
+#: deviation of 0.5; ``copies``: each unit fires with one below, by what is added to the weight between them.
+Manner = Literal["rows", "dead rows", "biases", "copies"]
+
+_LOG2_SCALES = (-14.0, 14.0)
+_LARGEST_SHIFT = 2.0**14
+_BISECTIONS = 18
+_DEVIATION = 0.5  # of a unit's current where biases make it fire: inside the window of the usual surrogates
+_COPY = 1.5  # of the current that makes a unit fire: other weights, drawn at random, do not stop a copy;
+_COPY_SOFT = 1.1  # where a reset keeps what is above the threshold: it would add up to further spikes
+_CURRENT_LIMIT = 2**23  # input currents held at once, 32 MiB of float32
+
+
+@dataclass
+class CalibratedLayer:
+    """A layer whose input weights were changed.
+
+    Attributes:
+        name: Dotted name of the neuron module.
+        affine_name: Dotted name of the affine layer before it.
+        before: The layer's activity before.
+        after: The layer's activity after.
+        scale: Median of the absolute factors.
+        shift: Median of what was added to the biases.
+        negated: Units whose weights changed sign.
+        copies: Whether each unit now fires with one unit of the layer below, instead of the three above.
+        replaced: Whether all weights are new, instead of the above.
+    """
+
+    name: str
+    affine_name: str
+    before: LayerActivity
+    after: LayerActivity
+    scale: float = 1.0
+    shift: float = 0.0
+    negated: int = 0
+    copies: bool = False
+    replaced: bool = False
+
+
+@torch.no_grad()
+def calibrate_layers(
+    module: nn.Module,
+    forward: Forward,
+    inputs: Sequence[Any],
+    *,
+    rate: float,
+    only_dead: bool,
+    after_change: Callable[[], None] = lambda: None,
+    skip_last: bool = False,
+    unhealthy_too: Callable[[nn.Module], bool] = lambda affine: False,
+    manner: Callable[[nn.Module, LayerActivity], Manner] = lambda affine, layer: "rows",
+) -> list[CalibratedLayer]:
+    """Change each layer's affine, in place and in the order reached, until its units fire at ``rate``.
+
+    Call it inside ``undisturbed``. Later layers are calibrated on what the earlier ones then send.
+
+    Args:
+        module: The network.
+        forward: One forward pass.
+        inputs: Batches of inputs to calibrate on.
+        rate: Target firing rate per unit, spikes per step, in (0, 1).
+        only_dead: Leave layers alone that carry information (``LayerActivity.alive``).
+        after_change: Called after each layer's change, such as to estimate batch-norm statistics again.
+        skip_last: Leave the last spiking layer alone.
+        unhealthy_too: Whether ``only_dead`` also changes the layer behind an affine layer where it is not
+            ``LayerActivity.healthy``.
+        manner: How an affine layer is changed, see `Manner`. ``copies`` are made in linear layers that receive the
+            spikes of another layer no wider; elsewhere, and if the layer is then not healthy, rows are scaled.
+
+    Returns:
+        The layers that were changed.
+
+    Raises:
+        ValueError: If a layer that must change is fed by no affine layer, or by one that is frozen.
+    """
+    changed = []
+    activities = measure_activity(module, forward, inputs)
+    for position in range(len(activities) - skip_last):
+        before = activities[position]
+        if only_dead and before.healthy:
+            continue
+        affine = _writable_affine(module, before, required=not before.alive)
+        if affine is None or (only_dead and before.alive and not unhealthy_too(affine)):
+            continue
+        how = manner(affine, before)
+        if how == "copies":
+            after = _copy(module, forward, inputs, position, before, after_change)
+            if after is not None:
+                activities = after
+                changed.append(CalibratedLayer(before.name, before.affine_name, before, after[position], copies=True))
+                continue
+        currents = _Currents(module, forward, inputs, before.name, affine)
+        ones = torch.ones(currents.units, device=currents.device)
+        factors, shifts = ones, torch.zeros_like(ones)
+        if how == "biases":
+            deviation = currents.deviation()
+            factors = ones * (_DEVIATION / deviation if deviation > 0 else 1.0)
+            shifts = shifts_for(partial(currents.rates, factors), currents.units, rate, currents.device)
+        else:
+            factors = factors_for(partial(currents.rates, shifts=shifts), currents.units, rate, currents.device)
+            if how == "dead rows":
+                now = currents.rates(ones, shifts)
+                factors = torch.where((now == 0) | (now == 1), factors, ones)
+        for parameter in (affine.weight, affine.bias):
+            if parameter is not None:
+                parameter.mul_(factors.to(parameter).reshape(-1, *[1] * (parameter.dim() - 1)))
+        if bool(shifts.any()):
+            affine.bias.add_(shifts.to(affine.bias))
+        after_change()
+        activities = measure_activity(module, forward, inputs)
+        changed.append(
+            CalibratedLayer(
+                name=before.name,
+                affine_name=before.affine_name,
+                before=before,
+                after=activities[position],
+                scale=float(factors.abs().median()),
+                shift=float(shifts.median()),
+                negated=int((factors < 0).sum()),
+            )
+        )
+    return changed
+
+
+def _copy(
+    module: nn.Module,
+    forward: Forward,
+    inputs: Sequence[Any],
+    position: int,
+    layer: LayerActivity,
+    after_change: Callable[[], None],
+) -> list[LayerActivity] | None:
+    """Let the units of a linear layer fire with those below, in turn; None, and nothing changed, where they do not."""
+    affine: Any = module.get_submodule(layer.affine_name)
+    if not (layer.source and isinstance(affine, nn.Linear) and affine.out_features >= affine.in_features):
+        return None
+    try:
+        neuron = neuron_of(module.get_submodule(layer.name))
+    except ValueError:
+        return None  # what makes it fire is not known
+    found, units = affine.weight.clone(), torch.arange(affine.out_features, device=affine.weight.device)
+    affine.weight[units, units % affine.in_features] += neuron.firing_current * (
+        _COPY_SOFT if neuron.v_reset is None else _COPY
+    )
+    after_change()
+    activities = measure_activity(module, forward, inputs)
+    if activities[position].healthy:
+        return activities
+    affine.weight.copy_(found)
+    after_change()
+    return None
+
+
+def _writable_affine(module: nn.Module, layer: LayerActivity, *, required: bool) -> Any:
+    found = (
+        f"Spiking layer '{layer.name}' carries no information: {layer.silent} of its {layer.units} units are silent "
+        f"and {layer.saturated} saturated."
+    )
+    if not layer.affine_name:
+        if required:
+            raise ValueError(
+                f"{found} No Linear, Conv or batch norm feeds it, so nothing can be rescaled; scale its input."
+            )
+        return None
+    affine = module.get_submodule(layer.affine_name)
+    computed = not isinstance(affine._parameters.get("weight"), nn.Parameter)
+    if computed or not affine.weight.requires_grad:
+        if required:
+            state = (
+                "computes its weight from other parameters (weight norm, parametrization); remove that"
+                if computed
+                else "is frozen (requires_grad=False); unfreeze it"
+            )
+            raise ValueError(
+                f"{found} '{layer.affine_name}', which feeds it, {state}, or give it weights that make the layer fire."
+            )
+        return None
+    return affine
+
+
+class _Currents:
+    """What the neuron ``name``, fed by ``affine``, receives on some rows; held call by call."""
+
+    def __init__(self, module: nn.Module, forward: Forward, inputs: Sequence[Any], name: str, affine: Any) -> None:
+        self._neuron: Any = module.get_submodule(name)
+        self._batches: list[list[Tensor]] = []
+        handle = self._neuron.register_forward_pre_hook(lambda _, args: self._batches[-1].append(args[0].detach()))
+        held = 0
+        try:
+            for x in inputs:
+                self._batches.append([])
+                fresh_state(module)
+                forward(x)
+                held += sum(c.numel() for c in self._batches[-1])
+                if held > _CURRENT_LIMIT:
+                    break
+        finally:
+            handle.remove()
+        if hasattr(self._neuron, "step_mode"):  # says which axis is the samples'
+            self._batches = _merged(self._batches, 1 if self._neuron.step_mode == "m" else 0)
+        first = self._batches[0][0]
+        self.units, self.device = affine.weight.shape[0], affine.weight.device
+        self._axis = unit_axis(affine, first)
+        self._per_unit = first.shape[self._axis] == self.units
+        self._shape = [1] * first.dim()
+        self._shape[self._axis] = self.units if self._per_unit else 1
+
+    def _broadcast(self, values: Tensor, like: Tensor) -> Tensor:
+        return (values.reshape(self._shape) if self._per_unit else values[0]).to(like)
+
+    def rates(self, factors: Tensor, shifts: Tensor) -> Tensor:
+        """Spikes per step of each unit, ``[units]``, whose currents are scaled and shifted."""
+        total, count = torch.zeros(self.units, device=self.device), 0
+        for steps in self._batches:
+            fresh_state(self._neuron)
+            for current in steps:
+                scaled = current * self._broadcast(factors, current) + self._broadcast(shifts, current)
+                by_unit = self._neuron(scaled).float().movedim(self._axis, -1).flatten(0, -2)
+                total += by_unit.sum(0) if self._per_unit else by_unit.sum() / by_unit.shape[1]
+                count += by_unit.shape[0]
+        return total / count
+
+    def deviation(self) -> float:
+        """Root mean square over units of the standard deviation of a unit's currents."""
+        every = torch.cat([c.float().movedim(self._axis, -1).flatten(0, -2) for b in self._batches for c in b])
+        return float(every.var(0).mean().sqrt()) if len(every) > 1 else 0.0
+
+
+def _merged(batches: list[list[Tensor]], axis: int) -> list[list[Tensor]]:
+    """Small batches as one, along the axis of the samples: a neuron's calls cost much more than its arithmetic."""
+
+    def alike(calls: list[Tensor]) -> list[list[int]]:
+        return [[size for k, size in enumerate(call.shape) if k != axis] for call in calls]
+
+    if min(call.dim() for calls in batches for call in calls) <= axis or any(
+        alike(calls) != alike(batches[0]) for calls in batches
+    ):
+        return batches
+    return [[torch.cat(calls, axis) for calls in zip(*batches, strict=True)]]
+
+
+def factors_for(rates: Callable[[Tensor], Tensor], units: int, rate: float, device: torch.device) -> Tensor:
+    """The factors ``[units]`` of the input currents at which ``rates(factors)`` is ``rate``, by bisection.
+
+    A unit that positive factors do not excite gets a negative one, one that nothing excites keeps the factor 1.
+    """
+    low = torch.full((units,), _LOG2_SCALES[0], device=device)
+    high = torch.full_like(low, _LOG2_SCALES[1])
+    positive, negative = rates(high.exp2()), rates(-high.exp2())
+    sign = torch.where((positive >= 2 * rate) | (positive >= negative), 1.0, -1.0)
+    reach = torch.where(sign > 0, positive, negative)
+    target = torch.clamp(reach / 2, max=rate)  # rows that rarely excite a unit bound the rate it can have
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        fires = rates(sign * middle.exp2()) >= target
+        low, high = torch.where(fires, low, middle), torch.where(fires, middle, high)
+    return torch.where(reach > 0, sign * high.exp2(), torch.ones_like(high))
+
+
+def shifts_for(rates: Callable[[Tensor], Tensor], units: int, rate: float, device: torch.device) -> Tensor:
+    """The shifts ``[units]`` of the input currents at which ``rates(shifts)`` is ``rate``, by bisection.
+
+    A unit that no shift brings to ``rate`` keeps the shift 0.
+    """
+    high = torch.ones(units, device=device)
+    while high[0] < _LARGEST_SHIFT and bool(((rates(high) < rate) | (rates(-high) >= rate)).any()):
+        high = 2 * high
+    low, reachable = -high, rates(high) >= rate
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        fires = rates(middle) >= rate
+        low, high = torch.where(fires, low, middle), torch.where(fires, middle, high)
+    return torch.where(reachable, high, torch.zeros_like(high))

@@ -1,0 +1,198 @@
+"""The figures: what they hold, that they reach TensorBoard, and that they disturb nothing."""
+
+import csv
+import io
+import sys
+from dataclasses import replace
+
+import matplotlib
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from matplotlib import pyplot
+from networks import Net, assert_same_state, loader, rows, state, trainer
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_cvxsnn import ConvexReconstruction, reconstruct, spike_dictionary
+from lightning_cvxsnn.patterns import SpikeDictionary
+from lightning_cvxsnn.reports import plots
+
+
+def fitted(max_epochs=3, **arguments):
+    callback = ConvexReconstruction(**({"beta": 0.02, "apply": "replace", "max_overhead": None} | arguments))
+    torch.manual_seed(1)
+    trainer(callback, max_epochs=max_epochs).fit(Net(), loader(shuffle=True))
+    return callback
+
+
+def lines(axes):
+    """Label to points, as drawn."""
+    return {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.lines}
+
+
+def png(figure):
+    stream = io.BytesIO()
+    figure.savefig(stream)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def without_matplotlib(monkeypatch):
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def test_the_figure_holds_the_reports():
+    callback = fitted()
+    reports = callback.reports
+    assert {report.accepted for report in reports} == {True, False}
+    figure = callback.plot()
+    objective, units, loss, accuracy = figure.axes
+    steps = [report.step for report in reports]
+    drawn = lines(objective)
+    assert drawn["solution"] == [(r.step, r.primal) for r in reports]
+    assert drawn["certified lower bound"] == [(r.step, r.dual) for r in reports]
+    assert drawn["readout as stored"] == [(r.step, r.dual + r.gap_written) for r in reports]
+    assert [shade.get_label() for shade in objective.collections] == ["duality gap", "gap as stored"]
+    shaded = objective.collections[0].get_paths()[0].vertices
+    for report in reports:
+        assert {report.primal, report.dual} <= set(shaded[shaded[:, 0] == report.step, 1])
+    assert f"{max(r.gap for r in reports):.1e}" in objective.get_title()
+    for label, field in (("all", "columns"), ("distinct", "distinct"), ("active", "active")):
+        assert lines(units)[label] == [(r.step, getattr(r, field)) for r in reports]
+    assert lines(units)["dead"] == [(r.step, r.silent + r.saturated) for r in reports]
+    for axes, field in ((loss, "objective"), (accuracy, "accuracy")):
+        drawn = lines(axes)
+        for when in ("before", "after"):
+            assert drawn[when] == [(r.step, getattr(r, f"{field}_{when}")) for r in reports]
+        for label, accepted in (("written", True), ("rejected", False)):
+            expected = [(r.step, getattr(r, f"{field}_after")) for r in reports if r.accepted is accepted]
+            assert drawn[label] == expected
+    assert all(axes.get_legend() is not None for axes in figure.axes)
+    assert steps == sorted(set(steps))
+
+
+def test_a_squared_loss_has_no_accuracy():
+    callback = fitted(1, loss="squared")
+    assert [axes.get_ylabel() for axes in callback.plot().axes] == ["objective", "units", "held-out loss"]
+
+
+def test_one_report_is_enough_and_none_is_not():
+    report = reconstruct(Net(), loader(), beta=0.02)
+    assert len(png(plots.solves([report]))) > 10_000
+    assert len(png(plots.solves([replace(report, objective_before=float("nan"), accuracy_before=None)]))) > 10_000
+    with pytest.raises(MisconfigurationException, match=r"no solve to draw yet\. Expected at least one report"):
+        ConvexReconstruction().plot()
+
+
+def test_drawing_changes_nothing_outside():
+    reports = fitted(1).reports
+    dictionary = SpikeDictionary.from_values(torch.randint(0, 3, (20, 8)).float())
+    before = matplotlib.rcParams.copy(), pyplot.get_fignums(), matplotlib.get_backend(auto_select=False)
+    png(plots.solves(reports))
+    png(plots.raster(dictionary))
+    assert (matplotlib.rcParams.copy(), pyplot.get_fignums(), matplotlib.get_backend(auto_select=False)) == before
+
+
+def test_tensorboard_and_csv_get_them(tmp_path):
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
+    loggers = [CSVLogger(tmp_path / "csv", version="v"), TensorBoardLogger(tmp_path, name="board", version="v")]
+    torch.manual_seed(1)
+    trainer(callback, max_epochs=2, logger=loggers).fit(Net(), loader(), loader(seed=1))
+    board = EventAccumulator(str(tmp_path / "board/v"), size_guidance={"images": 0, "scalars": 0})
+    board.Reload()
+    (image,) = board.Images("convex/solves")
+    assert image.step == callback.reports[-1].step == 8
+    drawn = Image.open(io.BytesIO(image.encoded_image_string))
+    assert drawn.size == tuple(round(100 * inches) for inches in callback.plot().get_size_inches())
+    assert len(drawn.convert("RGB").getcolors(10**6)) > 20
+    with open(tmp_path / "csv/lightning_logs/v/metrics.csv") as file:
+        written = [row for row in csv.DictReader(file) if row["convex/accuracy_after"]]
+    assert len(written) == len(callback.reports) == 3
+    for field in ("accuracy_before", "accuracy_after", "objective_after", "dual"):
+        expected = [getattr(report, field) for report in callback.reports]
+        assert [float(row[f"convex/{field}"]) for row in written] == pytest.approx(expected)
+        assert [event.value for event in board.Scalars(f"convex/{field}")] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_run_without_matplotlib_is_not_disturbed(tmp_path, without_matplotlib):
+    callback = ConvexReconstruction(beta=0.02)
+    trainer(callback, max_epochs=1, logger=TensorBoardLogger(tmp_path, name="board", version="v")).fit(Net(), loader())
+    board = EventAccumulator(str(tmp_path / "board/v"))
+    board.Reload()
+    assert board.Tags()["images"] == []
+    assert "convex/gap" in board.Tags()["scalars"]
+    for draw in (callback.plot, lambda: plots.raster(SpikeDictionary(torch.zeros(2, 2, dtype=torch.uint8)))):
+        with pytest.raises(ModuleNotFoundError, match=r"need matplotlib.*pip install 'lightning-cvxsnn\[plot\]'"):
+            draw()
+
+
+def test_without_a_solve_nothing_is_logged(tmp_path):
+    callback = ConvexReconstruction(warm_start=False, every_n_epochs=0, final_solve=False)
+    trainer(callback, max_epochs=1, logger=TensorBoardLogger(tmp_path, name="board", version="v")).fit(Net(), loader())
+    board = EventAccumulator(str(tmp_path / "board/v"))
+    board.Reload()
+    assert board.Tags()["images"] == []
+
+
+# -- the raster ---------------------------------------------------------------------------------------------------
+
+
+def test_the_raster_shows_the_first_rows_of_before_and_after_in_the_same_shades():
+    values = torch.randint(0, 4, (30, 7)), torch.randint(0, 5, (20, 9))
+    values[0][:, 2], values[1][:, 0] = 0, 1
+    before, after = (SpikeDictionary.from_values(v.float(), 0.25) for v in values)
+    figure = plots.raster(before, after, rows=25)
+    left, right, _ = figure.axes
+    for axes, value, count in ((left, values[0], 25), (right, values[1], 20)):
+        (image,) = axes.images
+        assert torch.equal(torch.tensor(image.get_array().data), value[:count] * 0.25)
+        assert image.get_clim() == (0, 1)
+    assert (left.get_title(), right.get_title()) == ("before", "after")
+    assert "1 silent, 0 saturated" in left.get_xlabel()
+    assert "0 silent, 1 saturated" in right.get_xlabel()
+    assert left.get_ylabel() == "first 25 of 30 rows"
+    png(figure)
+
+
+def test_the_raster_of_a_dead_network_and_of_packed_bits():
+    png(plots.raster(SpikeDictionary(torch.zeros(3, 4, dtype=torch.uint8))))
+    bits = torch.eye(9, dtype=torch.uint8)
+    (image,) = plots.raster(SpikeDictionary(bits).packed(), rows=4).axes[0].images
+    assert torch.equal(torch.tensor(image.get_array().data), bits[:4].float())
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, None])
+def test_rows_that_cannot_be_drawn(wrong):
+    with pytest.raises(MisconfigurationException, match="Invalid value rows="):
+        plots.raster(SpikeDictionary(torch.zeros(3, 4, dtype=torch.uint8)), rows=wrong)
+
+
+# -- where a dictionary comes from --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["last", "mean", "sum"])
+def test_the_dictionary_of_a_network_is_what_its_readout_receives(reduction):
+    torch.manual_seed(2)
+    net = Net(reduction).train()
+    before, generator = state(net), torch.get_rng_state()
+    dictionary = spike_dictionary(net, loader(50, 16))
+    assert_same_state(net, before)
+    assert net.training
+    assert torch.equal(torch.get_rng_state(), generator)
+    with torch.no_grad():
+        bias = net.readout.bias * (4 if reduction == "sum" else 1)
+        predicted = dictionary.to_dense(torch.float32) @ net.readout.weight.T + bias
+        torch.testing.assert_close(predicted, net(rows(50)[0]))
+
+
+def test_a_subset_of_rows_and_a_named_readout():
+    net = Net()
+    dictionary = spike_dictionary(net, loader(50, 16), readout="readout", max_samples=20, seed=3)
+    assert dictionary.shape == (20, 24)
+    with pytest.raises(MisconfigurationException, match="nowhere"):
+        spike_dictionary(net, loader(50, 16), readout="nowhere")
+    with pytest.raises(MisconfigurationException, match="empty"):
+        spike_dictionary(net, [])

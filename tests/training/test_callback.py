@@ -1,0 +1,583 @@
+import csv
+import logging
+import os
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torchmetrics
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from networks import Net, assert_same_state, loader, rows, state, trainer
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_cvxsnn import ConvexReconstruction
+
+
+def fitted(callback, net=None, dataloader=None, validation=False, **kwargs):
+    torch.manual_seed(1)
+    net = net or Net()
+    run = trainer(*(callback if isinstance(callback, (list, tuple)) else [callback]), **kwargs)
+    run.fit(net, dataloader or loader(shuffle=True), loader(seed=1) if validation else None)
+    return net, run
+
+
+def occasions(callback):
+    return [(report.reason.split(":")[0], report.epoch) for report in callback.reports]
+
+
+class Events(pl.Callback):
+    """What happened to the readout, in order."""
+
+    def __init__(self, callback):
+        self.callback, self.seen = callback, []
+
+    def note(self, name, module):
+        self.seen.append((name, len(self.callback.reports), module.readout.weight.detach().clone()))
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.note("epoch", pl_module)
+
+    def on_validation_start(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            self.note("validation", pl_module)
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        self.note("checkpoint", pl_module)
+
+
+def test_when_it_solves():
+    callback = ConvexReconstruction(max_overhead=None)
+    fitted(callback, max_epochs=3)
+    assert occasions(callback) == [("warm start", 0), ("periodic solve", 1), ("periodic solve", 2), ("final solve", 3)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"every_n_epochs": 2}, [("warm start", 0), ("periodic solve", 2), ("periodic solve", 4), ("final solve", 5)]),
+        ({"warm_start": False, "every_n_epochs": 3}, [("periodic solve", 3), ("final solve", 5)]),
+        ({"every_n_epochs": 0}, [("warm start", 0), ("final solve", 5)]),
+        ({"every_n_epochs": 0, "final_solve": False}, [("warm start", 0)]),
+        ({"every_n_epochs": 5, "final_solve": False}, [("warm start", 0), ("periodic solve", 5)]),
+        ({"warm_start": False, "every_n_epochs": 0, "final_solve": False}, []),
+    ],
+)
+def test_the_schedule(arguments, expected):
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None, **arguments)
+    fitted(callback, max_epochs=5)
+    assert occasions(callback) == expected
+
+
+def test_max_steps_ends_with_a_final_solve():
+    callback = ConvexReconstruction(beta=0.02)
+    _, run = fitted(callback, max_epochs=-1, max_steps=6)
+    assert run.global_step == 6
+    assert occasions(callback)[-1][0] == "final solve"
+    assert callback.reports[-1].step == 6
+
+
+def test_a_shortened_epoch_ends_with_a_solve():
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
+    _, run = fitted(callback, max_epochs=2, limit_train_batches=2)
+    assert run.global_step == 4
+    assert [report.step for report in callback.reports] == [0, 2, 4]
+
+
+def test_the_solve_comes_after_the_last_batch_and_before_its_validation():
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
+    events = Events(callback)
+    fitted([callback, events], validation=True, max_epochs=2)
+    assert [(name, solves) for name, solves, _ in events.seen] == [
+        ("epoch", 1),
+        ("validation", 2),
+        ("epoch", 2),
+        ("validation", 3),
+    ]
+
+
+def test_validated_weights_are_saved_weights(tmp_path):
+    callback = ConvexReconstruction(beta=0.02)
+    events = Events(callback)
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, monitor="val_loss", save_top_k=-1)
+    fitted([checkpoint, callback, events], validation=True, max_epochs=2, checkpoint=True)
+    weights = [weight for name, _, weight in events.seen if name != "epoch"]
+    names = [name for name, _, _ in events.seen if name != "epoch"]
+    assert names == ["validation", "checkpoint"] * 2
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[2], weights[3])
+
+
+def test_early_stopping_gets_a_last_solve_of_its_own_file(tmp_path):
+    class Worse(Net):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", float(self.current_epoch))
+
+    callback = ConvexReconstruction(beta=1e-3, every_n_epochs=50, witnesses="keep")
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="mine", monitor="val_loss")
+    stopping = EarlyStopping("val_loss", patience=1)
+    net = Worse(lr=1e-4)
+    fitted([callback, checkpoint, stopping], net, validation=True, max_epochs=50, checkpoint=True)
+    assert occasions(callback) == [("warm start", 0), ("final solve", 2)]
+    assert callback.reports[-1].accepted
+    assert sorted(os.listdir(tmp_path)) == ["convex-last.ckpt", "mine.ckpt"]
+    mine = torch.load(tmp_path / "mine.ckpt", weights_only=True)
+    last = torch.load(tmp_path / "convex-last.ckpt", weights_only=True)
+    assert torch.equal(last["state_dict"]["readout.weight"], net.readout.weight)
+    assert not torch.equal(mine["state_dict"]["readout.weight"], net.readout.weight)
+    assert len(mine["callbacks"][callback.state_key]["reports"]) == 1
+
+
+def test_an_earlier_last_checkpoint_is_never_overwritten(tmp_path):
+    (tmp_path / "convex-last.ckpt").write_text("precious")
+    callback = ConvexReconstruction(beta=1e-3, every_n_epochs=0, witnesses="keep")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted([callback, ModelCheckpoint(dirpath=tmp_path)], Net(lr=1e-4), max_epochs=1, checkpoint=True)
+    assert callback.reports[-1].accepted
+    assert (tmp_path / "convex-last.ckpt").read_text() == "precious"
+    assert (tmp_path / "convex-last-v1.ckpt").exists()
+
+
+def test_without_checkpoints_nothing_is_saved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    callback = ConvexReconstruction(beta=1e-3, every_n_epochs=0)
+    fitted(callback, max_epochs=1)
+    assert callback.reports[-1].reason.startswith("final solve")
+    assert os.listdir(tmp_path) == []
+
+
+def test_fast_dev_run_solves_nothing():
+    callback = ConvexReconstruction()
+    torch.manual_seed(0)
+    run = trainer(callback, fast_dev_run=True)
+    run.fit(Net(), loader(), loader())
+    assert callback.reports == []
+
+
+def test_the_warm_start_is_the_network_that_trains():
+    callback = ConvexReconstruction(beta=0.02, every_n_epochs=0, final_solve=False)
+    events = Events(callback)
+    fitted([callback, events], max_epochs=1)
+    (report,) = callback.reports
+    assert report.accepted
+    assert report.scale == 0.3
+    first = events.seen[0][2]
+    assert int((first != 0).any(0).sum()) == report.active
+
+
+@pytest.mark.parametrize(
+    "off",
+    [{"warm_start": False, "every_n_epochs": 0, "final_solve": False}, {"dry_run": True}],
+    ids=["everything off", "dry run"],
+)
+@pytest.mark.parametrize("gain", [3.0, 0.05], ids=["alive", "dead"])
+def test_without_writes_training_is_bitwise_that_without_the_callback(off, gain):
+    class Noisy(Net):
+        """Draws random numbers in training and keeps batch statistics and metrics."""
+
+        def __init__(self):
+            super().__init__(gain=gain)
+            self.norm = torch.nn.BatchNorm1d(6)
+            self.dropout = torch.nn.Dropout(0.2)
+            self.metric = torchmetrics.MeanMetric()
+            self.rows = torchmetrics.SumMetric()
+
+        def forward(self, x):
+            self.rows.update(len(x))
+            self.log("size", float(len(x)), on_step=True, on_epoch=True, batch_size=len(x))
+            return super().forward(self.dropout(self.norm(x)))
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.metric.update(loss)
+            return loss
+
+        def on_train_end(self):
+            self.total = torch.stack([self.metric.compute(), self.rows.compute()])
+
+    results = []
+    for callbacks in ([], [ConvexReconstruction(**off)]):
+        torch.manual_seed(3)
+        net = Noisy()
+        run = trainer(*callbacks, max_epochs=3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run.fit(net, loader(shuffle=True), loader(seed=1))
+        results.append((net, run.optimizers[0].state_dict(), torch.get_rng_state(), dict(run.callback_metrics)))
+    (plain, plain_optimizer, plain_rng, plain_metrics), (net, optimizer, rng, metrics) = results
+    assert_same_state(net, state(plain))
+    assert torch.equal(rng, plain_rng)
+    assert torch.equal(net.total, plain.total)
+    assert metrics == plain_metrics
+    torch.testing.assert_close(optimizer["state"], plain_optimizer["state"], rtol=0, atol=0)
+
+
+def test_a_pretrained_network_keeps_its_hidden_weights_under_default_arguments():
+    net, _ = fitted([], max_epochs=5)
+    net.readout.reset_parameters()
+    hidden = [p.clone() for p in net.hidden.parameters()]
+
+    class Frozen(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            assert all(torch.equal(a, b) for a, b in zip(hidden, pl_module.hidden.parameters(), strict=True))
+            trainer.should_stop = True
+            return -1
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            assert all(torch.equal(a, b) for a, b in zip(hidden, pl_module.hidden.parameters(), strict=True))
+
+    callback = ConvexReconstruction()
+    net.lr = 0.0
+    fitted([callback, Frozen()], net, max_epochs=1)
+    assert callback.reports[0].accepted
+    assert all(torch.equal(a, b) for a, b in zip(hidden, net.hidden.parameters(), strict=True))
+
+
+def test_optimizer_history_of_the_written_readout_is_dropped():
+    class Check(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            optimizer = trainer.optimizers[0]
+            accepted = callback.reports[-1].accepted
+            assert (pl_module.readout.weight in optimizer.state) != accepted
+            assert pl_module.hidden[0].weight in optimizer.state
+            seen.append(accepted)
+
+    seen = []
+    callback = ConvexReconstruction(beta=0.02, scale=1.0, warm_start=False, apply="replace", max_overhead=None)
+    fitted([callback, Check()], Net(lr=1e-4), max_epochs=2)
+    assert any(seen)
+
+
+def test_manual_optimisation_and_two_optimisers():
+    class Manual(Net):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            loss = F.cross_entropy(self(batch[0]), batch[1])
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            self.manual_backward(loss)
+            for optimizer in self.optimizers():
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(self.hidden.parameters(), 0.1), torch.optim.Adam(self.readout.parameters())]
+
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
+    fitted(callback, Manual(), max_epochs=2)
+    assert len(callback.reports) == 3
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_low_precision_certifies_what_is_stored(precision):
+    callback = ConvexReconstruction(beta=0.05, every_n_epochs=0, final_solve=False, scale=1.0)
+    net, _ = fitted(callback, max_epochs=1, precision=precision)
+    (report,) = callback.reports
+    assert report.accepted
+    assert 0 <= report.gap <= 1e-5
+    if precision == "bf16-true":
+        assert net.readout.weight.dtype == torch.bfloat16
+        assert report.gap_written > report.gap
+
+
+# -- what it says -------------------------------------------------------------------------------------------------
+
+
+def test_loggers_get_every_numeric_field(tmp_path):
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
+    loggers = [CSVLogger(tmp_path / "csv", version="v"), TensorBoardLogger(tmp_path / "tb")]
+    fitted(callback, max_epochs=2, logger=loggers)
+    with open(tmp_path / "csv/lightning_logs/v/metrics.csv") as file:
+        logged = [row for row in csv.DictReader(file) if row.get("convex/gap")]
+    assert len(logged) == len(callback.reports) == 3
+    for row, report in zip(logged, callback.reports, strict=True):
+        for name, value in report.state().items():
+            if isinstance(value, (bool, int, float)):
+                assert float(row[f"convex/{name}"]) == pytest.approx(float(value)), name
+
+
+def test_progress_below_tqdm(capsys):
+    fitted([ConvexReconstruction(beta=0.02), TQDMProgressBar(refresh_rate=1)], max_epochs=1, enable_progress_bar=True)
+    captured = capsys.readouterr()
+    assert "Convex: patterns" in captured.err + captured.out
+    assert "Convex: solve" in captured.err + captured.out
+
+
+def test_progress_in_rich():
+    class Watch(RichProgressBar):
+        def refresh(self, hard=False):
+            super().refresh(hard)
+            if self.progress is not None:
+                shown.extend((t.description, int(t.completed)) for t in self.progress.tasks if t.visible)
+                counts.append(len(self.progress.tasks))
+
+    shown, counts = [], []
+    fitted([ConvexReconstruction(beta=0.02), Watch()], max_epochs=5, enable_progress_bar=True)
+    assert ("Convex: patterns", 4) in shown
+    assert ("Convex: solve", 0) in shown
+    assert any("Epoch" in description for description, _ in shown)
+    assert max(counts) <= 3
+
+
+def test_no_bar_no_output(capsys):
+    fitted(ConvexReconstruction(beta=0.02), max_epochs=1)
+    captured = capsys.readouterr()
+    assert "Convex:" not in captured.out + captured.err
+
+
+def test_one_line_for_each_solve(caplog):
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None, witnesses="keep")
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+        fitted(callback, max_epochs=2)
+    lines = [r.message for r in caplog.records if r.message.startswith("ConvexReconstruction ")]
+    assert len(lines) == 3
+    assert "warm start: accepted; held-out cross_entropy" in lines[0]
+    assert "gap" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "train"),
+    [
+        ("cross_entropy", lambda z, y: F.cross_entropy(z, y)),
+        ("squared", lambda z, y: F.mse_loss(z, F.one_hot(y, 3).float())),
+        ("squared", lambda z, y: 0.5 * (z - F.one_hot(y, 3)).square().sum(1).mean()),
+        ("hinge", lambda z, y: (1 - (2 * F.one_hot(y, 3) - 1) * z).clamp(min=0).sum(1).mean()),
+    ],
+)
+def test_the_same_loss_raises_no_warning(loss, train):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted(ConvexReconstruction(loss=loss, beta=0.05), trains(train), max_epochs=1)
+    assert not [w for w in caught if "training_step" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("loss", "train"),
+    [
+        ("cross_entropy", lambda z, y: F.cross_entropy(z, y, label_smoothing=0.2)),
+        ("cross_entropy", lambda z, y: F.cross_entropy(z, y, weight=torch.tensor([1.0, 5.0, 0.1]))),
+        ("cross_entropy", lambda z, y: F.mse_loss(z, F.one_hot(y, 3).float())),
+        ("hinge", lambda z, y: F.multi_margin_loss(z, y)),
+    ],
+)
+def test_another_loss_is_warned_about(loss, train):
+    with pytest.warns(UserWarning, match=rf"solves loss='{loss}'.*`training_step` returned"):
+        fitted(ConvexReconstruction(loss=loss, beta=0.05, witnesses="keep"), trains(train), max_epochs=1)
+
+
+def test_the_comparison_sees_dropout_and_accumulation_as_training_does():
+    net = trains(F.cross_entropy)
+    net.hidden.insert(1, torch.nn.Dropout(0.5))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted(ConvexReconstruction(beta=0.05), net, max_epochs=1, accumulate_grad_batches=3)
+    assert not [w for w in caught if "training_step" in str(w.message)]
+
+
+def trains(function):
+    class Own(Net):
+        def training_step(self, batch, batch_idx):
+            return function(self(batch[0]), batch[1])
+
+    torch.manual_seed(0)
+    return Own()
+
+
+# -- what it refuses ----------------------------------------------------------------------------------------------
+
+
+def test_two_callbacks_need_two_names():
+    with pytest.raises(MisconfigurationException, match="each to name its own readout"):
+        fitted([ConvexReconstruction(), ConvexReconstruction(loss="hinge")])
+    assert ConvexReconstruction(readout="a").state_key != ConvexReconstruction(readout="b").state_key
+    assert ConvexReconstruction(loss="hinge").state_key != ConvexReconstruction().state_key
+
+
+def test_two_named_callbacks_serve_two_readouts():
+    class TwoHeads(Net):
+        def __init__(self):
+            super().__init__()
+            self.other = torch.nn.Linear(24, 3)
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + self.other.weight.square().sum()
+
+    callback = ConvexReconstruction(readout="readout", beta=0.02)
+    fitted(callback, TwoHeads(), max_epochs=1)
+    assert callback.reports[0].accepted
+
+
+def by_other_means():
+    """A strategy of two processes that is not DDP."""
+    strategy = SingleDeviceStrategy("cpu")
+    strategy.world_size = 2
+    return strategy
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (by_other_means(), "under DDP only; found 2 of them under SingleDeviceStrategy"),
+        (FSDPStrategy(), "does not support FSDPStrategy, which shards parameters"),
+        (DeepSpeedStrategy.__new__(DeepSpeedStrategy), "does not support DeepSpeedStrategy, which shards parameters"),
+        (ModelParallelStrategy(), "does not support ModelParallelStrategy, which shards parameters"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_strategies_that_are_refused_in_setup(strategy, message):
+    callback = ConvexReconstruction()
+    run = trainer(callback)
+    run._accelerator_connector.strategy = strategy
+    with pytest.raises(MisconfigurationException, match=message):
+        callback.setup(run, Net(), "fit")
+
+
+def test_nothing_is_written_when_a_network_is_refused():
+    net = Net(tail=torch.nn.Softmax(-1))
+    before = state(net)
+    with pytest.raises(MisconfigurationException, match="no linear function"):
+        fitted(ConvexReconstruction(), net)
+    assert_same_state(net, before)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ((rows()[0], torch.full((240,), 3)), MisconfigurationException, "range from 3 to 3"),
+        ((rows()[0] * float("nan"), rows()[1]), ValueError, "NaN"),
+        ((rows()[0], rows()[1], rows()[1]), MisconfigurationException, r"a list of \['Tensor', 'Tensor', 'Tensor'\]"),
+    ],
+)
+def test_bad_data(data, error, message):
+    net = Net()
+    before = state(net)
+    with pytest.raises(error, match=message):
+        fitted(ConvexReconstruction(), net, DataLoader(TensorDataset(*data), batch_size=16))
+    assert_same_state(net, before)
+
+
+def test_fit_twice_goes_on_and_a_new_network_begins_anew():
+    callback = ConvexReconstruction(beta=0.02)
+    net, run = fitted(callback, max_epochs=1)
+    run.fit_loop.max_epochs = 2
+    run.fit(net, loader())
+    assert [name for name, _ in occasions(callback)] == ["warm start", "final solve", "final solve"]
+    run = trainer(callback, max_epochs=1)
+    run.fit(Net(), loader())
+    assert [name for name, _ in occasions(callback)] == ["warm start", "final solve"]
+
+
+# -- resume -------------------------------------------------------------------------------------------------------
+
+
+class Crash(pl.Callback):
+    def __init__(self, epoch, batch):
+        self.at = epoch, batch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.at:
+            raise RuntimeError("power cut")
+
+
+def run_with_crash(tmp_path, make_callbacks, crash):
+    """The final network and callback of a run, uninterrupted or crashed in epoch 2 and resumed."""
+    torch.manual_seed(5)
+    net, ours = Net(lr=0.002), make_callbacks()
+    saves = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
+    fit = {"train_dataloaders": loader(), "val_dataloaders": loader(seed=1)}  # no shuffling: resumable bit for bit
+    if not crash:
+        trainer(*ours, saves, max_epochs=4, checkpoint=True).fit(net, **fit)
+        return net, ours
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer(*ours, saves, Crash(2, 2), max_epochs=4, checkpoint=True).fit(net, **fit)
+    torch.manual_seed(99)
+    net, ours = Net(lr=0.002), make_callbacks()
+    saves = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
+    run = trainer(*ours, saves, max_epochs=4, checkpoint=True)
+    run.fit(net, **fit, ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
+    return net, ours
+
+
+@pytest.mark.parametrize("loss", [None, "cross_entropy", "hinge", "squared"], ids=lambda loss: loss or "control")
+def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, loss):
+    def make():
+        return [ConvexReconstruction(loss=loss, scale=1.0, apply="replace", max_overhead=None)] if loss else []
+
+    whole, ours = run_with_crash(tmp_path / "whole", make, crash=False)
+    resumed, resumed_ours = run_with_crash(tmp_path / "crashed", make, crash=True)
+    assert_same_state(resumed, state(whole))
+    if loss:
+        timeless = [
+            [{k: v for k, v in r.state().items() if not k.startswith("seconds")} for r in c.reports]
+            for c in (ours[0], resumed_ours[0])
+        ]
+        assert timeless[0] == timeless[1]
+        assert len(timeless[0]) == 5
+        assert loss != "cross_entropy" or any(r["accepted"] for r in timeless[0][1:])
+
+
+@pytest.mark.parametrize("apply", ["auto", "replace", "shadow"])
+def test_only_a_start_that_is_trained_on_has_a_beta_of_its_own(apply):
+    torch.manual_seed(0)
+    callback = ConvexReconstruction(apply=apply, max_overhead=None)
+    fitted(callback, max_epochs=3)
+    first, *others = [report.beta for report in callback.reports]
+    assert len(others) == 3
+    assert len(set(others)) == 1
+    assert first == others[0] if apply == "shadow" else first > others[0]
+
+
+def test_a_checkpoint_without_our_state_is_no_fresh_start(tmp_path):
+    saves = ModelCheckpoint(dirpath=tmp_path, filename="plain")
+    fitted([saves], max_epochs=1, checkpoint=True)
+    callback = ConvexReconstruction(beta=0.02)
+    run = trainer(callback, max_epochs=3)
+    run.fit(Net(), loader(), ckpt_path=tmp_path / "plain.ckpt")
+    assert occasions(callback) == [("periodic solve", 2), ("final solve", 3)]
+
+
+def test_the_checkpoint_holds_plain_values_and_tensors():
+    callback = ConvexReconstruction()
+    fitted(callback, max_epochs=1)
+
+    def walk(value):
+        if isinstance(value, dict):
+            for item in value.values():
+                walk(item)
+        elif isinstance(value, list):
+            for item in value:
+                walk(item)
+        else:
+            assert type(value) in (int, float, bool, str, torch.Tensor, type(None)), type(value)
+
+    walk(callback.state_dict())
+
+
+@pytest.mark.parametrize("reduction", ["last", "mean"])
+def test_auto_gives_a_fresh_last_layer_weights_that_tell_pairs_apart(reduction, caplog):
+    torch.manual_seed(3)
+    fresh, chosen = Net(reduction, lr=0.0), Net(reduction, lr=0.0)
+    with torch.no_grad():
+        chosen.hidden[0].weight.mul_(2)  # no constructor draws these
+    for net, replaced in ((fresh, True), (chosen, False)):
+        before = net.hidden[0].weight.clone()
+        with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+            fitted(ConvexReconstruction(every_n_epochs=0, final_solve=False), net, max_epochs=1)
+        assert torch.equal(net.hidden[0].weight, before) != replaced
+        assert ("'hidden.0' weights that tell pairs of training points apart" in caplog.text) == replaced
+        caplog.clear()
+
+
+def test_auto_keeps_a_fresh_layer_whose_inputs_do_not_fit(monkeypatch):
+    monkeypatch.setattr("lightning_cvxsnn.runtime.memory.free_memory", lambda device: 1000)
+    net = Net(lr=0.0)
+    before = net.hidden[0].weight.clone()
+    callback = ConvexReconstruction(every_n_epochs=0, final_solve=False)
+    fitted(callback, net, max_epochs=1)
+    assert callback.reports[0].accepted
+    assert torch.equal(net.hidden[0].weight, before)

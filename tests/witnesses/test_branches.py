@@ -1,0 +1,241 @@
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+import torch
+from networks import trainer
+
+from lightning_cvxsnn import AdditionDataModule, AdditionSNN, ConvexReconstruction, ParallelSNN, reconstruct
+from lightning_cvxsnn.network import LIF
+from lightning_cvxsnn.network.neurons import neuron_of
+from lightning_cvxsnn.network.programme import Problem
+from lightning_cvxsnn.patterns import SpikeDictionary
+from lightning_cvxsnn.witnesses import branches
+from lightning_cvxsnn.witnesses.branches import BranchSearch
+
+STEPS, SAMPLES, RATE = 6, 120, 0.15
+
+
+@pytest.fixture(autouse=True)
+def _few_candidates(monkeypatch):
+    monkeypatch.setattr(branches, "_DRAWN", 2)
+    monkeypatch.setattr(branches, "_ROUNDS", 2)
+
+
+def network(reduction="last", **options):
+    torch.manual_seed(0)
+    sizes = {"in_features": 3, "width": 16, "last_width": 32, "depth": 3, "branches": 2, "reduction": reduction}
+    return ParallelSNN(**(sizes | {"tau": (1.05, 100.0), "reset": "mixed"} | options))
+
+
+def programme(net, inputs, targets, outputs=2):
+    rows = SAMPLES * (STEPS if net.reduction == "all" else 1)
+    held_out = (torch.arange(SAMPLES) % 5 == 0).repeat_interleave(rows // SAMPLES)
+    return Problem(
+        dictionary=SpikeDictionary(torch.zeros(rows, 1, dtype=torch.uint8)),
+        targets=targets,
+        weights=torch.ones(rows, dtype=torch.float64),
+        outputs=torch.zeros(rows, outputs),
+        held_out=held_out,
+        loss="cross_entropy",
+        num_outputs=outputs,
+        fit_intercept=True,
+    )
+
+
+def planted(reduction="last", **options):
+    """A network and a programme that asks whether some input was large a few steps ago."""
+    net = network(reduction, **options)
+    inputs = torch.randn(SAMPLES, STEPS, 3, generator=torch.Generator().manual_seed(1))
+    late = (inputs[:, 3:, 0].sum(1) > 0).long()
+    per_step = (inputs[..., 0] > 0).long().flatten()
+    return net, inputs, programme(net, inputs, per_step if reduction == "all" else late)
+
+
+def search(net, inputs, problem, seed=0):
+    return BranchSearch(net, inputs, problem, RATE, seed)
+
+
+@pytest.mark.parametrize(("reduction", "price"), [("last", True), ("mean", False), ("membrane", True), ("all", False)])
+def test_the_columns_found_are_what_the_network_then_reads(reduction, price):
+    net, inputs, problem = planted(reduction)
+    found = search(net, inputs, problem)
+    chosen = found.run(0.005, price=price)
+    assert len(chosen.branches) == 2
+    found.write(chosen.branches)
+    received = []
+    net.readout.register_forward_pre_hook(lambda _, args: received.append(args[0]))
+    with torch.no_grad():
+        net(inputs)
+    rows = received[0].transpose(0, 1).flatten(0, 1) if reduction == "all" else received[0]
+    columns = torch.cat([branch.columns.to_dense(torch.float32) for branch in chosen.branches], 1)
+    assert columns.shape == rows.shape
+    assert ((columns - rows).abs() < 1e-6).float().mean() > 0.999  # products round by the batch's size
+
+
+@pytest.mark.parametrize(("price", "rho"), [(False, None), (True, 0.01)])
+def test_the_objective_never_rises_and_falls(price, rho):
+    chosen = search(*planted()).run(rho, price=price)
+    assert all(b <= a + 1e-9 for a, b in zip(chosen.objectives, chosen.objectives[1:], strict=False))
+    assert chosen.objectives[-1] < 0.97 * chosen.objectives[0]
+    assert chosen.candidates == 8
+
+
+def test_pricing_beats_the_pool():
+    """Same number of candidates, same penalty; means of two seeds."""
+    net, inputs, problem = planted()
+    pool, priced = (
+        sum(search(net, inputs, problem, seed).run(0.005, price=price).objectives[-1] for seed in range(2)) / 2
+        for price in (False, True)
+    )
+    assert priced < 0.97 * pool
+
+
+def test_the_constants_that_the_task_needs_are_chosen():
+    """A decision about each present input: voltages that are retained from earlier steps only blur it."""
+    net, inputs, problem = planted("all", depth=2, branches=1)
+    problem = replace(problem, targets=(inputs[..., 0] + inputs[..., 1] > 0).long().flatten())
+    for seed in range(2):
+        chosen = search(net, inputs, problem, seed).run(0.005, price=True)
+        assert neuron_of(chosen.branches[0].layers[1]).leak < 0.4  # drawn uniformly from 0.05 to 0.99
+
+
+def test_constants_out_of_the_ranges_are_not_drawn():
+    net, inputs, problem = planted(tau=(2.0, 3.0), reset="hard", v_threshold=0.7)
+    for branch in search(net, inputs, problem).run(0.005, price=True).branches:
+        constants = neuron_of(branch.layers[1])
+        assert 2 <= constants.tau <= 3
+        assert (constants.v_reset, constants.decay_input) == (0.0, False)
+        assert constants.v_threshold == pytest.approx(0.7)
+        assert neuron_of(branch.layers[3]) == constants
+
+
+def test_runs_repeat_and_leave_the_network_and_random_generators_alone():
+    net, inputs, problem = planted()
+    saved = {name: value.clone() for name, value in net.state_dict().items()}
+    state = torch.get_rng_state()
+    first, second, other = (search(net, inputs, problem, seed).run(0.01, price=True) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, saved[name]) for name, value in net.state_dict().items())
+    assert first.objectives == second.objectives != other.objectives
+    for one, two in zip(first.branches, second.branches, strict=True):
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(one.layers.state_dict().values(), two.layers.state_dict().values(), strict=True)
+        )
+
+
+def test_held_out_rows_fit_nothing():
+    net, inputs, problem = planted()
+    targets = torch.where(problem.held_out, 1 - problem.targets, problem.targets)
+    one, two = (search(net, inputs, p).run(0.01, price=True) for p in (problem, replace(problem, targets=targets)))
+    assert one.objectives == two.objectives
+
+
+def test_inputs_that_tell_nothing_are_refused():
+    net, inputs, problem = planted()
+    with pytest.raises(ValueError, match="fire alike on every training row"):
+        search(net, torch.zeros_like(inputs), problem).run(price=True)
+
+
+# -- through the callback
+
+
+def addition(base=3, **options):
+    torch.manual_seed(0)
+    data = AdditionDataModule(base, digits=3, sizes=(150, 20, 20), test_digits=(3,))
+    net = AdditionSNN(base, last_width=64, branches=2, **options)
+    return net, data
+
+
+def constants(net):
+    return [neuron_of(m) for m in net.modules() if isinstance(m, LIF)]
+
+
+@pytest.mark.parametrize("witnesses", ["pool", "priced"])
+def test_reconstruction_writes_weights_and_constants(witnesses):
+    net, data = addition(tau=(1.05, 100.0), reset="mixed")
+    data.setup("fit")
+    before, mode = constants(net), net.training
+    report = reconstruct(net, data.train_dataloader(), witnesses=witnesses, beta=0.01)
+    assert report.accepted
+    assert report.gap < 1e-6
+    assert report.candidates >= 2 * 2 * 2 * 32  # rounds, candidates per branch, branches, units of each
+    assert (report.violation is None) == (witnesses == "pool")
+    assert constants(net) != before
+    assert net.training == mode
+    twin, _ = addition(tau=(1.05, 100.0), reset="mixed")
+    twin.load_state_dict(net.state_dict())
+    x = data.train.tensors[0]
+    assert torch.equal(net(x), twin(x))
+
+
+def test_the_callback_trains_on_chosen_branches():
+    net, data = addition(tau=(1.05, 100.0))
+    callback = ConvexReconstruction(witnesses="priced", beta=0.01, every_n_epochs=0)
+    run = trainer(callback, max_epochs=1, num_sanity_val_steps=0)
+    run.fit(net, data)
+    warm, final = callback.reports
+    assert warm.accepted
+    assert warm.objective_after < 0.7 * warm.objective_before
+    assert final.objective_before <= warm.objective_after * 1.1 or final.accepted
+
+
+def test_a_dry_run_and_a_failure_leave_the_constants(monkeypatch):
+    net, data = addition(tau=(1.05, 100.0), reset="mixed")
+    data.setup("fit")
+    saved = {name: value.clone() for name, value in net.state_dict().items()}
+    report = reconstruct(net, data.train_dataloader(), witnesses="pool", beta=0.01, dry_run=True)
+    assert report.reason.endswith("would be accepted")
+    assert all(torch.equal(value, saved[name]) for name, value in net.state_dict().items())
+
+    def fail(*_):
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(import_module("lightning_cvxsnn.reconstruction.reconstructor"), "verify", fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        reconstruct(net, data.train_dataloader(), witnesses="pool", beta=0.01)
+    assert all(torch.equal(value, saved[name]) for name, value in net.state_dict().items())
+
+
+def test_rejected_branches_are_rolled_back(monkeypatch):
+    net, data = addition(tau=(1.05, 100.0), reset="mixed")
+    data.setup("fit")
+    assert reconstruct(net, data.train_dataloader(), witnesses="priced", beta=0.01).accepted
+    before, weights = constants(net), [p.clone() for p in net.parameters()]
+    report = reconstruct(net, data.train_dataloader(), witnesses="pool", beta=1e3)  # a penalty that uses nothing
+    assert not report.accepted
+    assert constants(net) == before
+    assert all(torch.equal(p, w) for p, w in zip(net.parameters(), weights, strict=True))
+
+
+def test_pairs_ask_for_one_branch():
+    net, data = addition()
+    data.setup("fit")
+    with pytest.raises(ValueError, match=r"is not the spikes of 'branches\.1\.1' reduced over time"):
+        reconstruct(net, data.train_dataloader(), witnesses="pairs")
+
+
+@pytest.mark.parametrize("reduction", ["last", "all"])
+def test_branches_are_chosen_on_some_samples_and_their_own_targets(reduction, monkeypatch):
+    hidden = import_module("lightning_cvxsnn.witnesses.kinds")
+    monkeypatch.setattr(hidden, "_BRANCH_SAMPLES", 50)
+    searched = []
+
+    class Noted(BranchSearch):
+        def __init__(self, net, inputs, problem, *others):
+            searched.append((inputs, problem.targets))
+            super().__init__(net, inputs, problem, *others)
+
+    monkeypatch.setattr(hidden, "BranchSearch", Noted)
+    inputs = torch.randn(SAMPLES, STEPS, 3, generator=torch.Generator().manual_seed(1))
+    targets = (inputs[..., 0] > 0).long()
+    if reduction != "all":
+        targets = targets[:, -1]
+    batches = list(zip(inputs.split(32), targets.split(32), strict=True))  # the last one is smaller
+    reconstruct(network(reduction), batches, witnesses="pool", beta=0.01)
+    ((chosen, labels),) = searched
+    assert chosen.shape == (50, STEPS, 3)
+    assert len(chosen.unique(dim=0)) == 50
+    expected = chosen[..., 0] > 0 if reduction == "all" else chosen[:, -1, 0] > 0
+    assert torch.equal(labels, expected.long().flatten())

@@ -1,0 +1,279 @@
+import pytest
+import torch
+from networks import Net, rows
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+from lightning_cvxsnn.network import measure_activity, undisturbed
+from lightning_cvxsnn.witnesses import calibrate_layers
+
+
+def deep(depth, step_mode="m", width=32, node=neuron.LIFNode):
+    net = nn.Sequential()
+    for i in range(depth):
+        net.append(layer.Linear(6 if i == 0 else width, width))
+        net.append(node())
+    functional.set_step_mode(net, step_mode)
+    return net
+
+
+def run(net, x):
+    if net[0].step_mode == "m":
+        return net(x)
+    return torch.stack([net(step) for step in x])
+
+
+def calibrated(net, inputs, **options):
+    with undisturbed(net):
+        net.eval()
+        return calibrate_layers(net, lambda x: run(net, x), inputs, **{"rate": 0.1, "only_dead": False, **options})
+
+
+def activity(net, inputs):
+    with undisturbed(net):
+        net.eval()
+        return measure_activity(net, lambda x: run(net, x), inputs)
+
+
+def by_hand(net, x, depth):
+    """Spikes ``[T, N, width]`` of one layer."""
+    functional.reset_net(net)
+    return run(net[: 2 * depth], x)
+
+
+INPUTS = [torch.rand(8, 50, 6, generator=torch.Generator().manual_seed(1)) for _ in range(3)]
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize("node", [neuron.LIFNode, neuron.IFNode, neuron.ParametricLIFNode])
+def test_every_unit_reaches_the_rate(step_mode, node):
+    net = deep(4, step_mode, node=node)
+    changed = calibrated(net, INPUTS)
+    assert [c.name for c in changed] == ["1", "3", "5", "7"]
+    for depth in (1, 2, 3, 4):
+        spikes = torch.cat([by_hand(net, x, depth) for x in INPUTS], 1)
+        rates = spikes.mean((0, 1))
+        error = (rates - 0.1).abs()
+        assert error.quantile(0.9) < 0.03  # a unit whose spikes come all at once can miss
+        assert error.max() < 0.1
+
+
+def test_activity_is_that_of_the_spikes():
+    net = deep(2)
+    with torch.no_grad():
+        net[0].weight[:5] = 0
+        net[0].bias[:5] = torch.tensor([5.0, 5.0, -5.0, -5.0, -5.0])
+    first, second = activity(net, INPUTS)
+    spikes = torch.cat([by_hand(net, x, 1) for x in INPUTS], 1)
+    assert first.units == 32
+    assert first.saturated == int((spikes.amin((0, 1)) == 1).sum()) >= 2
+    assert first.silent == int((spikes.amax((0, 1)) == 0).sum()) >= 3
+    assert first.rate == pytest.approx(float(spikes.mean()))
+    assert (first.affine_name, second.affine_name) == ("0", "2")
+
+
+def test_only_dead_layers_are_repaired():
+    net = deep(3)
+    calibrated(net, INPUTS)
+    with torch.no_grad():
+        net[4].weight.mul_(1e-3)
+        net[4].bias.mul_(1e-3)
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    (changed,) = calibrated(net, INPUTS, only_dead=True)
+    assert changed.name == "5"
+    assert changed.before.silent == 32
+    assert changed.after.silent == 0
+    for name, p in net.named_parameters():
+        assert torch.equal(p, before[name]) == (not name.startswith("4."))
+
+
+def test_a_layer_of_which_a_quarter_fires_is_changed_where_half_must():
+    net = deep(2)
+    calibrated(net, INPUTS)
+    with torch.no_grad():
+        net[0].weight[8:].mul_(1e-3)
+        net[0].bias[8:].mul_(1e-3)
+    before = net[0].weight.clone()
+    calibrated(net, INPUTS, only_dead=True)
+    assert torch.equal(net[0].weight, before)
+    changed = calibrated(net, INPUTS, only_dead=True, unhealthy_too=lambda affine: affine is net[0])
+    assert (changed[0].name, changed[0].before.silent, changed[0].after.silent) == ("1", 24, 0)
+    assert changed[0].before.alive
+    assert not changed[0].before.healthy
+
+
+def test_saturated_layers_are_brought_down():
+    net = deep(1)
+    with torch.no_grad():
+        net[0].weight.abs_().mul_(100)
+        net[0].bias.fill_(50.0)
+    (changed,) = calibrated(net, INPUTS, only_dead=True)
+    assert changed.before.saturated == 32
+    assert changed.after.saturated == 0
+    assert changed.after.alive
+
+
+def test_a_unit_that_is_only_inhibited_is_negated():
+    net = deep(1)
+    with torch.no_grad():
+        net[0].weight[0] = -1.0
+        net[0].bias[0] = 0.0
+    (changed,) = calibrated(net, INPUTS)
+    assert changed.negated >= 1
+    assert (net[0].weight[0] > 0).all()
+
+
+def test_directions_are_kept():
+    net = deep(2)
+    before = net[2].weight.clone()
+    calibrated(net, INPUTS)
+    cosine = torch.cosine_similarity(before, net[2].weight, dim=1).abs()
+    assert torch.allclose(cosine, torch.ones_like(cosine), atol=1e-5)
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_the_affine_of_a_batch_norm_is_scaled(step_mode):
+    net = nn.Sequential(layer.Conv2d(1, 5, 3), layer.BatchNorm2d(5), neuron.LIFNode(), layer.Flatten())
+    functional.set_step_mode(net, step_mode)
+    with torch.no_grad():
+        net[1].weight.mul_(1e-3)
+    inputs = [torch.rand(4, 30, 1, 6, 6)]
+    conv = net[0].weight.clone()
+    (changed,) = calibrated(net, inputs, only_dead=True)
+    assert (changed.affine_name, changed.before.units, changed.after.silent) == ("1", 5, 0)
+    assert torch.equal(net[0].weight, conv)
+    net.eval()
+    functional.reset_net(net)
+    spikes = run(net[:3], inputs[0])
+    assert (spikes.mean((0, 1, 3, 4)) - 0.1).abs().max() < 0.05
+
+
+def test_a_frozen_dead_layer_is_refused_by_name():
+    net = deep(2)
+    with torch.no_grad():
+        net[2].weight.mul_(1e-3)
+        net[2].bias.mul_(1e-3)
+    net[2].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"'3' carries no information.*'2'.*frozen"):
+        calibrated(net, INPUTS, only_dead=True)
+
+
+def test_a_dead_layer_with_a_computed_weight_is_refused_by_name():
+    net = deep(2)
+    with torch.no_grad():
+        net[2].weight.mul_(1e-3)
+        net[2].bias.mul_(1e-3)
+    nn.utils.parametrizations.weight_norm(net[2])
+    with pytest.raises(ValueError, match=r"'3' carries no information.*'2'.*computes its weight from other parameters"):
+        calibrated(net, INPUTS, only_dead=True)
+
+
+def test_frozen_live_layers_are_left_alone():
+    net = deep(1)
+    with torch.no_grad():
+        net[0].weight.mul_(5)
+    net[0].requires_grad_(False)
+    before = net[0].weight.clone()
+    assert calibrated(net, INPUTS) == []
+    assert torch.equal(before, net[0].weight)
+
+
+def test_a_dead_layer_that_nothing_feeds_is_refused():
+    net = nn.Sequential(neuron.LIFNode(step_mode="m"))
+    with undisturbed(net), pytest.raises(ValueError, match="No Linear, Conv or batch norm feeds it"):
+        calibrate_layers(net, net, [torch.zeros(4, 3, 6)], rate=0.1, only_dead=True)
+
+
+def test_a_network_of_the_users_own():
+    net = Net(gain=0.1)
+    x = rows(60)[0]
+    with undisturbed(net):
+        net.eval()
+        (changed,) = calibrate_layers(net, net, [x], rate=0.2, only_dead=True)
+    assert changed.name == "hidden.1"
+    assert changed.after.rate == pytest.approx(0.2, abs=0.03)
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
+def test_biases_bring_units_to_the_rate_at_weights_of_one_size(step_mode, size):
+    net = deep(2, step_mode)
+    before = [net[i].weight.clone() for i in (0, 2)]
+    inputs = [size * x for x in INPUTS]
+    changed = calibrated(net, inputs, manner=lambda affine, layer: "biases")
+    for i, weight, layer_changed in zip((0, 2), before, changed, strict=True):
+        assert torch.allclose(net[i].weight, layer_changed.scale * weight, rtol=1e-5)
+        assert layer_changed.shift != 0
+    for depth in (1, 2):
+        below = [x if depth == 1 else by_hand(net, x, 1) for x in inputs]
+        currents = torch.cat([net[2 * depth - 2](x) for x in below], 1)
+        assert float(currents.flatten(0, 1).var(0).mean().sqrt()) == pytest.approx(0.5, rel=1e-3)
+        rates = torch.cat([by_hand(net, x, depth) for x in inputs], 1).mean((0, 1))
+        assert (rates - 0.1).abs().quantile(0.9) < 0.03
+
+
+def test_a_bias_silences_and_excites_and_gives_up():
+    net = deep(1)
+    with torch.no_grad():
+        net[0].weight[0] = 0  # the same current on every row: all or nothing
+        net[0].bias[0] = 50.0
+    calibrated(net, INPUTS, manner=lambda affine, layer: "biases")
+    rates = by_hand(net, INPUTS[0], 1).mean((0, 1))
+    assert rates[0] < 0.6
+    stubborn = deep(1, node=lambda: neuron.LIFNode(v_threshold=1e6))
+    (changed,) = calibrated(stubborn, INPUTS, manner=lambda affine, layer: "biases")
+    assert changed.after.silent == 32
+    assert changed.shift == 0
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize(
+    "node",
+    [
+        neuron.LIFNode,
+        neuron.IFNode,
+        lambda: neuron.LIFNode(tau=5.0, decay_input=False, v_threshold=0.7, v_reset=None),
+        lambda: neuron.LIFNode(tau=3.0, v_threshold=0.2, v_reset=-0.4),
+        lambda: neuron.ParametricLIFNode(init_tau=4.0),
+    ],
+)
+def test_copies_fire_with_the_units_below(step_mode, node):
+    net = deep(3, step_mode, node=node)
+    net[4] = layer.Linear(32, 70, step_mode=step_mode)  # wider: some units below have two copies
+    with torch.no_grad():
+        for i in (2, 4):
+            net[i].weight.mul_(1e-4)
+            net[i].bias.mul_(1e-4)
+    calibrated(net[:2], INPUTS, manner=lambda affine, layer: "biases")
+    changed = calibrated(net, INPUTS, only_dead=True, manner=lambda affine, layer: "copies")
+    assert [(c.name, c.copies) for c in changed] == [("3", True), ("5", True)]
+    first = by_hand(net, INPUTS[0], 1)
+    assert first.any()
+    assert torch.equal(by_hand(net, INPUTS[0], 2), first)
+    assert torch.equal(by_hand(net, INPUTS[0], 3), first[..., torch.arange(70) % 32])
+
+
+class Unknown(neuron.LIFNode):
+    pass
+
+
+@pytest.mark.parametrize("case", ["no layer below", "narrower", "unknown neuron", "changed on the way", "held down"])
+def test_what_cannot_be_copied_is_scaled(case):
+    net = deep(1)
+    calibrated(net, INPUTS)
+    if case == "no layer below":
+        net = deep(1)
+    elif case == "changed on the way":
+        net.append(nn.Softplus())
+    if case != "no layer below":
+        net.append(layer.Linear(32, 16 if case == "narrower" else 32, step_mode="m"))
+        net.append((Unknown if case == "unknown neuron" else neuron.LIFNode)(step_mode="m"))
+    affine, name = net[-2], str(len(net) - 2)
+    if case == "held down":
+        with torch.no_grad():
+            affine.bias.fill_(-1e3)
+    before = affine.weight.clone()
+    changed = calibrated(net, INPUTS, manner=lambda affine, layer: "copies" if layer.affine_name == name else "rows")
+    assert not changed[-1].copies
+    cosine = torch.cosine_similarity(before, affine.weight, dim=1).abs()
+    assert torch.allclose(cosine, torch.ones_like(cosine), atol=1e-5)
