@@ -16,7 +16,7 @@ from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
 from lightning_cvxsnn.convex import solve
-from lightning_cvxsnn.network import fresh_state
+from lightning_cvxsnn.network import reset_neurons
 from lightning_cvxsnn.patterns import Neuron
 from lightning_cvxsnn.witnesses.optimum import network_optimum
 
@@ -45,7 +45,7 @@ def train(runs: int, width: int, epochs: int, rate: float, size: float, seed: in
     target = labels[:, None].float().expand(runs, ROWS, 1)
 
     def rates() -> Tensor:
-        fresh_state(lif)
+        reset_neurons(lif)
         return lif(torch.einsum("tnf,rfm->trnm", inputs, hidden)).mean(0)
 
     def objectives(received: Tensor) -> Tensor:

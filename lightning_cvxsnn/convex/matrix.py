@@ -14,7 +14,7 @@ from typing import Protocol, overload, runtime_checkable
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.runtime.work import spend
+from lightning_cvxsnn.runtime.work import count_work
 
 __all__ = ["DictionaryLike", "Entries", "Matrix", "PackedDictionary", "Stacked"]
 
@@ -199,7 +199,7 @@ class Matrix:
         """``G^T diag(curvature) G`` and ``G^T slope`` for ``G = matrix[:, index]``; non-negative curvatures ``[n]``."""
         root = curvature.sqrt()[:, None]
         gram, product = root.new_zeros(index.numel(), index.numel()), root.new_zeros(index.numel())
-        spend(self.shape[0] * index.numel() ** 2)
+        count_work(self.shape[0] * index.numel() ** 2)
         for part, block in self.gathered(index):
             product += slope[part] @ block
             block *= root[part]
@@ -216,7 +216,7 @@ class Matrix:
     def squared_norms(self, weight: Tensor) -> Tensor:
         """``sum_i weight_i matrix_ij^2``, one for each column."""
         total = weight.new_zeros(self.source.shape[1])
-        spend(self.source.shape.numel())
+        count_work(self.source.shape.numel())
         for part, block in self.blocks():
             total += weight[part] @ block.square()
         total *= self.source.scale**2
@@ -229,7 +229,7 @@ class Matrix:
         if used.numel() <= columns // 8:  # sparse coefficients: the other columns need not be looked at
             factor, index = factor[used], used
         product = right.new_empty(rows, *right.shape[1:])
-        spend(rows * factor.numel())
+        count_work(rows * factor.numel())
         wide = factor.T.contiguous() if factor.ndim == 2 else factor
         for part, block in self.blocks(index):
             product[part] = (wide @ block.T).T if factor.ndim == 2 else block @ factor
@@ -265,7 +265,7 @@ class _Transposed:
 
     def __matmul__(self, right: Tensor) -> Tensor:
         product = right.new_zeros(*right.shape[1:], self.matrix.source.shape[1])
-        spend(right.numel() * self.matrix.source.shape[1])
+        count_work(right.numel() * self.matrix.source.shape[1])
         wide = right.T.contiguous() if right.ndim == 2 else right  # faster than a tall product
         for part, block in self.matrix.blocks():
             product += wide[..., part] @ block

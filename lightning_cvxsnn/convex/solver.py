@@ -19,7 +19,7 @@ from lightning_cvxsnn.convex.losses import Loss, constant_outputs, output_gradie
 from lightning_cvxsnn.convex.matrix import Matrix
 from lightning_cvxsnn.convex.presolve import Reduction, reduce
 from lightning_cvxsnn.convex.solution import Solution
-from lightning_cvxsnn.runtime.work import working
+from lightning_cvxsnn.runtime.work import counting
 
 __all__ = [
     "Prepared", "Solver", "check_options", "largest_rho", "prepare", "prepare_checked", "rho_max", "solve",
@@ -206,7 +206,7 @@ def solve_prepared(
     deadline: float,
 ) -> Solution:
     """:func:`solve` for a prepared programme, from ``started`` to ``deadline`` on ``time.perf_counter()``."""
-    with working() as work:
+    with counting() as work:
         solution = _solve(prepared, rho, init, gap_tolerance, max_iterations, solver, started, deadline)
     return replace(solution, work=work.multiply_adds)
 

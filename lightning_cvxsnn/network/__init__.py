@@ -3,10 +3,10 @@
 from lightning_cvxsnn.network.activity import Forward, LayerActivity, is_spiking, measure_activity
 from lightning_cvxsnn.network.batch_norm import adapting_batch_norms, estimate_batch_norm
 from lightning_cvxsnn.network.capture import ENCODER_DRAWS, Capture, capture, join, observe
-from lightning_cvxsnn.network.isolation import fresh_state, release_graphs, undisturbed
+from lightning_cvxsnn.network.isolation import release_graphs, reset_neurons, undisturbed
 from lightning_cvxsnn.network.lif import LIF
 from lightning_cvxsnn.network.neurons import neuron_of
-from lightning_cvxsnn.network.reduction import Reduction
+from lightning_cvxsnn.network.reduction import TimeReduction
 
 __all__ = [
     "ENCODER_DRAWS",
@@ -14,16 +14,16 @@ __all__ = [
     "Capture",
     "Forward",
     "LayerActivity",
-    "Reduction",
+    "TimeReduction",
     "adapting_batch_norms",
     "capture",
     "estimate_batch_norm",
-    "fresh_state",
     "is_spiking",
     "join",
     "measure_activity",
     "neuron_of",
     "observe",
     "release_graphs",
+    "reset_neurons",
     "undisturbed",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_cvxsnn.network.isolation import fresh_state
+from lightning_cvxsnn.network.isolation import reset_neurons
 
 Forward = Callable[[Any], Tensor]
 
@@ -152,7 +152,7 @@ def measure_activity(module: nn.Module, forward: Forward, inputs: Sequence[Any])
     """
     with _Probe(module) as probe:
         for x in inputs:
-            fresh_state(module)
+            reset_neurons(module)
             probe.start()
             forward(x)
     return probe.activities()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_cvxsnn.network.isolation import fresh_state
+from lightning_cvxsnn.network.isolation import reset_neurons
 
 
 def adapting_batch_norms(module: nn.Module) -> list[_BatchNorm]:
@@ -38,7 +38,7 @@ def estimate_batch_norm(
             layer.momentum = None  # cumulative average
             layer.train()
         for x in inputs:
-            fresh_state(module)
+            reset_neurons(module)
             forward(x)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):

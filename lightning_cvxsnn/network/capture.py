@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_cvxsnn.network.isolation import fresh_state
-from lightning_cvxsnn.network.reduction import Reduction
+from lightning_cvxsnn.network.isolation import reset_neurons
+from lightning_cvxsnn.network.reduction import TimeReduction
 from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
 
 #: Draws averaged per row where the network's encoder is random.
@@ -45,7 +45,7 @@ class Capture:
 def capture(
     module: nn.Module,
     readout: nn.Linear,
-    reduction: Reduction,
+    reduction: TimeReduction,
     forward: Callable[[Any], Tensor],
     inputs: Iterable[Any],
 ) -> Capture:
@@ -74,7 +74,7 @@ def capture(
 def observe(
     module: nn.Module,
     readout: nn.Linear,
-    reduction: Reduction,
+    reduction: TimeReduction,
     forward: Callable[[Any], Tensor],
     inputs: Iterable[Any],
     room: Callable[[Tensor], int] = len,
@@ -94,7 +94,7 @@ def observe(
 
     def draw(x: Any) -> tuple[Tensor, float, Tensor]:
         received.clear()
-        fresh_state(module)
+        reset_neurons(module)
         output = forward(x)
         values, scale = reduction.sum_steps(reduction.to_steps(received).float())
         rows = reduction.flatten_rows(output) if reduction.kind == "all" else output
@@ -122,7 +122,7 @@ def observe(
     return Observed(all_values.filled(), all_outputs.filled(), scale, draws) if len(all_values) else None
 
 
-def join(parts: Sequence[Observed | None], reduction: Reduction) -> Capture:
+def join(parts: Sequence[Observed | None], reduction: TimeReduction) -> Capture:
     """One capture of what was observed over consecutive parts of the rows.
 
     Raises:
@@ -187,7 +187,7 @@ def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat([part.to(dtype) for part in parts])
 
 
-def _as_counts(values: Tensor, scale: float, reduction: Reduction) -> tuple[Tensor, float]:
+def _as_counts(values: Tensor, scale: float, reduction: TimeReduction) -> tuple[Tensor, float]:
     """Recognise a firing rate that the network computed itself: multiples of 1/T with a T that it does not tell."""
     if reduction.layout != "static" or not values.is_floating_point():
         return values, scale

@@ -70,7 +70,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def fresh_state(module: nn.Module) -> None:
+def reset_neurons(module: nn.Module) -> None:
     """Put the memories of every spiking neuron in ``module`` at their reset values."""
     for submodule in module.modules():
         if isinstance(submodule, base.MemoryModule):
@@ -102,7 +102,7 @@ def reached(
         m.register_forward_hook(lambda *_, name=n: order.append(name)) for n, m in module.named_modules() if wanted(m)
     ]
     try:
-        fresh_state(module)
+        reset_neurons(module)
         forward(x)
     finally:
         for handle in handles:

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_cvxsnn.network import Reduction, fresh_state
+from lightning_cvxsnn.network import TimeReduction, reset_neurons
 from lightning_cvxsnn.network.activity import is_spiking
 from lightning_cvxsnn.network.isolation import reached
 from lightning_cvxsnn.network.reduction import Layout
@@ -44,7 +44,7 @@ class Readout:
 
     name: str
     module: nn.Linear
-    reduction: Reduction
+    reduction: TimeReduction
     neuron_name: str = ""
     neuron: nn.Module | None = None
     output: str | int | None = None
@@ -92,7 +92,7 @@ class Readout:
     @torch.no_grad()
     def others(self, module: nn.Module, x: Any) -> dict[str | int | None, Tensor]:
         """What else the network returns for ``x``, by name or position. Call it inside ``undisturbed``."""
-        fresh_state(module)
+        reset_neurons(module)
         return {key: value for key, value in _entries(module, forward_of(module)(x)).items() if key != self.output}
 
     @contextmanager
@@ -147,7 +147,7 @@ def find_readout(module: nn.Module, x: Any, name: str | None = None, tolerance: 
     check_parameters(module, layer, name)
 
     with _random_readout(layer) as probe, _passing(neuron):
-        fresh_state(module)
+        reset_neurons(module)
         outputs = _entries(module, forward(x))
     if probe.error > tolerance:
         raise MisconfigurationException(
@@ -159,7 +159,7 @@ def find_readout(module: nn.Module, x: Any, name: str | None = None, tolerance: 
         for key, output in outputs.items()
         for candidate in _reductions(probe, output)
     }
-    fitting: dict[Any, Reduction] = {}
+    fitting: dict[Any, TimeReduction] = {}
     for (key, candidate), error in sorted(errors.items(), key=lambda item: (item[0][1].kind == "weighted", item[1])):
         if error <= tolerance:
             fitting.setdefault(key, candidate)
@@ -352,7 +352,7 @@ def _random_readout(layer: nn.Linear) -> Iterator[_RandomReadout]:
             handle.remove()
 
 
-def _reductions(probe: _RandomReadout, output: Tensor) -> list[Reduction]:
+def _reductions(probe: _RandomReadout, output: Tensor) -> list[TimeReduction]:
     """The reductions that give the output's shape."""
     inputs, shape, rank = probe.inputs, probe.inputs[0].shape, output.dim()
     if len(shape) not in (2, 3) or rank > 3:
@@ -371,17 +371,19 @@ def _reductions(probe: _RandomReadout, output: Tensor) -> list[Reduction]:
         layouts.append(("flat", shape[0] // samples))
     if rank == 3:
         return [
-            Reduction("all", layout, steps, batch_first) for layout, steps in layouts for batch_first in (False, True)
+            TimeReduction("all", layout, steps, batch_first)
+            for layout, steps in layouts
+            for batch_first in (False, True)
         ]
     if layouts and layouts[0][0] == "static":
-        return [Reduction("none", "static", 1)]
-    found = [Reduction(kind, layout, steps) for layout, steps in layouts for kind in ("last", "mean", "sum")]
+        return [TimeReduction("none", "static", 1)]
+    found = [TimeReduction(kind, layout, steps) for layout, steps in layouts for kind in ("last", "mean", "sum")]
     return found + [r for layout, steps in layouts if (r := _weighted(layout, steps, probe, output)) is not None]
 
 
-def _weighted(layout: Layout, steps: int, probe: _RandomReadout, output: Tensor) -> Reduction | None:
+def _weighted(layout: Layout, steps: int, probe: _RandomReadout, output: Tensor) -> TimeReduction | None:
     """The sum over time that comes closest to ``output``, where it has more numbers than there are weights."""
-    by_step = Reduction("all", layout, steps).to_steps(probe.inputs).double() @ probe.weight.double().T
+    by_step = TimeReduction("all", layout, steps).to_steps(probe.inputs).double() @ probe.weight.double().T
     by_step = (by_step + probe.bias.double()).flatten(1)
     if by_step.shape[1] != output.numel() or output.numel() < 2 * steps or not output.isfinite().all():
         return None
@@ -389,10 +391,10 @@ def _weighted(layout: Layout, steps: int, probe: _RandomReadout, output: Tensor)
     cancels = abs(float(weights.sum())) <= _CANCELS * float(weights.abs().sum())
     if cancels and bool(probe.bias.any()):  # the bias has no part in the output, so an intercept could not be written
         return None
-    return Reduction("weighted", layout, steps, weights=tuple(weights.tolist()))
+    return TimeReduction("weighted", layout, steps, weights=tuple(weights.tolist()))
 
 
-def _misfit(reduction: Reduction, probe: _RandomReadout, output: Tensor) -> float:
+def _misfit(reduction: TimeReduction, probe: _RandomReadout, output: Tensor) -> float:
     """Largest deviation of the output from what ``reduction`` predicts, relative to the largest prediction."""
     values, scale = reduction.sum_steps(reduction.to_steps(probe.inputs).double())
     predicted = values * scale @ probe.weight.double().T + reduction.bias_count * probe.bias.double()

@@ -11,7 +11,7 @@ Layout = Literal["calls", "steps", "flat", "static"]
 
 
 @dataclass(frozen=True)
-class Reduction:
+class TimeReduction:
     """The map from what a linear readout receives in one forward pass to rows of the dictionary.
 
     Attributes:

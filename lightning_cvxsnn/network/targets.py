@@ -7,10 +7,10 @@ from torch.nn import functional as F
 
 from lightning_cvxsnn.convex import Loss
 from lightning_cvxsnn.convex.losses import encode_targets
-from lightning_cvxsnn.network import Reduction
+from lightning_cvxsnn.network import TimeReduction
 
 
-def row_targets(y: Tensor, reduction: Reduction, *, loss: Loss, num_outputs: int) -> Tensor:
+def row_targets(y: Tensor, reduction: TimeReduction, *, loss: Loss, num_outputs: int) -> Tensor:
     """Targets of one batch, one per dictionary row.
 
     Args:
@@ -85,7 +85,7 @@ def _one_hot(y: Tensor, num_outputs: int) -> Tensor:
     return F.one_hot(y.long(), num_outputs).double()
 
 
-def row_weights(weight: Tensor | None, rows: int, reduction: Reduction) -> Tensor:
+def row_weights(weight: Tensor | None, rows: int, reduction: TimeReduction) -> Tensor:
     """Sample weights of one batch as float64 ``[rows]``: given per sample or per row, ones where None.
 
     Raises:

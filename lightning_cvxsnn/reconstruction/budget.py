@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_cvxsnn.network import fresh_state
-from lightning_cvxsnn.runtime.work import working
+from lightning_cvxsnn.network import reset_neurons
+from lightning_cvxsnn.runtime.work import counting
 
 #: A multiply-add of float64 numbers, in those of float32.
 FLOAT64 = 2
@@ -91,7 +91,7 @@ class Meter:
 
         handle = readout.register_forward_pre_hook(arrive)
         try:
-            with working() as solving:
+            with counting() as solving:
                 yield lambda: self.row * rows + FLOAT64 * solving.multiply_adds
         finally:
             handle.remove()
@@ -103,7 +103,7 @@ def measure(module: nn.Module, readout: nn.Linear, forward: Callable[[Any], Tens
     rows: list[int] = []
     handle = readout.register_forward_pre_hook(lambda _module, args: rows.append(args[0].shape[:-1].numel()))
     try:
-        fresh_state(module)
+        reset_neurons(module)
         with FlopCounterMode(display=False) as counter:
             forward(x)
     finally:

@@ -10,7 +10,7 @@ from lightning_cvxsnn.runtime.progress import Progress, no_progress
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class TrainerContext:
     """What a Trainer gives to one reconstruction; the defaults are those of a bare module.
 
     Attributes:

@@ -14,17 +14,17 @@ class Judgement:
         scale: Factor on the solution.
         before: Loss with the readout as found.
         after: Loss with the solution, scaled.
-        right_before: Share of the rows that are decided rightly with the readout as found; None where the outputs
+        accuracy_before: Share of the rows that are decided rightly with the readout as found; None where the outputs
             decide nothing.
-        right_after: The same with the solution, scaled.
+        accuracy_after: The same with the solution, scaled.
         accepted: Whether the solution is better.
     """
 
     scale: float
     before: float
     after: float
-    right_before: float | None
-    right_after: float | None
+    accuracy_before: float | None
+    accuracy_after: float | None
     accepted: bool
 
 
@@ -44,8 +44,8 @@ def judge_linear(problem: Problem, as_found: Problem | None, solution: Solution,
         scale=scale,
         before=before,
         after=after,
-        right_before=found.held_out_accuracy(found.outputs[found.held_out]),
-        right_after=problem.held_out_accuracy(outputs),
+        accuracy_before=found.held_out_accuracy(found.outputs[found.held_out]),
+        accuracy_after=problem.held_out_accuracy(outputs),
         accepted=after < before,
     )
 

@@ -22,7 +22,7 @@ from lightning_cvxsnn.network.rows import TrainingRows, rows_of
 from lightning_cvxsnn.network.transaction import Transaction, all_or_nothing
 from lightning_cvxsnn.patterns import resolve_backend
 from lightning_cvxsnn.reconstruction.budget import FLOAT64, Budget, Meter, measure
-from lightning_cvxsnn.reconstruction.context import Surroundings
+from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.reconstruction.guard import Judgement, is_clear, judge_linear
 from lightning_cvxsnn.reconstruction.policy import Occasion, Policy
 from lightning_cvxsnn.reconstruction.settings import Settings
@@ -31,14 +31,14 @@ from lightning_cvxsnn.reconstruction.spiking_output import SCALES, judge_spiking
 from lightning_cvxsnn.reports.advice import advise
 from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.runtime.ranks import Ranks, checksum
-from lightning_cvxsnn.runtime.work import Work, working
+from lightning_cvxsnn.runtime.work import Work, counting
 from lightning_cvxsnn.witnesses import CalibratedLayer
 from lightning_cvxsnn.witnesses.column_generation import Priced
 from lightning_cvxsnn.witnesses.kinds import (
-    bring_to_life,
     describe_repairs,
     estimate_norms,
     recycle_units,
+    repair_dead_layers,
     replace_witnesses,
     wants_pairs,
 )
@@ -94,7 +94,7 @@ class Reconstructor:
         return ""
 
     def run(
-        self, module: nn.Module, rows: TrainingRows, occasion: Occasion, surroundings: Surroundings | None = None
+        self, module: nn.Module, rows: TrainingRows, occasion: Occasion, context: TrainerContext | None = None
     ) -> SolveReport:
         """Capture, repair, solve, judge and, where the held-out rows agree, write.
 
@@ -105,7 +105,7 @@ class Reconstructor:
             rows: Its training rows.
             occasion: Why now. Only a warm start and a single solve may replace or calibrate hidden weights. Where
                 nothing trains on from the readout it has full scale.
-            surroundings: The Trainer's part.
+            context: The Trainer's part.
 
         Returns:
             The report. The solution is in the network; if it is not to be trained on, `shadow` takes it out again.
@@ -116,18 +116,18 @@ class Reconstructor:
             ValueError: If the data holds NaN or infinity.
             RuntimeError: If another process fails, or the parameters are not the same in all of them afterwards.
         """
-        surroundings, policy = surroundings or Surroundings(), Policy(self.settings, occasion)
+        context, policy = context or TrainerContext(), Policy(self.settings, occasion)
         self._once = Work()
-        tolerance = _TOLERANCE if surroundings.precision is None else _LOW_PRECISION_TOLERANCE
+        tolerance = _TOLERANCE if context.precision is None else _LOW_PRECISION_TOLERANCE
         norms = adapting_batch_norms(module)
         if self.shadow is not None:
             self.shadow.leave(module)
-        with isolate_rng(), all_or_nothing(module, surroundings.optimizers) as transaction:
-            with (surroundings.precision or nullcontext)(), undisturbed(module):
+        with isolate_rng(), all_or_nothing(module, context.optimizers) as transaction:
+            with (context.precision or nullcontext)(), undisturbed(module):
                 module.eval()
-                readout, meter = self._find(module, rows, surroundings, tolerance)
+                readout, meter = self._find(module, rows, context, tolerance)
                 with meter.counting(readout.module) as work:
-                    report, layers = self._act(module, rows, readout, policy, surroundings, norms, tolerance)
+                    report, layers = self._act(module, rows, readout, policy, context, norms, tolerance)
                 statistics = [(b, b.clone()) for norm in norms for b in norm.buffers()]
                 constants = [(b, b.clone()) for neuron in _constants(module) for b in neuron.buffers()]
             if self.settings.dry_run:
@@ -149,10 +149,10 @@ class Reconstructor:
             transaction.forget_history(p for p in transaction.changed() if not any(p is t for t in stand_ins))
         _, spent, once = told[0]
         self.budget.charge(spent, periodic=occasion == "periodic solve", accepted=report.accepted, once=once)
-        return replace(report, work=spent, overhead=self.budget.overhead(surroundings.epoch))
+        return replace(report, work=spent, overhead=self.budget.overhead(context.epoch))
 
     def _find(
-        self, module: nn.Module, rows: TrainingRows, surroundings: Surroundings, tolerance: float
+        self, module: nn.Module, rows: TrainingRows, context: TrainerContext, tolerance: float
     ) -> tuple[Readout, Meter]:
         """The readout, proved, and what a forward pass costs: the first time, then as remembered."""
         check_finite(module)
@@ -162,7 +162,7 @@ class Reconstructor:
                 raise MisconfigurationException("The training dataloader is empty. Expected at least one batch.")
             self.readout = find_readout(module, first.x, self.settings.readout, tolerance)
             self._meter = measure(module, self.readout.module, forward_of(module), first.x)
-            self.budget.epoch = self._meter.epoch(surroundings.batches)
+            self.budget.epoch = self._meter.epoch(context.batches)
         try:
             resolve_backend(self.settings.backend, self.readout.module.weight.device)
         except ValueError as error:
@@ -175,7 +175,7 @@ class Reconstructor:
         rows: TrainingRows,
         readout: Readout,
         policy: Policy,
-        surroundings: Surroundings,
+        context: TrainerContext,
         norms: list[Any],
         tolerance: float,
     ) -> tuple[SolveReport, list[CalibratedLayer]]:
@@ -187,7 +187,7 @@ class Reconstructor:
             readout,
             loss=self.settings.loss,
             seed=self.settings.seed,
-            progress=surroundings.progress,
+            progress=context.progress,
         )
         _synchronise(module, norms, rows.ranks)
         fresh = policy.begins
@@ -202,38 +202,38 @@ class Reconstructor:
         before = [(t, t.detach().clone()) for t in (*module.parameters(), *constants)] if replacing else []
         tried = None
         if as_found is not None and replacing:  # on rank 0, whose parameters the others then take over
-            with surroundings.progress("witnesses", None), working(self._once):
+            with context.progress("witnesses", None), counting(self._once):
                 tried, layers = replace_witnesses(module, rows, readout, as_found, self.settings, self.beta, estimate)
             if isinstance(tried, Priced):
                 self.beta = tried.rho * readout.module.in_features**0.5
         elif not replacing and self.settings.witnesses != "keep":
             everything = fresh and self.settings.witnesses == "calibrated"
-            layers = bring_to_life(module, rows, estimate, only_dead=not everything, untrained=fresh)
+            layers = repair_dead_layers(module, rows, estimate, only_dead=not everything, untrained=fresh)
         _synchronise(module, norms, rows.ranks)
         problem = captured(stage="patterns")
         if problem is not None and bool(problem.dictionary.constant.all()):
             raise MisconfigurationException(describe_dead(module, readout, rows))
         patterns_done = time.perf_counter()
-        with surroundings.progress("convex solve", None):
+        with context.progress("convex solve", None):
             solved = None
             if problem is not None:
                 judge = self._judge(module, rows, readout, problem, as_found, policy)
                 rough = tried.solution if isinstance(tried, Priced) else None
-                solved = self._solve(problem, readout, policy, surroundings, rough, judge)
+                solved = self._solve(problem, readout, policy, context, rough, judge)
             if solved is not None and tried is not None:
                 solved = replace(solved, violation=tried.violation, candidates=tried.candidates)
             report = self._share(solved, readout, rows.ranks)
         if report.accepted and not self.settings.dry_run:
             verify(module, readout, next(iter(rows)).x, tolerance)
         if policy.recycles:
-            report = self._recycle(module, rows, readout, problem, surroundings, report, tolerance, estimate)
+            report = self._recycle(module, rows, readout, problem, context, report, tolerance, estimate)
             _synchronise(module, norms, rows.ranks)
         if replacing and not report.accepted:
             with torch.no_grad():
                 for tensor, value in before:
                     tensor.copy_(value)
             estimate()
-            layers = bring_to_life(module, rows, estimate, only_dead=True, untrained=True)
+            layers = repair_dead_layers(module, rows, estimate, only_dead=True, untrained=True)
             _synchronise(module, norms, rows.ranks)
             self.last, self.beta = None, None if self.settings.beta == "auto" else self.beta
         seconds_patterns, seconds_solve = patterns_done - started, time.perf_counter() - patterns_done
@@ -248,15 +248,15 @@ class Reconstructor:
         rows: TrainingRows,
         readout: Readout,
         problem: Problem | None,
-        surroundings: Surroundings,
+        context: TrainerContext,
         report: SolveReport,
         tolerance: float,
         estimate: Callable[[], None],
     ) -> SolveReport:
         """Give units that contribute nothing other weights, on rank 0, and report on the search in all processes."""
         tried = None
-        settings = replace(self.settings, seed=self.settings.seed + surroundings.step)  # other candidates each time
-        with surroundings.progress("witnesses", None):
+        settings = replace(self.settings, seed=self.settings.seed + context.step)  # other candidates each time
+        with context.progress("witnesses", None):
             if problem is not None:
                 tried = recycle_units(
                     module, rows, readout, problem, settings, report.rho, self.last, tolerance, estimate
@@ -269,7 +269,7 @@ class Reconstructor:
         problem: Problem,
         readout: Readout,
         policy: Policy,
-        surroundings: Surroundings,
+        context: TrainerContext,
         rough: Solution | None,
         judge: Callable[[Solution], Judgement],
     ) -> SolveReport:
@@ -283,7 +283,7 @@ class Reconstructor:
         beta, beta_edge = self.beta, None
         if beta is None:
             start = policy.starts(self.beta)
-            with working(self._once):
+            with counting(self._once):
                 walk = problem.choose_rho(start=start)
             rough, beta_edge = walk.solution, walk.edge
             beta = walk.rho * columns**0.5
@@ -321,8 +321,8 @@ class Reconstructor:
                 readout.write(coef, intercept)
             gap_written = problem.gap_at(*readout.read(), solution, rho, fitted)
         return SolveReport(
-            epoch=surroundings.epoch,
-            step=surroundings.step,
+            epoch=context.epoch,
+            step=context.step,
             loss=problem.loss,
             beta=beta,
             rho=rho,
@@ -340,12 +340,12 @@ class Reconstructor:
             scale=scale,
             accepted=accepted,
             reason=f"{policy.occasion}: {verdict}",
-            objective_before=judgement.before,
-            objective_after=judgement.after,
+            held_out_loss_before=judgement.before,
+            held_out_loss_after=judgement.after,
             seconds_patterns=0.0,
             seconds_solve=0.0,
-            accuracy_before=judgement.right_before,
-            accuracy_after=judgement.right_after,
+            accuracy_before=judgement.accuracy_before,
+            accuracy_after=judgement.accuracy_after,
             beta_edge=beta_edge,
         )
 

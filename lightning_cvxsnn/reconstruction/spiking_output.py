@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cvxsnn.convex import Solution
-from lightning_cvxsnn.network import fresh_state
+from lightning_cvxsnn.network import reset_neurons
 from lightning_cvxsnn.network.programme import Problem
 from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.rows import TrainingRows
@@ -77,7 +77,7 @@ def firing_rates(
     try:
         for batch in rows:
             received.clear()
-            fresh_state(module)
+            reset_neurons(module)
             readout.forward_of(module)(batch.x)
             steps = reduction.to_steps(received)
             spikes = (run_neuron(neuron, F.linear(steps, weight, bias)) for weight, bias in weights)

@@ -75,7 +75,7 @@ def _beta_at_the_edge(reports: Sequence[SolveReport]) -> str | None:
     if edge == "smallest":
         return (
             f"chose beta = {beta:.3g}, the smallest of its grid: the held-out loss was still falling there, so a "
-            f"weaker penalty may be better still. Pass beta={beta / 10:.1g} and compare the reports' objective_after."
+            f"weaker penalty may be better still. Pass beta={beta / 10:.1g} and compare the reports' held_out_loss_after."
         )
     return None
 
@@ -87,7 +87,7 @@ def _rejected(reports: Sequence[SolveReport]) -> str | None:
     seconds = sum(report.seconds_patterns + report.seconds_solve for report in last)
     return (
         "rejected the last three solves: on held-out training rows the network as it is scores at least as well "
-        f"({last[-1].loss} {last[-1].objective_before:.4f} against {last[-1].objective_after:.4f} at "
+        f"({last[-1].loss} {last[-1].held_out_loss_before:.4f} against {last[-1].held_out_loss_after:.4f} at "
         f"scale={last[-1].scale:g}). Nothing was written and nothing is lost but time ({seconds:.1f} s); late in "
         "training this is usual. Space the solves with every_n_epochs; 0 leaves a warm start and a final solve."
     )

@@ -29,8 +29,8 @@ class SolveReport:
         scale: Factor on the readout as written.
         accepted: Whether the readout was (or with ``dry_run`` would have been) written.
         reason: The occasion and why the decision fell as it did.
-        objective_before: Unpenalised loss on the held-out rows before the solve.
-        objective_after: Unpenalised loss on the held-out rows with the candidate, fitted on the other rows and scaled.
+        held_out_loss_before: Unpenalised loss on the held-out rows before the solve.
+        held_out_loss_after: Unpenalised loss on the held-out rows with the candidate, fitted on the other rows and scaled.
         seconds_patterns: Wall-clock seconds of the pattern passes.
         seconds_solve: Wall-clock seconds of the convex solves.
         work: Multiply-adds of pattern passes, searches for witnesses and convex solves; those in float64 count twice.
@@ -65,8 +65,8 @@ class SolveReport:
     scale: float
     accepted: bool
     reason: str
-    objective_before: float
-    objective_after: float
+    held_out_loss_before: float
+    held_out_loss_after: float
     seconds_patterns: float
     seconds_solve: float
     work: float = 0.0
@@ -94,7 +94,7 @@ class SolveReport:
         repaired = f"brought to life: {self.repaired}; " if self.repaired else ""
         return (
             f"{self.reason}; {repaired}"
-            f"held-out {self.loss} {self.objective_before:.4f} -> {self.objective_after:.4f}{accuracy}; "
+            f"held-out {self.loss} {self.held_out_loss_before:.4f} -> {self.held_out_loss_after:.4f}{accuracy}; "
             f"gap {self.gap:.1e} at beta {self.beta:.3g} over {self.rows} rows x {self.columns} columns "
             f"({self.active} active, {self.silent} silent); {self.seconds_patterns + self.seconds_solve:.1f} s"
         )

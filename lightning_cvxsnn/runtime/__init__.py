@@ -1,1 +1,1 @@
-"""What any computation here needs of its surroundings: ranks, work counted, memory left, progress shown."""
+"""What any computation here needs of the machine: ranks, work counted, memory left, progress shown."""

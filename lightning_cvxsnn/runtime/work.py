@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["Work", "spend", "working"]
+__all__ = ["Work", "count_work", "counting"]
 
 
 class Work:
-    """Multiply-adds so far: products with the dictionary, Hessians, Cholesky factors, and what others `spend`."""
+    """Multiply-adds so far: products with the dictionary, Hessians, Cholesky factors, and what others `count_work`."""
 
     def __init__(self) -> None:
         self.multiply_adds = 0
@@ -20,7 +20,7 @@ _open: ContextVar[tuple[Work, ...]] = ContextVar("_open", default=())
 
 
 @contextmanager
-def working(work: Work | None = None) -> Iterator[Work]:
+def counting(work: Work | None = None) -> Iterator[Work]:
     """Count what is spent in this context, inner contexts included, on top of ``work`` or anew."""
     work = work or Work()
     token = _open.set((*_open.get(), work))
@@ -30,7 +30,7 @@ def working(work: Work | None = None) -> Iterator[Work]:
         _open.reset(token)
 
 
-def spend(multiply_adds: int) -> None:
+def count_work(multiply_adds: int) -> None:
     """Add to every count that is open."""
     for work in _open.get():
         work.multiply_adds += multiply_adds

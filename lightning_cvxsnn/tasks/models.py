@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from lightning_cvxsnn.network import LIF, fresh_state
+from lightning_cvxsnn.network import LIF, reset_neurons
 
 #: A constant of all branches, or the range that each branch draws its own from.
 Constant = float | tuple[float, float]
@@ -113,7 +113,7 @@ class LitSNN(_Classifier):
     @override
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, num_classes]`` of sequences ``[N, T, in_features]``."""
-        fresh_state(self.layers)
+        reset_neurons(self.layers)
         spikes = self.layers(x.transpose(0, 1))
         if self.reduction == "last":
             return self.readout(spikes[-1])
@@ -208,9 +208,9 @@ class ParallelSNN(_Classifier):
     @override
     def forward(self, x: Tensor) -> Tensor:
         """Logits of sequences ``[N, T, in_features]``, see the class."""
-        fresh_state(self.branches)
+        reset_neurons(self.branches)
         logits = self._read(x.transpose(0, 1))
-        fresh_state(self.branches)
+        reset_neurons(self.branches)
         return logits.transpose(0, 1) if self.reduction == "all" else logits
 
     def features(self, branch: nn.Module, steps: Tensor) -> Tensor:
@@ -287,14 +287,14 @@ class AdditionSNN(ParallelSNN):
         Returns:
             int64 ``[N, T]``, what the network takes the sum of each column to be.
         """
-        fresh_state(self.branches)
+        reset_neurons(self.branches)
         carry = digits.new_zeros(len(digits))
         sums = []
         for column in digits.unbind(1):
             x = torch.cat([column, carry[:, None]], 1).to(self.readout.weight) / (self.base - 1)
             sums.append(self._read(x[None])[0].argmax(1))
             carry = sums[-1] // self.base
-        fresh_state(self.branches)
+        reset_neurons(self.branches)
         return torch.stack(sums, 1)
 
     @override

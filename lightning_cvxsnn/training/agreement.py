@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_cvxsnn.convex import Loss, mean_loss
-from lightning_cvxsnn.network import fresh_state, undisturbed
+from lightning_cvxsnn.network import reset_neurons, undisturbed
 from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.rows import unpack
 from lightning_cvxsnn.network.targets import row_targets, row_weights
@@ -47,7 +47,7 @@ def batch_loss(
     if not isinstance(y, Tensor):
         return None
     with isolate_rng(), precision(), undisturbed(module), torch.no_grad():
-        fresh_state(module)
+        reset_neurons(module)
         output = readout.forward_of(module)(x)
     targets = row_targets(y, reduction, loss=loss, num_outputs=num_outputs)
     rows = reduction.flatten_rows(output) if reduction.kind == "all" else output

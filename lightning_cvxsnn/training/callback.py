@@ -17,7 +17,7 @@ from lightning_cvxsnn.convex import Loss
 from lightning_cvxsnn.network import release_graphs
 from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.patterns import Backend
-from lightning_cvxsnn.reconstruction.context import Surroundings
+from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.reconstruction.policy import Occasion
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
 from lightning_cvxsnn.reconstruction.settings import Apply, Settings, Witnesses
@@ -327,7 +327,7 @@ class ConvexReconstruction(Callback):
                 seed=self.settings.seed,
                 ranks=ranks,
             )
-            surroundings = Surroundings(
+            context = TrainerContext(
                 optimizers=trainer.optimizers,
                 precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
                 progress=partial(trainer_progress, trainer),
@@ -335,7 +335,7 @@ class ConvexReconstruction(Callback):
                 step=trainer.global_step,
                 batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
             )
-            report = self._reconstructor.run(pl_module, rows, occasion, surroundings)
+            report = self._reconstructor.run(pl_module, rows, occasion, context)
         self.reports.append(report)
         self._solved_epoch = epoch
         if occasion == "final solve" or self.settings.apply != "replace":  # a shadow is what a last solve would find

@@ -15,10 +15,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_cvxsnn.convex import Solution
-from lightning_cvxsnn.network import fresh_state
+from lightning_cvxsnn.network import reset_neurons
 from lightning_cvxsnn.network.programme import Problem
 from lightning_cvxsnn.patterns import SpikeDictionary
-from lightning_cvxsnn.runtime.work import spend
+from lightning_cvxsnn.runtime.work import count_work
 from lightning_cvxsnn.tasks.models import ParallelSNN
 from lightning_cvxsnn.witnesses.calibrate import factors_for
 from lightning_cvxsnn.witnesses.column_generation import Tried
@@ -239,14 +239,14 @@ class BranchSearch:
         """The columns of a branch of any last width."""
         steps, samples, _ = self._steps.shape
         affines: Any = layers[::2]
-        spend(samples * steps * sum(affine.weight.numel() for affine in affines) // 2)  # of float32 numbers
+        count_work(samples * steps * sum(affine.weight.numel() for affine in affines) // 2)  # of float32 numbers
         rows = max(_BLOCK // (steps * max(affine.out_features for affine in affines)), 1)
         parts = []
         for block in self._steps.split(rows, dim=1):
-            fresh_state(layers)
+            reset_neurons(layers)
             values = self.network.features(layers, block)
             parts.append(values.transpose(0, 1).flatten(0, 1) if self.network.reduction == "all" else values)
-        fresh_state(layers)
+        reset_neurons(layers)
         values, scale = torch.cat(parts), 1.0
         if self.network.reduction == "mean":
             values, scale = (values * steps).round(), 1 / steps
@@ -285,7 +285,7 @@ def _rates(neuron: nn.Module, currents: Tensor, factors: Tensor) -> Tensor:
 
 
 def _run(neuron: nn.Module, currents: Tensor) -> Tensor:
-    fresh_state(neuron)
+    reset_neurons(neuron)
     spikes = neuron(currents)
-    fresh_state(neuron)
+    reset_neurons(neuron)
     return spikes

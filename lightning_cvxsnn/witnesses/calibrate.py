@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cvxsnn.network.activity import Forward, LayerActivity, measure_activity, unit_axis
-from lightning_cvxsnn.network.isolation import fresh_state
+from lightning_cvxsnn.network.isolation import reset_neurons
 from lightning_cvxsnn.network.neurons import neuron_of
 
 #: How a layer is brought to life. ``rows``: each unit by a factor of its row; ``dead rows``: only the silent and the
@@ -212,7 +212,7 @@ class _Currents:
         try:
             for x in inputs:
                 self._batches.append([])
-                fresh_state(module)
+                reset_neurons(module)
                 forward(x)
                 held += sum(c.numel() for c in self._batches[-1])
                 if held > _CURRENT_LIMIT:
@@ -235,7 +235,7 @@ class _Currents:
         """Spikes per step of each unit, ``[units]``, whose currents are scaled and shifted."""
         total, count = torch.zeros(self.units, device=self.device), 0
         for steps in self._batches:
-            fresh_state(self._neuron)
+            reset_neurons(self._neuron)
             for current in steps:
                 scaled = current * self._broadcast(factors, current) + self._broadcast(shifts, current)
                 by_unit = self._neuron(scaled).float().movedim(self._axis, -1).flatten(0, -2)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.network.programme import Problem
 from lightning_cvxsnn.patterns import SpikeDictionary
-from lightning_cvxsnn.runtime.work import spend
+from lightning_cvxsnn.runtime.work import count_work
 from lightning_cvxsnn.witnesses.layer import WitnessLayer, side_by_side
 from lightning_cvxsnn.witnesses.samplers import between, pairs
 
@@ -359,7 +359,7 @@ class Pricer:
     def _count(self, units: int, samples: int) -> None:
         """Count a pass of ``units`` over ``samples``, here and, by its multiply-adds, in `convex.work`."""
         self.work += units * samples
-        spend(units * samples * len(self._inputs) * self.layer.places * self._fan_in // 2)  # of float32 numbers
+        count_work(units * samples * len(self._inputs) * self.layer.places * self._fan_in // 2)  # of float32 numbers
 
     def _some_inputs(self, count: int) -> tuple[Tensor, Tensor]:
         """Inputs of random fitted samples (all if there are fewer), and their rows in the dual point."""

@@ -13,10 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_cvxsnn.network.activity import Forward, LayerActivity, measure_activity
-from lightning_cvxsnn.network.isolation import fresh_state
+from lightning_cvxsnn.network.isolation import reset_neurons
 from lightning_cvxsnn.network.neurons import neuron_of
 from lightning_cvxsnn.network.readout import INSTEAD, check_writable
-from lightning_cvxsnn.network.reduction import Reduction, ReductionKind
+from lightning_cvxsnn.network.reduction import ReductionKind, TimeReduction
 from lightning_cvxsnn.patterns.kernels import Backend
 from lightning_cvxsnn.patterns.neuron import Neuron
 from lightning_cvxsnn.witnesses.layer import Affine, WitnessLayer, applied, folded, pooled
@@ -31,7 +31,7 @@ _POOLING = (pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveMaxPoolNd, 
 def find_witness_layer(
     module: nn.Module,
     readout: nn.Linear,
-    reduction: Reduction,
+    reduction: TimeReduction,
     forward: Forward,
     inputs: Iterable[Any],
     samples: Tensor | None = None,
@@ -202,7 +202,7 @@ class _Recorder:
 
     def pass_over(self, module: nn.Module, forward: Forward, x: Any) -> _Pass:
         self._pass = _Pass()
-        fresh_state(module)
+        reset_neurons(module)
         forward(x)
         return self._pass
 
@@ -234,13 +234,15 @@ def _stack(calls: list[Tensor], affine: Affine) -> Tensor:
     return torch.stack(calls) if alike and (len(calls) > 1 or calls[0].dim() == affine.weight.dim()) else calls[0]
 
 
-def _own_reduction(spikes: Tensor, pools: Iterable[nn.Module], rows: Tensor, reduction: Reduction) -> Reduction | None:
+def _own_reduction(
+    spikes: Tensor, pools: Iterable[nn.Module], rows: Tensor, reduction: TimeReduction
+) -> TimeReduction | None:
     """The reduction that makes ``rows``, which are the readout's, of the neurons' spikes; None if there is none."""
     try:
         columns = pooled(pools, spikes).flatten(2)
     except RuntimeError:  # what ran in between changed more than the pooling modules do
         return None
-    candidates = [Reduction(kind, "steps", len(spikes)) for kind in _KINDS]
+    candidates = [TimeReduction(kind, "steps", len(spikes)) for kind in _KINDS]
     if reduction.kind == "weighted":
         candidates = [replace(reduction, layout="steps")]
     for candidate in candidates:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from lightning_cvxsnn.convex import Solution
-from lightning_cvxsnn.network import adapting_batch_norms, estimate_batch_norm, fresh_state, undisturbed
+from lightning_cvxsnn.network import adapting_batch_norms, estimate_batch_norm, reset_neurons, undisturbed
 from lightning_cvxsnn.network.activity import LayerActivity, is_spiking, measure_activity
 from lightning_cvxsnn.network.programme import Problem
 from lightning_cvxsnn.network.readout import Readout, forward_of
@@ -43,7 +43,7 @@ _FEWEST_SAMPLES = 512  # but no fewer samples than this
 _BRANCH_SAMPLES = 2048  # that whole branches are chosen on
 
 
-def bring_to_life(
+def repair_dead_layers(
     module: nn.Module,
     rows: TrainingRows,
     estimate: Callable[[], None],
@@ -175,7 +175,7 @@ def replace_witnesses(
         return None, []
     if isinstance(module, ParallelSNN) and kind != "pairs":
         return _replace_branches(module, rows, readout, problem, settings, beta), []
-    layers = bring_to_life(module, rows, estimate, only_dead=kind == "auto", untrained=True, skip_last=True)
+    layers = repair_dead_layers(module, rows, estimate, only_dead=kind == "auto", untrained=True, skip_last=True)
     most = _PAIRED_SAMPLES if kind in ("auto", "pairs") else _PRICED_SAMPLES
     pricer = _pricer(module, rows, readout, problem, settings, most)
     layer, width = pricer.layer, len(pricer.layer.weight)
@@ -293,7 +293,7 @@ def _idle_columns(readout: Readout, problem: Problem, coef: Tensor, intercept: T
 
 def _answers(module: nn.Module, x: Any) -> list[Tensor]:
     """All tensors that the network returns for ``x``; the same ones again for the same weights."""
-    fresh_state(module)
+    reset_neurons(module)
     with isolate_rng():
         torch.manual_seed(0)
         return [leaf.float() for leaf in tree_flatten(forward_of(module)(x))[0] if isinstance(leaf, Tensor)]

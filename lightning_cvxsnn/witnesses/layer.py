@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_cvxsnn.network.isolation import fresh_state
-from lightning_cvxsnn.network.reduction import Reduction
+from lightning_cvxsnn.network.isolation import reset_neurons
+from lightning_cvxsnn.network.reduction import TimeReduction
 from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
 from lightning_cvxsnn.patterns.kernels import Backend
 from lightning_cvxsnn.patterns.neuron import Neuron, PatternKind, spike_patterns
@@ -52,7 +52,7 @@ class WitnessLayer:
     neuron_name: str
     affine: Affine
     neuron: nn.Module
-    reduction: Reduction
+    reduction: TimeReduction
     inputs: Tensor
     places: int = 1
     columns_per_unit: int = 1
@@ -86,7 +86,7 @@ class WitnessLayer:
         return run_neuron(self.neuron, self.currents(inputs, weight, bias))
 
     def rows(self, spikes: Tensor) -> tuple[Tensor, float]:
-        """The dictionary's rows that ``spikes`` make, and their scale, as of `Reduction.sum_steps`; unit by unit."""
+        """The dictionary's rows that ``spikes`` make, and their scale, as of `TimeReduction.sum_steps`; unit by unit."""
         return self.reduction.sum_steps(pooled(self.pools, spikes).flatten(2))
 
     @torch.no_grad()
@@ -184,7 +184,7 @@ def side_by_side(dictionaries: Sequence[SpikeDictionary]) -> SpikeDictionary:
 
 def run_neuron(neuron: nn.Module, currents: Tensor) -> Tensor:
     """Spikes of ``currents [T, N, M]`` from a fresh state."""
-    fresh_state(neuron)
+    reset_neurons(neuron)
     return _over_steps(neuron, currents)
 
 

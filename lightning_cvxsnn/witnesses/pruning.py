@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lightning_cvxsnn.network import fresh_state, undisturbed
+from lightning_cvxsnn.network import reset_neurons, undisturbed
 from lightning_cvxsnn.network.readout import find_readout, forward_of
 from lightning_cvxsnn.witnesses.find_layer import find_witness_layer
 
@@ -64,9 +64,9 @@ def prune(model: Network, x: Any = None, *, readout: str | None = None) -> Netwo
                 f"All weights of the readout '{found.name}' are zero, so no unit would be left. Expected a readout "
                 "that uses some; lower beta and solve again."
             )
-        fresh_state(model)
+        reset_neurons(model)
         expected = found.forward_of(model)(x)
-        fresh_state(model)  # a neuron's memory of a forward cannot be copied
+        reset_neurons(model)  # a neuron's memory of a forward cannot be copied
         smaller = copy.deepcopy(model)
     affine: Any = smaller.get_submodule(layer.affine_name)
     head: Any = smaller.get_submodule(found.name)

@@ -6,7 +6,7 @@ from networks import STEPS, Net, rows
 from spikingjelly.activation_based import encoding, functional, layer, neuron
 from torch import nn
 
-from lightning_cvxsnn.network import ENCODER_DRAWS, Reduction, capture, join, observe, undisturbed
+from lightning_cvxsnn.network import ENCODER_DRAWS, TimeReduction, capture, join, observe, undisturbed
 from lightning_cvxsnn.network.readout import find_readout
 
 
@@ -68,7 +68,7 @@ def test_a_rate_is_recognised_as_counts():
     net.readout.step_mode = "s"
     x = rows(50)[0]
     readout, found = captured(net, list(x.split(16)))
-    assert readout.reduction == Reduction("none", "static", 1)
+    assert readout.reduction == TimeReduction("none", "static", 1)
     assert found.dictionary.counts.dtype == torch.uint8
     assert torch.allclose(found.dictionary.to_dense(), _spikes(net, x).mean(0).double())
 
@@ -149,19 +149,19 @@ def test_parts_that_cannot_be_joined():
 def test_no_batches():
     net = Net()
     with undisturbed(net), pytest.raises(ValueError, match="no rows"):
-        capture(net, net.readout, Reduction("mean", "steps", STEPS), net, [])
+        capture(net, net.readout, TimeReduction("mean", "steps", STEPS), net, [])
 
 
 def test_another_number_of_steps():
     net = Net()
     with undisturbed(net), pytest.raises(ValueError, match="4 time steps in this batch and 5"):
-        capture(net, net.readout, Reduction("mean", "steps", STEPS + 1), net, [rows(4)[0]])
+        capture(net, net.readout, TimeReduction("mean", "steps", STEPS + 1), net, [rows(4)[0]])
 
 
 def test_hooks_are_removed_after_a_failure():
     net = Net()
     with undisturbed(net), pytest.raises(RuntimeError):
-        capture(net, net.readout, Reduction("mean", "steps", STEPS), net, [torch.zeros(3, 99)])
+        capture(net, net.readout, TimeReduction("mean", "steps", STEPS), net, [torch.zeros(3, 99)])
     assert not net.readout._forward_pre_hooks
 
 
@@ -186,7 +186,7 @@ def test_rows_are_one_below_the_other_however_many_were_announced(said, kinds):
         told.append(first)
         return said
 
-    observed = observe(readout, readout, Reduction("none", "static", 1), readout, batches, room)
+    observed = observe(readout, readout, TimeReduction("none", "static", 1), readout, batches, room)
     assert torch.equal(observed.values.float(), torch.cat(batches))
     assert torch.equal(observed.outputs, torch.cat([readout(x) for x in batches]))
     assert observed.values.is_floating_point() == (0.5 in kinds)
@@ -206,6 +206,6 @@ def test_a_refusal_of_room_reads_no_further_batch():
         raise ValueError("too much")
 
     with pytest.raises(ValueError, match="too much"):
-        observe(readout, readout, Reduction("none", "static", 1), readout, batches(), room)
+        observe(readout, readout, TimeReduction("none", "static", 1), readout, batches(), room)
     assert len(read) == 1
     assert not readout._forward_pre_hooks

@@ -6,7 +6,7 @@ import torchmetrics
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
-from lightning_cvxsnn.network import fresh_state, release_graphs, undisturbed
+from lightning_cvxsnn.network import release_graphs, reset_neurons, undisturbed
 
 
 class Stateful(nn.Module):
@@ -47,7 +47,7 @@ def test_everything_is_as_before():
     before = snapshot(module)
     with undisturbed(module), torch.no_grad():
         module.train()
-        fresh_state(module)
+        reset_neurons(module)
         module(torch.randn(7, 3))
     after = snapshot(module)
     for key, value in before.items():
@@ -62,7 +62,7 @@ def test_everything_is_as_before_after_an_exception():
     module(torch.randn(4, 3))
     before = snapshot(module)
     with pytest.raises(RuntimeError, match="boom"), undisturbed(module):
-        fresh_state(module)
+        reset_neurons(module)
         module(torch.randn(7, 3))
         raise RuntimeError("boom")
     assert torch.equal(before["v"], module.net[2].v)
@@ -85,7 +85,7 @@ def test_a_graph_in_the_users_state_survives():
     graph = lif[1].v
     assert graph.requires_grad
     with undisturbed(lif), torch.no_grad():
-        fresh_state(lif)
+        reset_neurons(lif)
         lif(torch.randn(2, 3))
     assert lif[1].v is graph
     lif[1].v.sum().backward()
@@ -95,7 +95,7 @@ def test_a_graph_in_the_users_state_survives():
 def test_fresh_state_leaves_metrics_alone():
     module = Stateful()
     module.metric.update(3.0)
-    fresh_state(module)
+    reset_neurons(module)
     assert module.metric.compute() == 3.0
 
 

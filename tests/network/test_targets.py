@@ -2,12 +2,12 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_cvxsnn.network import Reduction
+from lightning_cvxsnn.network import TimeReduction
 from lightning_cvxsnn.network.targets import row_targets, row_weights
 
-MEAN = Reduction("mean", "steps", 4)
-ALL = Reduction("all", "steps", 4)
-ALL_BATCH_FIRST = Reduction("all", "steps", 4, batch_first=True)
+MEAN = TimeReduction("mean", "steps", 4)
+ALL = TimeReduction("all", "steps", 4)
+ALL_BATCH_FIRST = TimeReduction("all", "steps", 4, batch_first=True)
 LABELS = torch.tensor([0, 2, 1])
 
 
@@ -36,7 +36,7 @@ def test_cross_entropy_takes_probabilities():
     soft = torch.tensor([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]])
     assert torch.equal(targets(soft), soft.double())
     steps = torch.stack([soft, soft.flip(0)])  # [T, N, C]
-    assert torch.equal(targets(steps, Reduction("all", "steps", 2)), steps.transpose(0, 1).flatten(0, 1).double())
+    assert torch.equal(targets(steps, TimeReduction("all", "steps", 2)), steps.transpose(0, 1).flatten(0, 1).double())
 
 
 def test_per_step_targets_follow_the_rows_of_the_dictionary():

@@ -43,7 +43,9 @@ def test_a_solution_is_judged_by_the_held_out_rows_alone(problem, scale):
     judgement = judge_linear(problem, None, solution, scale)
     assert judgement.before == pytest.approx(float(F.cross_entropy(problem.outputs[rows], problem.targets[rows])))
     assert judgement.after == pytest.approx(float(F.cross_entropy(outputs, problem.targets[rows])))
-    assert judgement.right_after == pytest.approx(float((outputs.argmax(1) == problem.targets[rows]).double().mean()))
+    assert judgement.accuracy_after == pytest.approx(
+        float((outputs.argmax(1) == problem.targets[rows]).double().mean())
+    )
     assert judgement.accepted
     better = replace(problem, outputs=100.0 * F.one_hot(problem.targets, C))
     assert not judge_linear(better, None, solution, scale).accepted

@@ -124,7 +124,7 @@ def test_a_better_readout_is_kept():
     report = reconstruct(net, loader(), beta=10.0)  # all shrunk to zero
     assert not report.accepted
     assert "rejected" in report.reason
-    assert report.objective_after >= report.objective_before
+    assert report.held_out_loss_after >= report.held_out_loss_before
     assert report.rows == 192
     assert_same_state(net, before)
 
@@ -133,7 +133,7 @@ def test_acceptance_means_a_better_score_on_held_out_rows():
     for seed in range(5):
         net = Net()
         report = reconstruct(net, loader(), seed=seed)
-        assert report.accepted == (report.objective_after < report.objective_before)
+        assert report.accepted == (report.held_out_loss_after < report.held_out_loss_before)
 
 
 def test_scale_keeps_decisions():

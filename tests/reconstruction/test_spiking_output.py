@@ -92,7 +92,7 @@ def test_the_scale_is_the_best_by_brute_force(loss):
     better = {scale: score for scale, score in scores.items() if -score[1] < silent}
     assert found.accepted
     assert found.scale == max(better, key=better.get)
-    assert (found.right_after, -found.after) == pytest.approx(scores[found.scale])
+    assert (found.accuracy_after, -found.after) == pytest.approx(scores[found.scale])
     assert len(set(scores.values())) > 5
 
 
@@ -104,7 +104,7 @@ def test_a_fall_of_the_loss_that_costs_decisions_is_refused():
         readout.write(solution.coef, solution.intercept + 2)  # all outputs fire too much, the right one most
         silent = judge_spiking(net, taken, readout, problem, solution, scales=[1 / 64])
     assert silent.after < silent.before
-    assert silent.right_after < silent.right_before
+    assert silent.accuracy_after < silent.accuracy_before
     assert not silent.accepted
 
 
@@ -115,7 +115,7 @@ def test_the_same_readout_is_not_better():
         solution = problem.solve(1e-3, 1e-6, None, ~problem.held_out)
         readout.write(4 * solution.coef, 4 * solution.intercept)
         found = judge_spiking(net, taken, readout, problem, solution, scales=[4.0])
-    assert (found.before, found.right_before) == (found.after, found.right_after)
+    assert (found.before, found.accuracy_before) == (found.after, found.accuracy_after)
     assert not found.accepted
 
 

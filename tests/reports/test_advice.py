@@ -112,7 +112,10 @@ def test_three_rejected_solves_are_told_once():
     (message,) = messages
     assert "rejected the last three solves" in message
     assert "every_n_epochs" in message
-    assert f"{callback.reports[2].objective_before:.4f} against {callback.reports[2].objective_after:.4f}" in message
+    assert (
+        f"{callback.reports[2].held_out_loss_before:.4f} against {callback.reports[2].held_out_loss_after:.4f}"
+        in message
+    )
 
 
 def test_two_rejected_solves_are_not_told():

@@ -82,7 +82,7 @@ def test_a_squared_loss_has_no_accuracy():
 def test_one_report_is_enough_and_none_is_not():
     report = reconstruct(Net(), loader(), beta=0.02)
     assert len(png(plots.solves([report]))) > 10_000
-    assert len(png(plots.solves([replace(report, objective_before=float("nan"), accuracy_before=None)]))) > 10_000
+    assert len(png(plots.solves([replace(report, held_out_loss_before=float("nan"), accuracy_before=None)]))) > 10_000
     with pytest.raises(MisconfigurationException, match=r"no solve to draw yet\. Expected at least one report"):
         ConvexReconstruction().plot()
 
@@ -111,7 +111,7 @@ def test_tensorboard_and_csv_get_them(tmp_path):
     with open(tmp_path / "csv/lightning_logs/v/metrics.csv") as file:
         written = [row for row in csv.DictReader(file) if row["convex/accuracy_after"]]
     assert len(written) == len(callback.reports) == 3
-    for field in ("accuracy_before", "accuracy_after", "objective_after", "dual"):
+    for field in ("accuracy_before", "accuracy_after", "held_out_loss_after", "dual"):
         expected = [getattr(report, field) for report in callback.reports]
         assert [float(row[f"convex/{field}"]) for row in written] == pytest.approx(expected)
         assert [event.value for event in board.Scalars(f"convex/{field}")] == pytest.approx(expected, rel=1e-6)

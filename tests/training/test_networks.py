@@ -398,7 +398,7 @@ def test_the_examples_of_spikingjelly(example):
     ]
     warm = callback.reports[0]
     assert warm.accepted
-    assert warm.objective_after < 0.95 * warm.objective_before
+    assert warm.held_out_loss_after < 0.95 * warm.held_out_loss_before
     assert "the certificate is about the linear programme only" in warm.reason
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from spikingjelly.activation_based import neuron
 
-from lightning_cvxsnn.network import fresh_state
+from lightning_cvxsnn.network import reset_neurons
 from lightning_cvxsnn.network.neurons import neuron_of
 from lightning_cvxsnn.patterns import Neuron
 from lightning_cvxsnn.witnesses import attainable_trains
@@ -38,7 +38,7 @@ def test_what_the_module_does_with_the_witnesses(name):
     node, x, found = NODES[name](), inputs(3, 3, 2), attainable(name)
     assert len(as_set(found.trains)) == len(found)
     assert bool((found.margin > 1e-5).all())
-    fresh_state(node)
+    reset_neurons(node)
     spikes = node((x.double() @ found.weight.T + found.bias).float())
     assert torch.equal(spikes.detach().bool(), found.trains)
 
@@ -48,7 +48,7 @@ def test_random_weights_make_no_other_train(name):
     node, x, found = NODES[name](), inputs(3, 3, 2), attainable(name)
     generator = torch.Generator().manual_seed(1)
     weight, bias = (torch.randn(shape, generator=generator) * 5 for shape in ((50_000, 2), (50_000,)))
-    fresh_state(node)
+    reset_neurons(node)
     spikes = node(x @ weight.T + bias).detach().bool()
     drawn = as_set(torch.unique(spikes.flatten(0, 1), dim=1).unflatten(0, spikes.shape[:2]))
     assert drawn <= as_set(found.trains)

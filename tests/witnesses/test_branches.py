@@ -177,8 +177,8 @@ def test_the_callback_trains_on_chosen_branches():
     run.fit(net, data)
     warm, final = callback.reports
     assert warm.accepted
-    assert warm.objective_after < 0.7 * warm.objective_before
-    assert final.objective_before <= warm.objective_after * 1.1 or final.accepted
+    assert warm.held_out_loss_after < 0.7 * warm.held_out_loss_before
+    assert final.held_out_loss_before <= warm.held_out_loss_after * 1.1 or final.accepted
 
 
 def test_a_dry_run_and_a_failure_leave_the_constants(monkeypatch):

@@ -6,10 +6,10 @@ from networks import FEATURES, STEPS, ConvNet, Net, images
 from spikingjelly.activation_based import layer
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_cvxsnn.network import Reduction
+from lightning_cvxsnn.network import TimeReduction
 from lightning_cvxsnn.network.programme import Problem
 from lightning_cvxsnn.patterns import SpikeDictionary
-from lightning_cvxsnn.runtime.work import working
+from lightning_cvxsnn.runtime.work import counting
 from lightning_cvxsnn.witnesses.column_generation import Pricer
 from lightning_cvxsnn.witnesses.layer import WitnessLayer
 
@@ -24,7 +24,7 @@ def planted(kind="mean", loss="cross_entropy", outputs=3, bias=True, samples=N):
         net.hidden[0] = layer.Linear(FEATURES, WIDTH, bias=False, step_mode="m")
     x = torch.rand(samples, FEATURES, generator=generator) * 2 - 1
     found = WitnessLayer(
-        "hidden.0", "hidden.1", net.hidden[0], net.hidden[1], Reduction(kind, "steps", STEPS), net.steps(x)
+        "hidden.0", "hidden.1", net.hidden[0], net.hidden[1], TimeReduction(kind, "steps", STEPS), net.steps(x)
     )
     teacher = torch.randn(outputs, FEATURES, generator=generator)
     columns = found.columns(found.inputs, *found.calibrated(found.inputs, teacher, torch.zeros(outputs), RATE))
@@ -57,7 +57,7 @@ def planted_maps(pool=None, channels=8, samples=150):
     x = images(samples)[0]
     pools = () if pool is None else (pool,)
     found = WitnessLayer(
-        "hidden.0", "hidden.1", net.hidden[0], net.hidden[1], Reduction("mean", "steps", STEPS), net.steps(x), 36,
+        "hidden.0", "hidden.1", net.hidden[0], net.hidden[1], TimeReduction("mean", "steps", STEPS), net.steps(x), 36,
         net.readout.in_features // channels, pools,
     )  # fmt: skip
     teacher = torch.randn(2, 18, generator=generator)
@@ -121,16 +121,16 @@ def test_what_is_found_of_maps_is_what_the_convolution_would_do(options, rho):
 
 def test_candidates_are_counted_as_multiply_adds_half_those_of_float64():
     pricer = Pricer(*planted()[:2], RATE, 0)
-    with FlopCounterMode(display=False) as flops, working() as work:
+    with FlopCounterMode(display=False) as flops, counting() as work:
         pricer.draw(10)
     assert pricer.work == 10 * 128
     assert work.multiply_adds * 2 == pricer.work * STEPS * FEATURES == flops.get_total_flops() / 2
     pricer = Pricer(*planted_maps(), RATE, 0)
-    with FlopCounterMode(display=False) as flops, working() as work:
+    with FlopCounterMode(display=False) as flops, counting() as work:
         pricer.draw(10)
     assert work.multiply_adds * 2 == pricer.work * STEPS * 36 * 18
     assert flops.get_total_flops() / 2 == pytest.approx(work.multiply_adds * 2, rel=0.1)  # patches of pairs besides
-    with working() as work:
+    with counting() as work:
         priced = pricer.run(WIDTH)
     assert 2 * work.multiply_adds > (priced.work - 10 * 128) * STEPS * FEATURES  # the rest are solves
 

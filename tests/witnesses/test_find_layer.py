@@ -4,7 +4,7 @@ from networks import STEPS, Net, rows
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
-from lightning_cvxsnn.network import Reduction, undisturbed
+from lightning_cvxsnn.network import TimeReduction, undisturbed
 from lightning_cvxsnn.network.readout import find_readout
 from lightning_cvxsnn.tasks.models import LitSNN
 from lightning_cvxsnn.witnesses.find_layer import find_witness_layer
@@ -28,7 +28,7 @@ def test_a_stack_is_entered_at_its_last_layer():
     samples = torch.arange(20) % 3 == 0
     layer_found = found(net, [x[:7], x[7:]], samples)
     assert (layer_found.affine_name, layer_found.neuron_name) == ("layers.2", "layers.3")
-    assert layer_found.reduction == Reduction("mean", "steps", 5)
+    assert layer_found.reduction == TimeReduction("mean", "steps", 5)
     functional.reset_net(net.layers)
     assert torch.equal(layer_found.inputs, net.layers[:2](x.transpose(0, 1))[:, samples])
 

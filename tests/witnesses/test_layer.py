@@ -6,7 +6,7 @@ from networks import FEATURES, STEPS, ConvNet, Net, images, reduce_over_time, ro
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
-from lightning_cvxsnn.network import Reduction, capture, undisturbed
+from lightning_cvxsnn.network import TimeReduction, capture, undisturbed
 from lightning_cvxsnn.network.readout import find_readout
 from lightning_cvxsnn.witnesses.find_layer import find_witness_layer
 from lightning_cvxsnn.witnesses.layer import WitnessLayer
@@ -183,7 +183,7 @@ def test_patches_are_those_of_one_place_and_prefer_where_images_differ(dimension
     second[:3].flatten(1)[:, -1] += 5.0  # the last corner alone
     outputs = convolution(torch.cat([first, second])).unflatten(0, (2, 6)).flatten(3)  # [2, 6, 4, places]
     seen = WitnessLayer(
-        "", "", convolution, nn.Identity(), Reduction("mean", "steps", 1), first[None], outputs.shape[3]
+        "", "", convolution, nn.Identity(), TimeReduction("mean", "steps", 1), first[None], outputs.shape[3]
     ).patches(first, second, generator)
     assert seen[0].shape == seen[1].shape == (6, 2 * 3**dimensions)
     weight = convolution.weight.flatten(1)

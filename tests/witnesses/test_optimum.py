@@ -3,7 +3,7 @@ import torch
 from spikingjelly.activation_based import neuron
 
 from lightning_cvxsnn.convex import mean_loss, solve
-from lightning_cvxsnn.network import fresh_state
+from lightning_cvxsnn.network import reset_neurons
 from lightning_cvxsnn.patterns import Neuron
 from lightning_cvxsnn.witnesses.optimum import network_optimum
 
@@ -16,7 +16,7 @@ def task():
 
 def columns(x, weight, bias):
     node = neuron.LIFNode(tau=2.0, step_mode="m")
-    fresh_state(node)
+    reset_neurons(node)
     with torch.no_grad():
         return node((x.double() @ weight.T + bias).float()).mean(0)
 

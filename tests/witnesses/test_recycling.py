@@ -8,7 +8,7 @@ from lightning_cvxsnn.convex import solve
 from lightning_cvxsnn.network import capture, undisturbed
 from lightning_cvxsnn.network.readout import find_readout
 from lightning_cvxsnn.network.rows import TrainingRows
-from lightning_cvxsnn.reconstruction.context import Surroundings
+from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
 from lightning_cvxsnn.reconstruction.settings import Settings
 
@@ -32,7 +32,7 @@ def solved(net, occasion="periodic solve", data=None, optimizers=(), **arguments
     found = TrainingRows(net, data, transfer=lambda batch: batch, max_samples=None, seed=0)
     settings = Settings(**({"witnesses": "priced", "apply": "replace", "beta": 0.05} | arguments))
     reconstructor = Reconstructor(settings)
-    return reconstructor.run(net, found, occasion, Surroundings(optimizers=list(optimizers)))
+    return reconstructor.run(net, found, occasion, TrainerContext(optimizers=list(optimizers)))
 
 
 def columns(net, data=None):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.runtime.work import spend
+from lightning_cvxsnn.runtime.work import count_work
 
 __all__ = ["AbsoluteValues", "factor", "predictor_corrector", "solve_factored"]
 
@@ -28,7 +28,7 @@ def factor(matrix: Tensor, ridge: float = 1e-14) -> Tensor:
         raised = matrix.clone()
         diagonal = raised.diagonal(dim1=-2, dim2=-1)
         diagonal.copy_((diagonal * (1 + ridge)).maximum(floor))
-        spend(matrix.numel() * matrix.shape[-1] // 6)
+        count_work(matrix.numel() * matrix.shape[-1] // 6)
         lower, failed = torch.linalg.cholesky_ex(raised)
         if not bool(failed.any()) or ridge > 1:
             return lower

@@ -29,7 +29,7 @@ from lightning_cvxsnn.convex.certify import certify
 from lightning_cvxsnn.convex.losses import output_gradient, row_losses
 from lightning_cvxsnn.convex.matrix import Matrix
 from lightning_cvxsnn.convex.presolve import Problem
-from lightning_cvxsnn.runtime.work import spend
+from lightning_cvxsnn.runtime.work import count_work
 
 __all__ = ["minimise_smooth"]
 
@@ -297,7 +297,7 @@ def _softmax_hessian(
     own = (weight[:, None] * probability * complement).sqrt()
     scale = probability * weight.sqrt()[:, None]
     upper = weight.new_zeros(rows.numel(), rows.numel())
-    spend(len(weight) * rows.numel() ** 2 // 2)
+    count_work(len(weight) * rows.numel() ** 2 // 2)
     for part, block in matrix.gathered(rows):
         for span in spans:
             root = block[:, span] * own[part, columns[span.start], None]

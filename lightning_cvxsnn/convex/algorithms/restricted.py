@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_cvxsnn.convex.algorithms.interior import AbsoluteValues, factor, solve_factored
 from lightning_cvxsnn.convex.presolve import Problem
-from lightning_cvxsnn.runtime.work import spend
+from lightning_cvxsnn.runtime.work import count_work
 
 __all__ = ["Iterate", "Linearised", "admit", "begin", "gather", "listed"]
 
@@ -182,7 +182,7 @@ def listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
 def _gram(root: Tensor) -> Tensor:
     """``root^T root``, computed on and below the diagonal and mirrored."""
     size = root.shape[2]
-    spend(root.numel() * size // 2)
+    count_work(root.numel() * size // 2)
     system = root.new_zeros(root.shape[0], size, size)
     for first in range(0, size, _BLOCK):
         last = min(first + _BLOCK, size)
