@@ -9,7 +9,7 @@ from lightning_cvxsnn.metrics import (
     TokenAccuracy,
 )
 from lightning_cvxsnn.network.programme import spike_dictionary
-from lightning_cvxsnn.reconstruction.reconstructor import reconstruct
+from lightning_cvxsnn.reconstruction.standalone import reconstruct
 from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.tasks.data import AdditionDataModule, DigitsDataModule, SequentialMNISTDataModule, XORDataModule
 from lightning_cvxsnn.tasks.models import AdditionSNN, LitSNN, ParallelSNN

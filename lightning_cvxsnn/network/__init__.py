@@ -1,9 +1,9 @@
 """The user's network with its rows: what it sends its readout, read without a trace and written all or not at all."""
 
-from lightning_cvxsnn.network.activity import Forward, LayerActivity, is_spiking, measure_activity
+from lightning_cvxsnn.network.activity import LayerActivity, is_spiking, measure_activity
 from lightning_cvxsnn.network.batch_norm import adapting_batch_norms, estimate_batch_norm
 from lightning_cvxsnn.network.capture import ENCODER_DRAWS, Capture, capture, join, observe
-from lightning_cvxsnn.network.isolation import release_graphs, reset_neurons, undisturbed
+from lightning_cvxsnn.network.isolation import forward_of, release_graphs, reset_neurons, undisturbed
 from lightning_cvxsnn.network.lif import LIF
 from lightning_cvxsnn.network.neurons import neuron_of
 from lightning_cvxsnn.network.reduction import TimeReduction
@@ -12,12 +12,12 @@ __all__ = [
     "ENCODER_DRAWS",
     "LIF",
     "Capture",
-    "Forward",
     "LayerActivity",
     "TimeReduction",
     "adapting_batch_norms",
     "capture",
     "estimate_batch_norm",
+    "forward_of",
     "is_spiking",
     "join",
     "measure_activity",

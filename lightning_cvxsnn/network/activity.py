@@ -1,6 +1,6 @@
 """What the spiking layers of a network do on some rows: which layer feeds which neurons, and how they fire."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_cvxsnn.network.isolation import reset_neurons
-
-Forward = Callable[[Any], Tensor]
+from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
 
 
 @dataclass
@@ -142,17 +140,16 @@ def unit_axis(affine: nn.Module | None, values: Tensor) -> int:
 
 
 @torch.no_grad()
-def measure_activity(module: nn.Module, forward: Forward, inputs: Sequence[Any]) -> list[LayerActivity]:
+def measure_activity(module: nn.Module, inputs: Iterable[Any]) -> list[LayerActivity]:
     """Firing statistics of every spiking layer, in the order reached. Call it inside ``undisturbed``.
 
     Args:
         module: The network; its neurons are reset before every batch.
-        forward: One forward pass.
         inputs: Batches of inputs.
     """
     with _Probe(module) as probe:
         for x in inputs:
             reset_neurons(module)
             probe.start()
-            forward(x)
+            forward_of(module)(x)
     return probe.activities()

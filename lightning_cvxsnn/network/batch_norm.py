@@ -1,13 +1,13 @@
 """Batch-norm statistics as the training rows give them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_cvxsnn.network.isolation import reset_neurons
+from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
 
 
 def adapting_batch_norms(module: nn.Module) -> list[_BatchNorm]:
@@ -16,9 +16,7 @@ def adapting_batch_norms(module: nn.Module) -> list[_BatchNorm]:
 
 
 @torch.no_grad()
-def estimate_batch_norm(
-    module: nn.Module, layers: list[_BatchNorm], forward: Callable[[Any], Tensor], inputs: Iterable[Any]
-) -> None:
+def estimate_batch_norm(module: nn.Module, layers: list[_BatchNorm], inputs: Iterable[Any]) -> None:
     """Set the running statistics of ``layers`` to their averages over ``inputs``, one pass.
 
     A fresh Conv-BN-LIF stack is alive in training, where batches are normalised, and dead in evaluation, where the
@@ -28,7 +26,6 @@ def estimate_batch_norm(
     Args:
         module: The network.
         layers: The batch norms to estimate, from ``adapting_batch_norms``.
-        forward: One forward pass of the network.
         inputs: Batches of inputs.
     """
     momenta = [layer.momentum for layer in layers]
@@ -39,7 +36,7 @@ def estimate_batch_norm(
             layer.train()
         for x in inputs:
             reset_neurons(module)
-            forward(x)
+            forward_of(module)(x)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

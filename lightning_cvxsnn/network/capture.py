@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cvxsnn.network.isolation import reset_neurons
+from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.reduction import TimeReduction
 from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
 
@@ -42,23 +43,15 @@ class Capture:
     draws: int
 
 
-def capture(
-    module: nn.Module,
-    readout: nn.Linear,
-    reduction: TimeReduction,
-    forward: Callable[[Any], Tensor],
-    inputs: Iterable[Any],
-) -> Capture:
-    """Run ``forward`` over ``inputs`` and collect what ``readout`` receives. Call it inside ``undisturbed``.
+def capture(module: nn.Module, readout: Readout, inputs: Iterable[Any]) -> Capture:
+    """Run the network over ``inputs`` and collect what its readout receives. Call it inside ``undisturbed``.
 
     The first batch is run twice: where the two differ the encoder is random, and every row becomes the average of
     ``ENCODER_DRAWS`` draws, which is the readout's average input.
 
     Args:
         module: The network; its neurons are reset before every batch.
-        readout: The linear layer whose input is the dictionary.
-        reduction: How its inputs over time become rows.
-        forward: One forward pass, ``x -> [N, C]`` (or per-step outputs for ``all``).
+        readout: Its readout: the layer whose input is the dictionary, and how that becomes rows.
         inputs: Batches of inputs, on the network's device.
 
     Returns:
@@ -67,30 +60,25 @@ def capture(
     Raises:
         ValueError: If there is no row, the number of time steps changes, or the readout receives NaN or infinity.
     """
-    return join([observe(module, readout, reduction, forward, inputs)], reduction)
+    return join([observe(module, readout, inputs)], readout.reduction)
 
 
 @torch.no_grad()
 def observe(
-    module: nn.Module,
-    readout: nn.Linear,
-    reduction: TimeReduction,
-    forward: Callable[[Any], Tensor],
-    inputs: Iterable[Any],
-    room: Callable[[Tensor], int] = len,
+    module: nn.Module, readout: Readout, inputs: Iterable[Any], rows_to_hold: Callable[[Tensor], int] = len
 ) -> Observed | None:
     """The pass of `capture` over some of the rows, to be joined with those over the others; ``None`` without rows.
 
     Args:
-        module: As for `capture`, like all but the last.
-        readout: See there.
-        reduction: See there.
-        forward: See there.
-        inputs: See there.
-        room: Told the rows that the first batch gave, answers for how many to make room; it may refuse.
+        module: The network; its neurons are reset before every batch.
+        readout: Its readout.
+        inputs: Batches of inputs, on the network's device.
+        rows_to_hold: Called once, with the rows ``[n, P]`` of the first batch; returns for how many rows to allocate
+            memory, or raises where these do not fit.
     """
     received: list[Tensor] = []
-    handle = readout.register_forward_pre_hook(lambda _module, args: received.append(args[0].detach()))
+    reduction, forward = readout.reduction, readout.forward_of(module)
+    handle = readout.module.register_forward_pre_hook(lambda _module, args: received.append(args[0].detach()))
 
     def draw(x: Any) -> tuple[Tensor, float, Tensor]:
         received.clear()
@@ -113,7 +101,7 @@ def observe(
                 values, outputs = values + more_values, outputs + more_outputs
             counts = SpikeDictionary.from_values(values).counts.cpu()
             if index == 0:
-                all_values.room = all_outputs.room = room(counts)
+                all_values.allocate = all_outputs.allocate = rows_to_hold(counts)
             all_values.append(counts)
             all_outputs.append((outputs / draws).cpu())
     finally:
@@ -149,11 +137,11 @@ class _Rows:
     size.
 
     Attributes:
-        room: Rows to make room for.
+        allocate: Rows to allocate memory for with the first ones.
     """
 
     def __init__(self) -> None:
-        self.room = 0
+        self.allocate = 0
         self._buffer, self._count = torch.empty(0, 0), 0
 
     def __len__(self) -> int:
@@ -163,7 +151,7 @@ class _Rows:
         """Copy ``rows`` below those that are there."""
         end = self._count + len(rows)
         if self._count == 0:
-            self._buffer = rows.new_empty(max(self.room, end), rows.shape[1])
+            self._buffer = rows.new_empty(max(self.allocate, end), rows.shape[1])
         dtype = _widest([self._buffer.dtype, rows.dtype])
         if end > len(self._buffer):  # more rows than was said
             more = self._buffer.new_empty(max(end, len(self._buffer) * 3 // 2) - len(self._buffer), rows.shape[1])

@@ -93,9 +93,12 @@ def release_graphs(module: nn.Module) -> None:
                 setattr(submodule, name, value.detach())  # in place it would fail for a view of the spike train
 
 
-def reached(
-    module: nn.Module, forward: Callable[[Any], torch.Tensor], x: Any, wanted: Callable[[nn.Module], bool]
-) -> list[str]:
+def forward_of(module: nn.Module) -> Callable[[Any], Any]:
+    """The function whose readout is solved for: ``convex_forward`` where the module defines it, else its own call."""
+    return getattr(module, "convex_forward", module)
+
+
+def reached(module: nn.Module, x: Any, wanted: Callable[[nn.Module], bool]) -> list[str]:
     """Names of the ``wanted`` modules in the order in which ``x`` reaches them; repeated for repeated calls."""
     order: list[str] = []
     handles = [
@@ -103,7 +106,7 @@ def reached(
     ]
     try:
         reset_neurons(module)
-        forward(x)
+        forward_of(module)(x)
     finally:
         for handle in handles:
             handle.remove()

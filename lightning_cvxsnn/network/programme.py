@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_cvxsnn.convex import Loss, Path, Solution, certificate, mean_loss, path, rho_max, solve
-from lightning_cvxsnn.network import capture, join, observe, undisturbed
-from lightning_cvxsnn.network.capture import Observed
-from lightning_cvxsnn.network.readout import Readout, find_readout
+from lightning_cvxsnn.network.capture import Observed, join, observe
+from lightning_cvxsnn.network.isolation import undisturbed
+from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.rows import TrainingRows, rows_of
 from lightning_cvxsnn.network.targets import row_targets, row_weights
 from lightning_cvxsnn.patterns import SpikeDictionary
@@ -29,7 +30,7 @@ _GIVEN_BY_START = 0.15  # of a start, from which training goes on and gains it b
 
 
 @dataclass(frozen=True)
-class Problem:
+class CapturedProgramme:
     """The programme over the captured rows, and what the network answered on them.
 
     Attributes:
@@ -59,14 +60,14 @@ class Problem:
 
     def solve(self, rho: float, tolerance: float, init: Solution | None, rows: Tensor | None = None) -> Solution:
         """Solve over ``rows`` (bool mask; None: all), from ``init``."""
-        dictionary, targets, weights = self._restricted(rows)
+        part = self if rows is None else self.subset(rows)
         return solve(
-            dictionary,
-            targets,
+            part.dictionary,
+            part.targets,
             **self.options,
             rho=rho,
             num_outputs=self.num_outputs,
-            sample_weight=weights,
+            sample_weight=part.weights,
             init=init,
             gap_tolerance=tolerance,
         )
@@ -75,15 +76,15 @@ class Problem:
         self, coef: Tensor, intercept: Tensor | None, solution: Solution, rho: float, rows: Tensor | None
     ) -> float:
         """Objective at a stored readout minus the best dual known."""
-        dictionary, targets, weights = self._restricted(rows)
+        part = self if rows is None else self.subset(rows)
         proof = certificate(
-            dictionary,
-            targets,
+            part.dictionary,
+            part.targets,
             coef,
             intercept,
             **self.options,
             rho=rho,
-            sample_weight=weights,
+            sample_weight=part.weights,
             dual_point=solution.dual_point,
         )
         return proof.primal - max(proof.dual, solution.dual)
@@ -99,9 +100,14 @@ class Problem:
         return self.held_out_loss(self.outputs[self.held_out])
 
     def held_out_accuracy(self, outputs: Tensor) -> float | None:
-        """Weighted share of held-out rows that ``outputs`` ``[held-out rows, C]`` get right; None for squared."""
-        if self.loss == "squared":
-            return None
+        """`share_right` for losses of decisions; None for squared."""
+        return None if self.loss == "squared" else self.share_right(outputs)
+
+    def share_right(self, outputs: Tensor) -> float:
+        """Share, by weight, of held-out rows that ``outputs`` ``[held-out rows, C]`` decide rightly.
+
+        The largest of several outputs decides, the first of equals; one output decides by its sign.
+        """
         decided = outputs.argmax(1) if self.num_outputs > 1 else (outputs[:, 0] > 0).long()
         targets, weights = self.targets[self.held_out], self.weights[self.held_out]
         right = (decided == (targets if targets.dim() == 1 else targets.argmax(1))).double()
@@ -109,8 +115,14 @@ class Problem:
 
     def largest_rho(self, rows: Tensor) -> float:
         """The penalty on ``rows`` (bool mask) above which no unit is used."""
-        dictionary, targets, weights = self._restricted(rows)
-        return rho_max(dictionary, targets, **self.options, num_outputs=self.num_outputs, sample_weight=weights)
+        part = self.subset(rows)
+        return rho_max(
+            part.dictionary,
+            part.targets,
+            **self.options,
+            num_outputs=self.num_outputs,
+            sample_weight=part.weights,
+        )
 
     def choose_rho(self, *, start: bool) -> Path:
         """The path of penalties over some of the rows; its best is the largest that is nearly as good as the best.
@@ -125,7 +137,7 @@ class Problem:
         order = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(0))
         rows = self.held_out.clone()
         rows[fitted[order[:_PATH_ROWS]]] = True
-        few = self.at(rows)
+        few = self.subset(rows)
         walk = path(
             few.dictionary,
             few.targets,
@@ -143,7 +155,7 @@ class Problem:
         limit = losses[walk.best] + share * (losses[0] - losses[walk.best])
         return replace(walk, best=next(k for k, loss in enumerate(losses) if loss <= limit))
 
-    def at(self, rows: Tensor) -> "Problem":
+    def subset(self, rows: Tensor) -> "CapturedProgramme":
         """The programme over some of its rows, a bool mask ``[n]``; rows that judge still do."""
         return replace(
             self,
@@ -154,23 +166,16 @@ class Problem:
             held_out=self.held_out[rows],
         )
 
-    def _restricted(self, rows: Tensor | None) -> tuple[SpikeDictionary, Tensor, Tensor]:
-        if rows is None:
-            return self.dictionary, self.targets, self.weights
-        return self.dictionary.rows(rows), self.targets[rows], self.weights[rows]
 
-
-def capture_problem(
-    module: nn.Module, rows: TrainingRows, readout: Readout, *, loss: Loss, seed: int, progress: Progress, stage: str
-) -> Problem | None:
-    """Capture the programme in one pass over ``rows``. Call it inside ``undisturbed``.
+def capture_programme(
+    network: Network, *, loss: Loss, seed: int, progress: Progress, stage: str
+) -> CapturedProgramme | None:
+    """Capture the programme in one pass over the training rows. Call it inside ``undisturbed``.
 
     Each process passes over its share of the batches; rank 0 gets the programme of all, the others ``None``.
 
     Args:
-        module: The network.
-        rows: Its training rows.
-        readout: Its readout.
+        network: The network.
         loss: Loss of the programme.
         seed: Seed of the held-out samples.
         progress: Shows the pass.
@@ -181,10 +186,10 @@ def capture_problem(
             the programme does not fit into memory.
         ValueError: If the data holds NaN or infinity.
     """
+    readout, rows = network.readout, network.rows
     reduction, num_outputs = readout.reduction, readout.module.out_features
     targets: list[Tensor] = []
     weights: list[Tensor] = []
-
     share = rows.share()
     with progress(stage, len(share)) as advance:
 
@@ -196,15 +201,7 @@ def capture_problem(
                 yield batch.x
                 advance()
 
-        def room(first: Tensor) -> int:
-            each = reduction.rows_per_sample
-            mine, everyones = (part.samples(len(first) // each) * each for part in (share, rows))
-            solved = everyones if rows.ranks.rank == 0 else mine
-            alike = join([Observed(first, first, 1.0, 1)], reduction).dictionary.counts  # rates become counts
-            check_memory(solved, first.shape[1], num_outputs, first.element_size(), alike.element_size())
-            return mine
-
-        observed = observe(module, readout.module, reduction, readout.forward_of(module), inputs(), room)
+        observed = observe(network.module, readout, inputs(), partial(_rows_to_hold, network, share))
     part = observed and (observed, torch.cat(targets), torch.cat(weights))
     parts = rows.ranks.collect(part, torch.device("cpu"))
     if parts is None:
@@ -218,24 +215,15 @@ def capture_problem(
             f"The network gives {n} outputs for the training rows and there are {len(y)} targets. Expected one "
             "target per output."
         )
+    if not bool(weight.any()):
+        raise MisconfigurationException("All sample weights are zero. Expected some above zero from `convex_batch`.")
     if captured.draws > 1:
         rank_zero_warn(
             f"The network's encoder is random: two passes over one batch differ. Each row of the dictionary is the "
             f"average of {captured.draws} draws, and the certificate is about these averages."
         )
-    origins = rows.origins(n // reduction.rows_per_sample)
-    samples = int(origins[-1]) + 1
-    if samples < _HELD_OUT:
-        raise MisconfigurationException(
-            f"The training data has {samples} different samples. Expected at least {_HELD_OUT}: one in five judges."
-        )
-    if not bool(weight.any()):
-        raise MisconfigurationException("All sample weights are zero. Expected some above zero from `convex_batch`.")
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
-    held_out = torch.zeros(samples, dtype=torch.bool)
-    held_out[order[: samples // _HELD_OUT]] = True
-    held_out = held_out[origins]  # a sample that a sampler repeats is fitted or judges, never both
-    return Problem(
+    held_out = _held_out(rows.sample_ids(n // reduction.rows_per_sample), seed)
+    return CapturedProgramme(
         dictionary=captured.dictionary,
         targets=y,
         weights=weight,
@@ -245,6 +233,31 @@ def capture_problem(
         num_outputs=num_outputs,
         fit_intercept=readout.module.bias is not None,
     )
+
+
+def _rows_to_hold(network: Network, share: TrainingRows, first: Tensor) -> int:
+    """Dictionary rows of this process's share, given those of its first batch; refuses what does not fit memory."""
+    reduction, rows = network.readout.reduction, network.rows
+    each = reduction.rows_per_sample
+    mine, everyones = (part.samples(len(first) // each) * each for part in (share, rows))
+    solved = everyones if rows.ranks.rank == 0 else mine
+    alike = join([Observed(first, first, 1.0, 1)], reduction).dictionary.counts  # rates become counts
+    num_outputs = network.readout.module.out_features
+    check_memory(solved, first.shape[1], num_outputs, first.element_size(), alike.element_size())
+    return mine
+
+
+def _held_out(sample_ids: Tensor, seed: int) -> Tensor:
+    """Bool mask of the samples that judge; a sample that a sampler repeats is fitted or judges, never both."""
+    samples = int(sample_ids[-1]) + 1
+    if samples < _HELD_OUT:
+        raise MisconfigurationException(
+            f"The training data has {samples} different samples. Expected at least {_HELD_OUT}: one in five judges."
+        )
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+    held_out = torch.zeros(samples, dtype=torch.bool)
+    held_out[order[: samples // _HELD_OUT]] = True
+    return held_out[sample_ids]
 
 
 def spike_dictionary(
@@ -274,12 +287,7 @@ def spike_dictionary(
         >>> spike_dictionary(LitSNN(hidden=[32]), data.train_dataloader(), max_samples=100).shape
         torch.Size([100, 32])
     """
-    rows = rows_of(model, dataloader, max_samples=max_samples, seed=seed)
+    network = Network(model, rows_of(model, dataloader, max_samples=max_samples, seed=seed), readout)
     with isolate_rng(), undisturbed(model):
         model.eval()
-        first = next(iter(rows), None)
-        if first is None:
-            raise MisconfigurationException("The dataloader is empty. Expected at least one batch.")
-        found = find_readout(model, first.x, readout)
-        inputs = (batch.x for batch in rows)
-        return capture(model, found.module, found.reduction, found.forward_of(model), inputs).dictionary
+        return network.capture().dictionary

@@ -15,14 +15,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_cvxsnn.network import TimeReduction, reset_neurons
 from lightning_cvxsnn.network.activity import is_spiking
-from lightning_cvxsnn.network.isolation import reached
-from lightning_cvxsnn.network.reduction import Layout
+from lightning_cvxsnn.network.isolation import forward_of, reached, reset_neurons
+from lightning_cvxsnn.network.reduction import Layout, TimeReduction
+from lightning_cvxsnn.network.writable import why_not_writable
 
 _PROBE_SEED = 0
 _CANCELS = 1e-3  # weights whose sum is this small beside their sizes
-INSTEAD = "Witnesses cannot be replaced, pruned or widened there; witnesses='calibrated' works for such a network."
 _UNIMPLEMENTED = (pl.LightningModule.forward, nn.Module.forward)
 
 
@@ -102,11 +101,6 @@ class Readout:
             yield
 
 
-def forward_of(module: nn.Module) -> Callable[[Any], Any]:
-    """The function whose readout is sought: ``convex_forward`` where the module defines it, else the module's call."""
-    return getattr(module, "convex_forward", module)
-
-
 @contextmanager
 def _passing(neuron: nn.Module | None) -> Iterator[None]:
     handle = None if neuron is None else neuron.register_forward_hook(lambda _module, args, _spikes: args[0])
@@ -138,13 +132,13 @@ def find_readout(module: nn.Module, x: Any, name: str | None = None, tolerance: 
             one entry of the output is the readout's.
     """
     forward = forward_of(module)
-    order = _call_order(module, forward, x)
+    order = _call_order(module, x)
     name = _candidate(module, order, name)
     layer = module.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     neuron_name = _check_neurons(module, order, name)
     neuron = module.get_submodule(neuron_name) if neuron_name else None
-    check_parameters(module, layer, name)
+    check_parameters(module, name)
 
     with _random_readout(layer) as probe, _passing(neuron):
         reset_neurons(module)
@@ -174,7 +168,7 @@ def find_readout(module: nn.Module, x: Any, name: str | None = None, tolerance: 
     misfits = {c.kind: "of another shape" if e == float("inf") else f"off by {e:.0%}" for (_, c), e in errors.items()}
     tried = ", ".join(f"{kind} {misfit}" for kind, misfit in misfits.items()) or "no reduction gives its shape"
     shapes = ", ".join(f"shape {list(output.shape)}" for output in outputs.values())
-    after = [f"'{n}' ({type(module.get_submodule(n)).__name__})" for n in _followers(module, forward, x, name)]
+    after = [f"'{n}' ({type(module.get_submodule(n)).__name__})" for n in _followers(module, x, name)]
     raise MisconfigurationException(
         f"The output of {type(module).__name__} ({shapes}) is no linear function of what '{name}' receives "
         f"({len(probe.inputs)} input(s) of shape {list(probe.inputs[0].shape)}); tried: {tried}. "
@@ -206,23 +200,23 @@ def _last(order: list[str], name: str) -> int:
     return len(order) - 1 - order[::-1].index(name)
 
 
-def _followers(module: nn.Module, forward: Callable[[Any], Any], x: Any, name: str) -> list[str]:
+def _followers(module: nn.Module, x: Any, name: str) -> list[str]:
     """The modules that ran after the last call of ``name``, without those that hold it and without their own parts."""
-    order = reached(module, forward, x, lambda _: True)
+    order = reached(module, x, lambda _: True)
     after = [
         n for n in dict.fromkeys(order[_last(order, name) + 1 :]) if not f"{name}.".startswith(f"{n}." if n else "")
     ]
     return [n for n in after if not any(n.startswith(f"{m}.") for m in after)]
 
 
-def _call_order(module: nn.Module, forward: Callable[[Any], Tensor], x: Any) -> list[str]:
+def _call_order(module: nn.Module, x: Any) -> list[str]:
     """Names of the linear and spiking modules in the order in which ``x`` reaches them; repeated for repeated calls."""
-    if forward is module and getattr(module.forward, "__func__", None) in _UNIMPLEMENTED:
+    if forward_of(module) is module and getattr(module.forward, "__func__", None) in _UNIMPLEMENTED:
         raise MisconfigurationException(
             f"{type(module).__name__} has no `forward`: expected `forward(self, x)` or `convex_forward(self, x)` that "
             "returns what the loss is applied to."
         )
-    return reached(module, forward, x, lambda m: isinstance(m, nn.Linear) or is_spiking(m))
+    return reached(module, x, lambda m: isinstance(m, nn.Linear) or is_spiking(m))
 
 
 def _candidate(module: nn.Module, order: list[str], name: str | None) -> str:
@@ -265,49 +259,18 @@ def _check_neurons(module: nn.Module, order: list[str], name: str) -> str:
     return spiking[0] if spiking else ""
 
 
-def check_parameters(module: nn.Module, layer: nn.Linear, name: str) -> None:
+def check_parameters(module: nn.Module, name: str) -> None:
     """Refuse a readout whose parameters cannot be written: others compute, freeze or share them.
 
     Raises:
         MisconfigurationException: Naming the parameter and the reason.
     """
-    if not isinstance(layer.weight, nn.Parameter):
+    if reason := why_not_writable(module, name, f"the readout '{name}'"):
         raise MisconfigurationException(
-            f"The weight of the readout '{name}' is computed from other parameters (weight norm, parametrization) and "
-            "cannot be written. Expected a plain `nn.Linear`; remove the parametrization, or name another layer with "
+            f"{reason}, so a solution cannot be written there. Expected a plain `nn.Linear` with parameters of its own "
+            "that require a gradient; remove the parametrization, unfreeze or untie it, or name another layer with "
             "`readout=`."
         )
-    for kind, parameter in layer.named_parameters(recurse=False):
-        if not parameter.requires_grad:
-            raise MisconfigurationException(
-                f"The readout's `{name}.{kind}` is frozen (requires_grad=False) and would be overwritten. Unfreeze it, "
-                "or name another layer with `readout=`."
-            )
-        names = [n for n, p in module.named_parameters(remove_duplicate=False) if p is parameter]
-        if len(names) > 1:
-            raise MisconfigurationException(
-                f"The readout's `{name}.{kind}` is shared: it is also {[n for n in names if n != f'{name}.{kind}']}. "
-                "Writing it would change other layers; untie it, or name another layer with `readout=`."
-            )
-
-
-def check_writable(module: nn.Module, name: str) -> None:
-    """Refuse an affine layer whose weights are computed, frozen or shared.
-
-    Raises:
-        ValueError: If new weights cannot be written into it.
-    """
-    affine = module.get_submodule(name)
-    if not isinstance(affine._parameters.get("weight"), nn.Parameter):
-        raise ValueError(
-            f"The weight of '{name}' is computed from other parameters (weight norm, parametrization) and cannot be "
-            f"written. Expected a plain layer. {INSTEAD}"
-        )
-    for kind, parameter in affine.named_parameters(recurse=False):
-        names = [n for n, p in module.named_parameters(remove_duplicate=False) if p is parameter]
-        if not parameter.requires_grad or len(names) > 1:
-            state = "frozen (requires_grad=False)" if len(names) == 1 else f"shared, as {names}"
-            raise ValueError(f"'{name}.{kind}' is {state} and would be overwritten. {INSTEAD}")
 
 
 @dataclass

@@ -128,14 +128,14 @@ class TrainingRows:
             part._loader = self._loader[own.start : own.stop]
         return part
 
-    def origins(self, count: int) -> Tensor:
+    def sample_ids(self, count: int) -> Tensor:
         """Which row of the dataset each of ``count`` samples is, int64 from 0; a sampler may repeat some."""
         if not self._composed or len(self._indices) != count:  # batches that come whole, or are made of something else
             return torch.arange(count)
         new = [a != b for a, b in pairwise(self._indices)]  # they are sorted
         return torch.tensor([False, *new]).cumsum(0)
 
-    def among(self, samples: Tensor) -> tuple["TrainingRows", Tensor]:
+    def subset(self, samples: Tensor) -> tuple["TrainingRows", Tensor]:
         """Rows that hold some samples, read without the others where batches are composed of rows.
 
         Args:

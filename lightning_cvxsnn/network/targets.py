@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from lightning_cvxsnn.convex import Loss
 from lightning_cvxsnn.convex.losses import encode_targets
-from lightning_cvxsnn.network import TimeReduction
+from lightning_cvxsnn.network.reduction import TimeReduction
 
 
 def row_targets(y: Tensor, reduction: TimeReduction, *, loss: Loss, num_outputs: int) -> Tensor:

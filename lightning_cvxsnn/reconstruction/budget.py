@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_cvxsnn.network import reset_neurons
+from lightning_cvxsnn.network import forward_of, reset_neurons
 from lightning_cvxsnn.runtime.work import counting
 
 #: A multiply-add of float64 numbers, in those of float32.
@@ -98,14 +98,14 @@ class Meter:
 
 
 @torch.no_grad()
-def measure(module: nn.Module, readout: nn.Linear, forward: Callable[[Any], Tensor], x: Any) -> Meter:
+def measure(module: nn.Module, readout: nn.Linear, x: Any) -> Meter:
     """Count one forward pass over the batch ``x``. Call it inside ``undisturbed``."""
     rows: list[int] = []
     handle = readout.register_forward_pre_hook(lambda _module, args: rows.append(args[0].shape[:-1].numel()))
     try:
         reset_neurons(module)
         with FlopCounterMode(display=False) as counter:
-            forward(x)
+            forward_of(module)(x)
     finally:
         handle.remove()
     batch = counter.get_total_flops() / 2

@@ -1,4 +1,4 @@
-"""What becomes of a solution on each occasion: whether training goes on from it, and from how much of it."""
+"""What becomes of a solution on each occasion: whether training goes on from it, and at which scale."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,8 +21,8 @@ class Policy:
     occasion: Occasion
 
     @property
-    def begins(self) -> bool:
-        """Whether hidden weights may be calibrated or replaced: nothing has trained since somebody set them."""
+    def may_change_hidden(self) -> bool:
+        """Whether hidden weights may be calibrated or replaced: no training step has changed them yet."""
         return self.occasion in ("warm start", "single solve")
 
     @property
@@ -40,11 +40,11 @@ class Policy:
 
     @property
     def recycles(self) -> bool:
-        """Whether training goes on from this solve's weights, and is to find better ones for units without a part."""
+        """Whether units that the readout does not use get new hidden weights, which training then goes on from."""
         return self.settings.witnesses == "priced" and self.occasion == "periodic solve" and self.trains_on
 
-    def starts(self, beta: float | None) -> bool:
-        """Whether this solve chooses a beta for the start of training alone; measured for decisions only.
+    def chooses_start_beta(self, beta: float | None) -> bool:
+        """Whether this solve chooses a beta that holds for the start of training only; for losses of decisions.
 
         Args:
             beta: That of all solves; None: not chosen yet.
@@ -56,10 +56,10 @@ class Policy:
         """Factor on the readout as written.
 
         Args:
-            beta: As for `starts`.
+            beta: As for `chooses_start_beta`.
         """
         if self.settings.scale != "auto":
             return float(self.settings.scale)
         if self.settings.loss == "squared" or not self.trains_on:
             return 1.0  # a squared loss fits values, which a factor would spoil; the others fit decisions
-        return START_SCALE if self.starts(beta) else CONTINUE_SCALE
+        return START_SCALE if self.chooses_start_beta(beta) else CONTINUE_SCALE

@@ -1,42 +1,38 @@
-"""One convex reconstruction of a network: patterns, solve, guard, write. The callback only decides when."""
+"""One convex reconstruction of a network: prepare, capture, solve, judge, write. The callback decides when."""
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_cvxsnn.convex import Solution
-from lightning_cvxsnn.network import LIF, adapting_batch_norms, undisturbed
-from lightning_cvxsnn.network.checks import check_finite, describe_dead, verify
-from lightning_cvxsnn.network.programme import Problem, capture_problem
-from lightning_cvxsnn.network.readout import Readout, check_parameters, find_readout, forward_of
-from lightning_cvxsnn.network.rows import TrainingRows, rows_of
+from lightning_cvxsnn.network.isolation import undisturbed
+from lightning_cvxsnn.network.network import Network
+from lightning_cvxsnn.network.programme import CapturedProgramme, capture_programme
+from lightning_cvxsnn.network.readout import Readout, check_parameters
+from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.network.transaction import Transaction, all_or_nothing
 from lightning_cvxsnn.patterns import resolve_backend
 from lightning_cvxsnn.reconstruction.budget import FLOAT64, Budget, Meter, measure
 from lightning_cvxsnn.reconstruction.context import TrainerContext
-from lightning_cvxsnn.reconstruction.guard import Judgement, is_clear, judge_linear
+from lightning_cvxsnn.reconstruction.guard import SCALES, Judgement, is_clear, judge_linear, judge_spiking
 from lightning_cvxsnn.reconstruction.policy import Occasion, Policy
 from lightning_cvxsnn.reconstruction.settings import Settings
 from lightning_cvxsnn.reconstruction.shadow import Shadow
-from lightning_cvxsnn.reconstruction.spiking_output import SCALES, judge_spiking
-from lightning_cvxsnn.reports.advice import advise
+from lightning_cvxsnn.reconstruction.stages import Finished, Outcome, Prepared, Solved
 from lightning_cvxsnn.reports.solve_report import SolveReport
-from lightning_cvxsnn.runtime.ranks import Ranks, checksum
+from lightning_cvxsnn.runtime.ranks import checksum
 from lightning_cvxsnn.runtime.work import Work, counting
-from lightning_cvxsnn.witnesses import CalibratedLayer
-from lightning_cvxsnn.witnesses.column_generation import Priced
+from lightning_cvxsnn.witnesses.calibrate import CalibratedLayer
+from lightning_cvxsnn.witnesses.column_generation import Priced, Tried
 from lightning_cvxsnn.witnesses.kinds import (
     describe_repairs,
-    estimate_norms,
     recycle_units,
     repair_dead_layers,
     replace_witnesses,
@@ -88,7 +84,7 @@ class Reconstructor:
         """Why the readout that was found can no longer be written (pruning may have come since); "" if it can."""
         if self.readout is not None:
             try:
-                check_parameters(module, self.readout.module, self.readout.name)
+                check_parameters(module, self.readout.name)
             except MisconfigurationException as error:
                 return str(error)
         return ""
@@ -96,7 +92,7 @@ class Reconstructor:
     def run(
         self, module: nn.Module, rows: TrainingRows, occasion: Occasion, context: TrainerContext | None = None
     ) -> SolveReport:
-        """Capture, repair, solve, judge and, where the held-out rows agree, write.
+        """Prepare hidden weights, capture, solve, judge and, where the held-out rows agree, write.
 
         Where several processes share the rows, each captures its part, rank 0 solves and judges, and all write.
 
@@ -117,24 +113,23 @@ class Reconstructor:
             RuntimeError: If another process fails, or the parameters are not the same in all of them afterwards.
         """
         context, policy = context or TrainerContext(), Policy(self.settings, occasion)
-        self._once = Work()
         tolerance = _TOLERANCE if context.precision is None else _LOW_PRECISION_TOLERANCE
-        norms = adapting_batch_norms(module)
+        network = Network(module, rows, self.readout or self.settings.readout, tolerance)
+        self._once = Work()
         if self.shadow is not None:
             self.shadow.leave(module)
         with isolate_rng(), all_or_nothing(module, context.optimizers) as transaction:
             with (context.precision or nullcontext)(), undisturbed(module):
                 module.eval()
-                readout, meter = self._find(module, rows, context, tolerance)
-                with meter.counting(readout.module) as work:
-                    report, layers = self._act(module, rows, readout, policy, context, norms, tolerance)
-                statistics = [(b, b.clone()) for norm in norms for b in norm.buffers()]
-                constants = [(b, b.clone()) for neuron in _constants(module) for b in neuron.buffers()]
+                meter = self._find_readout(network, context)
+                with meter.counting(network.readout.module) as work:
+                    finished = self._run_stages(network, policy, context)
+                buffers = [(b, b.clone()) for b in (*network.statistics, *network.constants)]
             if self.settings.dry_run:
                 transaction.roll_back()
-            elif report.accepted or layers:
+            elif finished.outcome.accepted or finished.layers:
                 with torch.no_grad():
-                    for buffer, value in statistics + constants:
+                    for buffer, value in buffers:
                         buffer.copy_(value)
             told = rows.ranks.exchange((checksum(*module.parameters()), work(), FLOAT64 * self._once.multiply_adds))
             if len({bits for bits, *_ in told}) > 1:
@@ -143,298 +138,251 @@ class Reconstructor:
                     "the same bits in all; do they write to the network on their own?"
                 )
             stand_ins: list[Tensor] = []
-            if report.accepted and not self.settings.dry_run and policy.shadows:
-                stand_ins = _stand_ins(readout, transaction, [b for b, _ in statistics])
+            if finished.outcome.accepted and not self.settings.dry_run and policy.shadows:
+                stand_ins = _stand_ins(network, transaction)
             self.shadow = Shadow.of(module, stand_ins, transaction.found) if stand_ins else None
             transaction.forget_history(p for p in transaction.changed() if not any(p is t for t in stand_ins))
         _, spent, once = told[0]
-        self.budget.charge(spent, periodic=occasion == "periodic solve", accepted=report.accepted, once=once)
-        return replace(report, work=spent, overhead=self.budget.overhead(context.epoch))
+        accepted = finished.outcome.accepted
+        self.budget.charge(spent, periodic=occasion == "periodic solve", accepted=accepted, once=once)
+        return self._report(finished, policy, context, spent)
 
-    def _find(
-        self, module: nn.Module, rows: TrainingRows, context: TrainerContext, tolerance: float
-    ) -> tuple[Readout, Meter]:
-        """The readout, proved, and what a forward pass costs: the first time, then as remembered."""
-        check_finite(module)
-        if self.readout is None or self._meter is None:
-            first = next(iter(rows), None)
-            if first is None:
-                raise MisconfigurationException("The training dataloader is empty. Expected at least one batch.")
-            self.readout = find_readout(module, first.x, self.settings.readout, tolerance)
-            self._meter = measure(module, self.readout.module, forward_of(module), first.x)
+    def _find_readout(self, network: Network, context: TrainerContext) -> Meter:
+        """Prove the readout and measure a forward pass, the first time; then as remembered."""
+        network.check_finite()
+        self.readout = network.readout
+        if self._meter is None:
+            self._meter = measure(network.module, network.readout.module, network.first().x)
             self.budget.epoch = self._meter.epoch(context.batches)
         try:
-            resolve_backend(self.settings.backend, self.readout.module.weight.device)
+            resolve_backend(self.settings.backend, network.readout.module.weight.device)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
-        return self.readout, self._meter
+        return self._meter
 
-    def _act(
-        self,
-        module: nn.Module,
-        rows: TrainingRows,
-        readout: Readout,
-        policy: Policy,
-        context: TrainerContext,
-        norms: list[Any],
-        tolerance: float,
-    ) -> tuple[SolveReport, list[CalibratedLayer]]:
+    def _run_stages(self, network: Network, policy: Policy, context: TrainerContext) -> Finished:
         started = time.perf_counter()
-        captured = partial(
-            capture_problem,
-            module,
-            rows,
-            readout,
-            loss=self.settings.loss,
-            seed=self.settings.seed,
-            progress=context.progress,
-        )
-        _synchronise(module, norms, rows.ranks)
-        fresh = policy.begins
-        replacing = fresh and self.settings.witnesses not in ("auto", "keep", "calibrated")
-        if fresh and policy.trains_on:
-            replacing |= wants_pairs(module, readout, self.settings, rows)
-        as_found = captured(stage="patterns as found") if norms or replacing else None
-        estimate = partial(estimate_norms, module, norms, rows)
-        estimate()
-        layers: list[CalibratedLayer] = []
-        constants = [b for neuron in _constants(module) for b in neuron.buffers()]
-        before = [(t, t.detach().clone()) for t in (*module.parameters(), *constants)] if replacing else []
-        tried = None
-        if as_found is not None and replacing:  # on rank 0, whose parameters the others then take over
-            with context.progress("witnesses", None), counting(self._once):
-                tried, layers = replace_witnesses(module, rows, readout, as_found, self.settings, self.beta, estimate)
-            if isinstance(tried, Priced):
-                self.beta = tried.rho * readout.module.in_features**0.5
-        elif not replacing and self.settings.witnesses != "keep":
-            everything = fresh and self.settings.witnesses == "calibrated"
-            layers = repair_dead_layers(module, rows, estimate, only_dead=not everything, untrained=fresh)
-        _synchronise(module, norms, rows.ranks)
-        problem = captured(stage="patterns")
-        if problem is not None and bool(problem.dictionary.constant.all()):
-            raise MisconfigurationException(describe_dead(module, readout, rows))
-        patterns_done = time.perf_counter()
+        prepared = self._prepare(network, policy, context)
+        programme = self._capture(network, context, "patterns")
+        if programme is not None and bool(programme.dictionary.constant.all()):
+            raise MisconfigurationException(network.describe_dead())
+        captured = time.perf_counter()
         with context.progress("convex solve", None):
-            solved = None
-            if problem is not None:
-                judge = self._judge(module, rows, readout, problem, as_found, policy)
-                rough = tried.solution if isinstance(tried, Priced) else None
-                solved = self._solve(problem, readout, policy, context, rough, judge)
-            if solved is not None and tried is not None:
-                solved = replace(solved, violation=tried.violation, candidates=tried.candidates)
-            report = self._share(solved, readout, rows.ranks)
-        if report.accepted and not self.settings.dry_run:
-            verify(module, readout, next(iter(rows)).x, tolerance)
+            outcome = None
+            if programme is not None:
+                solved = self._solve(network, programme, prepared, policy)
+                outcome = self._write(network, programme, solved)
+            outcome = self._share(network, outcome)
+        if outcome.accepted and not self.settings.dry_run:
+            network.verify()
+        search, layers = prepared.search, prepared.layers
         if policy.recycles:
-            report = self._recycle(module, rows, readout, problem, context, report, tolerance, estimate)
-            _synchronise(module, norms, rows.ranks)
-        if replacing and not report.accepted:
-            with torch.no_grad():
-                for tensor, value in before:
-                    tensor.copy_(value)
-            estimate()
-            layers = repair_dead_layers(module, rows, estimate, only_dead=True, untrained=True)
-            _synchronise(module, norms, rows.ranks)
-            self.last, self.beta = None, None if self.settings.beta == "auto" else self.beta
-        seconds_patterns, seconds_solve = patterns_done - started, time.perf_counter() - patterns_done
-        report = replace(
-            report, seconds_patterns=seconds_patterns, seconds_solve=seconds_solve, repaired=describe_repairs(layers)
+            search = self._recycle(network, programme, outcome.rho, context)
+        if prepared.replaced and not outcome.accepted:
+            layers = self._take_back(network, prepared)
+        tried = network.rows.ranks.exchange(search and Tried(search.candidates, search.violation))[0]
+        return Finished(outcome, layers, tried, captured - started, time.perf_counter() - captured)
+
+    def _capture(self, network: Network, context: TrainerContext, stage: str) -> CapturedProgramme | None:
+        """The programme of the network as it is, on rank 0; None elsewhere."""
+        settings = self.settings
+        return capture_programme(
+            network, loss=settings.loss, seed=settings.seed, progress=context.progress, stage=stage
         )
-        return report, layers
 
-    def _recycle(
-        self,
-        module: nn.Module,
-        rows: TrainingRows,
-        readout: Readout,
-        problem: Problem | None,
-        context: TrainerContext,
-        report: SolveReport,
-        tolerance: float,
-        estimate: Callable[[], None],
-    ) -> SolveReport:
-        """Give units that contribute nothing other weights, on rank 0, and report on the search in all processes."""
-        tried = None
-        settings = replace(self.settings, seed=self.settings.seed + context.step)  # other candidates each time
-        with context.progress("witnesses", None):
-            if problem is not None:
-                tried = recycle_units(
-                    module, rows, readout, problem, settings, report.rho, self.last, tolerance, estimate
-                )
-        tried = rows.ranks.exchange(tried)[0]
-        return report if tried is None else replace(report, violation=tried.violation, candidates=tried.candidates)
+    def _prepare(self, network: Network, policy: Policy, context: TrainerContext) -> Prepared:
+        """Bring dead layers to life, calibrate, or give hidden weights new values, as the settings say."""
+        settings, fresh = self.settings, policy.may_change_hidden
+        network.synchronise()
+        replaced = fresh and settings.witnesses not in ("auto", "keep", "calibrated")
+        if fresh and policy.trains_on and settings.witnesses == "auto" and settings.loss != "squared":
+            replaced = wants_pairs(network)
+        as_found = self._capture(network, context, "patterns as found") if network.norms or replaced else None
+        network.refresh_norms()
+        found: list[tuple[Tensor, Tensor]] = []
+        layers: list[CalibratedLayer] = []
+        search = None
+        if replaced:
+            found = [(t, t.detach().clone()) for t in (*network.module.parameters(), *network.constants)]
+            if as_found is not None:  # on rank 0, whose parameters the others then take over
+                with context.progress("witnesses", None), counting(self._once):
+                    search, layers = replace_witnesses(network, as_found, settings.witness_options, self.beta)
+                if isinstance(search, Priced):
+                    self.beta = search.rho * network.readout.module.in_features**0.5
+        elif settings.witnesses != "keep":
+            everything = fresh and settings.witnesses == "calibrated"
+            layers = repair_dead_layers(network, only_dead=not everything, untrained=fresh)
+        network.synchronise()
+        return Prepared(as_found, replaced, found, layers, search)
 
-    def _solve(
-        self,
-        problem: Problem,
-        readout: Readout,
-        policy: Policy,
-        context: TrainerContext,
-        rough: Solution | None,
-        judge: Callable[[Solution], Judgement],
-    ) -> SolveReport:
-        """Solve on four fifths, judge on the rest; only a pass is solved on all rows and written.
+    @torch.no_grad()
+    def _take_back(self, network: Network, prepared: Prepared) -> list[CalibratedLayer]:
+        """Put the hidden weights back that were found, repair what is dead of them, and forget what was learned."""
+        for tensor, value in prepared.found:
+            tensor.copy_(value)
+        network.refresh_norms()
+        layers = repair_dead_layers(network, only_dead=True, untrained=True)
+        network.synchronise()
+        self.last, self.beta = None, None if self.settings.beta == "auto" else self.beta
+        return layers
+
+    def _solve(self, network: Network, programme: CapturedProgramme, prepared: Prepared, policy: Policy) -> Solved:
+        """Solve on four fifths, judge on the rest; only what passes is solved on all rows.
 
         A rough solution, such as a path of penalties or a search for witnesses leaves, need not be refined to be judged
         if it wins clearly.
         """
-        settings, dictionary = self.settings, problem.dictionary
-        tolerance, columns = settings.gap_tolerance, dictionary.shape[1]
-        beta, beta_edge = self.beta, None
+        tolerance, columns = self.settings.gap_tolerance, programme.dictionary.shape[1]
+        rough = prepared.search.solution if isinstance(prepared.search, Priced) else None
+        beta, edge = self.beta, None
         if beta is None:
-            start = policy.starts(self.beta)
+            start = policy.chooses_start_beta(self.beta)
             with counting(self._once):
-                walk = problem.choose_rho(start=start)
-            rough, beta_edge = walk.solution, walk.edge
+                walk = programme.choose_rho(start=start)
+            rough, edge = walk.solution, walk.edge
             beta = walk.rho * columns**0.5
             if not start:  # training does better than a start's; later solutions are to be as good as they can
                 self.beta = beta
-        rho = beta / columns**0.5
-        fitted: Tensor | None = ~problem.held_out
-        if rough is not None and is_clear(judgement := judge(rough), problem):
-            solution = rough
-        else:
-            solution = problem.solve(rho, tolerance, rough or self.last, fitted)
-            judgement = judge(solution)
+        rho, scale = beta / columns**0.5, policy.scale(self.beta)
+        fitted: Tensor | None = ~programme.held_out
+        solution, judgement = rough, None
+        if rough is not None:
+            judgement = self._judge(network, programme, prepared.as_found, rough, scale)
+        if solution is None or judgement is None or not is_clear(judgement, programme):
+            solution = programme.solve(rho, tolerance, rough or self.last, fitted)
+            judgement = self._judge(network, programme, prepared.as_found, solution, scale)
         if judgement.accepted:
             fitted = None
-            solution = problem.solve(rho, tolerance, solution)
+            solution = programme.solve(rho, tolerance, solution)
         self.last = _starting_point(solution.coef, solution.intercept)
         if not solution.converged:
             rank_zero_warn(
                 f"The convex solve stopped at a certified gap of {solution.gap:.2e}, above "
                 f"gap_tolerance={tolerance:g}; its solution is valid, not optimal. Raise beta or gap_tolerance."
             )
-        accepted, scale = judgement.accepted, judgement.scale
-        verdict = "rejected, not better"
-        if accepted:
-            verdict = "would be accepted" if settings.dry_run else "accepted"
-        if readout.neuron is not None:
-            verdict += (
-                f" by the firing rates of '{readout.neuron_name}'; the certificate is about the linear programme only"
-            )
-        coef, intercept = scale * solution.coef, scale * solution.intercept
-        if accepted and settings.dry_run:
-            gap_written = problem.gap_at(coef, intercept, solution, rho, fitted)
+        return Solved(solution, judgement, beta, edge, fitted)
+
+    def _judge(
+        self,
+        network: Network,
+        programme: CapturedProgramme,
+        as_found: CapturedProgramme | None,
+        solution: Solution,
+        scale: float,
+    ) -> Judgement:
+        """Compare a solution with the network as found."""
+        if network.readout.neuron is None:
+            judgement = judge_linear(programme, as_found, solution, scale)
         else:
-            if accepted:
+            scales = SCALES if self.settings.scale == "auto" else [float(self.settings.scale)]
+            judgement = judge_spiking(network, programme, solution, scales)
+        if as_found is not None:  # another network than that of the programme: its batch norms, its dead layers
+            before = min(judgement.before, as_found.found_loss())
+            accepted = judgement.accepted and judgement.after < before
+            judgement = replace(judgement, before=before, accepted=accepted)
+        return judgement
+
+    def _write(self, network: Network, programme: CapturedProgramme, solved: Solved) -> Outcome:
+        """Write an accepted solution, and certify what is then in the network."""
+        solution, judgement, readout = solved.solution, solved.judgement, network.readout
+        dictionary, rho = programme.dictionary, solved.beta / programme.dictionary.shape[1] ** 0.5
+        coef, intercept = judgement.scale * solution.coef, judgement.scale * solution.intercept
+        if judgement.accepted and self.settings.dry_run:
+            gap_written = programme.gap_at(coef, intercept, solution, rho, solved.fitted)
+        else:
+            if judgement.accepted:
                 readout.write(coef, intercept)
-            gap_written = problem.gap_at(*readout.read(), solution, rho, fitted)
-        return SolveReport(
-            epoch=context.epoch,
-            step=context.step,
-            loss=problem.loss,
-            beta=beta,
+            gap_written = programme.gap_at(*readout.read(), solution, rho, solved.fitted)
+        return Outcome(
+            judgement=judgement,
+            beta=solved.beta,
             rho=rho,
+            edge=solved.edge,
             primal=solution.primal,
             dual=solution.dual,
             gap=solution.gap,
             gap_written=gap_written,
-            scope="dictionary",
-            rows=dictionary.shape[0] if fitted is None else int(fitted.sum()),
-            columns=columns,
+            rows=dictionary.shape[0] if solved.fitted is None else int(solved.fitted.sum()),
+            columns=dictionary.shape[1],
             distinct=dictionary.distinct,
             silent=dictionary.silent,
             saturated=dictionary.saturated,
             active=int((solution.coef != 0).any(1).sum()),
-            scale=scale,
-            accepted=accepted,
-            reason=f"{policy.occasion}: {verdict}",
-            held_out_loss_before=judgement.before,
-            held_out_loss_after=judgement.after,
-            seconds_patterns=0.0,
-            seconds_solve=0.0,
-            accuracy_before=judgement.accuracy_before,
-            accuracy_after=judgement.accuracy_after,
-            beta_edge=beta_edge,
         )
 
-    def _judge(
-        self,
-        module: nn.Module,
-        rows: TrainingRows,
-        readout: Readout,
-        problem: Problem,
-        as_found: Problem | None,
-        policy: Policy,
-    ) -> Callable[[Solution], Judgement]:
-        """What compares a solution with the network as found."""
-
-        def judge(solution: Solution) -> Judgement:
-            if readout.neuron is None:
-                judgement = judge_linear(problem, as_found, solution, policy.scale(self.beta))
-            else:
-                scales = SCALES if self.settings.scale == "auto" else [float(self.settings.scale)]
-                judgement = judge_spiking(module, rows, readout, problem, solution, scales)
-            if as_found is not None:  # another network than that of `problem`: its batch norms, its dead layers
-                before = min(judgement.before, as_found.found_loss())
-                better = judgement.accepted and judgement.after < before
-                judgement = replace(judgement, before=before, accepted=better)
-            return judgement
-
-        return judge
-
-    def _share(self, report: SolveReport | None, readout: Readout, ranks: Ranks) -> SolveReport:
+    def _share(self, network: Network, outcome: Outcome | None) -> Outcome:
         """Take over what rank 0 has solved, decided and written; the others wait for it here."""
-        told = ranks.exchange(report and (report, self.state_dict(), readout.read()))[0]
-        if report is None:
-            report, state, stored = told
+        readout = network.readout
+        told = network.rows.ranks.exchange(outcome and (outcome, self.state_dict(), readout.read()))[0]
+        if outcome is None:
+            outcome, state, stored = told
             self.load_state_dict(state)
-            if report.accepted and not self.settings.dry_run:
+            if outcome.accepted and not self.settings.dry_run:
                 readout.write(*stored)
-        return report
+        return outcome
+
+    def _recycle(
+        self, network: Network, programme: CapturedProgramme | None, rho: float, context: TrainerContext
+    ) -> Tried | None:
+        """Give units that contribute nothing other weights, on rank 0."""
+        seed = self.settings.seed + context.step  # other candidates each time
+        tried = None
+        with context.progress("witnesses", None):
+            if programme is not None:
+                options = replace(self.settings.witness_options, seed=seed)
+                tried = recycle_units(network, programme, options, rho, self.last)
+        network.synchronise()
+        return tried
+
+    def _report(self, finished: Finished, policy: Policy, context: TrainerContext, work: float) -> SolveReport:
+        outcome, search, readout = finished.outcome, finished.search, self.readout
+        verdict = "rejected, not better"
+        if outcome.accepted:
+            verdict = "would be accepted" if self.settings.dry_run else "accepted"
+        if readout is not None and readout.neuron is not None:
+            verdict += (
+                f" by the firing rates of '{readout.neuron_name}'; the certificate is about the linear programme only"
+            )
+        return SolveReport(
+            epoch=context.epoch,
+            step=context.step,
+            loss=self.settings.loss,
+            beta=outcome.beta,
+            rho=outcome.rho,
+            primal=outcome.primal,
+            dual=outcome.dual,
+            gap=outcome.gap,
+            gap_written=outcome.gap_written,
+            scope="dictionary",
+            rows=outcome.rows,
+            columns=outcome.columns,
+            distinct=outcome.distinct,
+            silent=outcome.silent,
+            saturated=outcome.saturated,
+            active=outcome.active,
+            scale=outcome.judgement.scale,
+            accepted=outcome.accepted,
+            reason=f"{policy.occasion}: {verdict}",
+            held_out_loss_before=outcome.judgement.before,
+            held_out_loss_after=outcome.judgement.after,
+            seconds_patterns=finished.seconds_patterns,
+            seconds_solve=finished.seconds_solve,
+            work=work,
+            overhead=self.budget.overhead(context.epoch),
+            violation=None if search is None else search.violation,
+            candidates=0 if search is None else search.candidates,
+            accuracy_before=outcome.judgement.accuracy_before,
+            accuracy_after=outcome.judgement.accuracy_after,
+            beta_edge=outcome.edge,
+            repaired=describe_repairs(finished.layers),
+        )
 
 
-def _stand_ins(readout: Readout, transaction: Transaction, statistics: list[Tensor]) -> list[Tensor]:
+def _stand_ins(network: Network, transaction: Transaction) -> list[Tensor]:
     """What training is not to go on from: the readout and, of hidden weights as found, the statistics."""
-    written: list[Tensor] = list(readout.parameters)
-    only_readout = all(any(p is own for own in readout.parameters) for p in transaction.changed())
-    return written + statistics if only_readout else written
-
-
-def reconstruct(model: nn.Module, dataloader: Any, **arguments: Any) -> SolveReport:
-    """Solve for the readout of ``model`` once and write the solution, without a Trainer.
-
-    Args:
-        model: A spiking network: a LightningModule, or any module whose ``forward`` returns what the loss is applied
-            to. Batch norms in training mode are estimated anew; put the model in eval mode to keep their statistics.
-        dataloader: A ``DataLoader`` (or list) of training batches ``(x, y)``.
-        **arguments: Those of `ConvexReconstruction`; the ones about a schedule have no effect. The readout is written
-            at full scale unless ``scale`` says otherwise.
-
-    Returns:
-        The report. ``report.accepted`` tells whether the readout was written.
-
-    Raises:
-        MisconfigurationException: For a wrong argument, network or data; nothing is written.
-        ValueError: If the data holds NaN or infinity; nothing is written.
-
-    Example:
-        >>> from spikingjelly.activation_based import neuron
-        >>> from torch.utils.data import DataLoader, TensorDataset
-        >>> _ = torch.manual_seed(0)
-        >>> class Net(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.hidden = nn.Sequential(nn.Linear(2, 16), neuron.LIFNode(step_mode="m"))
-        ...         self.readout = nn.Linear(16, 2)
-        ...     def forward(self, x):  # x [N, 2], presented for four steps
-        ...         return self.readout(self.hidden(x.expand(4, *x.shape)).mean(0))
-        >>> x = torch.rand(40, 2) * 4
-        >>> rows = DataLoader(TensorDataset(x, (x[:, 0] > x[:, 1]).long()), batch_size=8)
-        >>> report = reconstruct(Net(), rows, beta=0.01)
-        >>> report.accepted, report.gap < 1e-6, report.rows
-        (True, True, 40)
-    """
-    known = sorted(Settings.__dataclass_fields__)
-    if unknown := sorted(set(arguments) - set(known)):
-        raise MisconfigurationException(f"reconstruct() got unexpected arguments {unknown}. Expected some of {known}.")
-    settings = Settings(**arguments)
-    rows = rows_of(model, dataloader, max_samples=settings.max_samples, seed=settings.seed)
-    report = Reconstructor(settings).run(model, rows, "single solve")
-    advise([report])
-    rank_zero_info(f"ConvexReconstruction {report}")
-    return report
+    written: list[Tensor] = list(network.readout.parameters)
+    only_readout = all(any(p is own for own in written) for p in transaction.changed())
+    return written + network.statistics if only_readout else written
 
 
 def _starting_point(coef: Tensor, intercept: Tensor) -> Solution:
@@ -452,17 +400,3 @@ def _starting_point(coef: Tensor, intercept: Tensor) -> Solution:
         algorithm="restored",
         device=str(coef.device),
     )
-
-
-def _constants(module: nn.Module) -> list[Any]:
-    """The neurons whose constants are part of the witnesses."""
-    return [m for m in module.modules() if isinstance(m, LIF)]
-
-
-def _synchronise(module: nn.Module, norms: list[Any], ranks: Ranks) -> None:
-    """Give all processes rank 0's parameters, neuron constants and batch-norm statistics, as DDP does afterwards."""
-    if ranks.size > 1:
-        with torch.no_grad():
-            buffers = [b for m in (*norms, *_constants(module)) for b in m.buffers()]
-            for tensor in (*module.parameters(), *buffers):
-                tensor.copy_(ranks.broadcast(tensor))

@@ -7,18 +7,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_cvxsnn.convex import Loss
 from lightning_cvxsnn.patterns import Backend
+from lightning_cvxsnn.witnesses.kinds import Witnesses, WitnessOptions
 
-Witnesses = Literal[
-    "auto",
-    "keep",
-    "calibrated",
-    "gaussian_standard",
-    "gaussian_normalized",
-    "gaussian_orthogonal",
-    "pairs",
-    "pool",
-    "priced",
-]
 Apply = Literal["auto", "replace", "shadow"]
 
 
@@ -84,6 +74,11 @@ class Settings:
                 raise MisconfigurationException(
                     f"Invalid value {name}={getattr(self, name)!r}. Expected True or False."
                 )
+
+    @property
+    def witness_options(self) -> WitnessOptions:
+        """What a search for hidden weights needs to know of these."""
+        return WitnessOptions(self.witnesses, self.seed, self.backend)
 
 
 def _is_number(value: object) -> bool:

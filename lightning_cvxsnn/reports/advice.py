@@ -75,7 +75,7 @@ def _beta_at_the_edge(reports: Sequence[SolveReport]) -> str | None:
     if edge == "smallest":
         return (
             f"chose beta = {beta:.3g}, the smallest of its grid: the held-out loss was still falling there, so a "
-            f"weaker penalty may be better still. Pass beta={beta / 10:.1g} and compare the reports' held_out_loss_after."
+            f"weaker penalty may be better still. Pass beta={beta / 10:.1g} and compare held_out_loss_after."
         )
     return None
 

@@ -30,7 +30,7 @@ class SolveReport:
         accepted: Whether the readout was (or with ``dry_run`` would have been) written.
         reason: The occasion and why the decision fell as it did.
         held_out_loss_before: Unpenalised loss on the held-out rows before the solve.
-        held_out_loss_after: Unpenalised loss on the held-out rows with the candidate, fitted on the other rows and scaled.
+        held_out_loss_after: The same with the candidate, fitted on the other rows and scaled.
         seconds_patterns: Wall-clock seconds of the pattern passes.
         seconds_solve: Wall-clock seconds of the convex solves.
         work: Multiply-adds of pattern passes, searches for witnesses and convex solves; those in float64 count twice.

@@ -174,6 +174,37 @@ class ConvexReconstruction(Callback):
 
     # -- when -----------------------------------------------------------------------------------------------------
 
+    def should_solve(self, occasion: Occasion, epoch: int) -> bool:
+        """Whether to solve now. Override it for a schedule of your own.
+
+        It is asked before the first epoch (``"warm start"``), after the last batch of each epoch, before its validation
+        (``"periodic solve"``), and at the end (``"final solve"``); never under ``fast_dev_run``, of a warm start only
+        once in a run, and not of periodic solves where ``every_n_epochs=0``, or where ``apply="auto"`` and something in
+        the fit compares validations.
+
+        Args:
+            occasion: What kind of solve it would be.
+            epoch: Epochs finished.
+
+        Example:
+            >>> class FirstEpochs(ConvexReconstruction):
+            ...     def should_solve(self, occasion, epoch):
+            ...         return occasion != "periodic solve" or epoch in (1, 2, 5)
+        """
+        if occasion == "warm start":
+            return self.settings.warm_start
+        if occasion == "final solve":
+            return self.settings.final_solve
+        due = epoch - self._solved_epoch >= self.settings.every_n_epochs
+        return due and self._reconstructor.budget.allows(epoch)
+
+    def _may_solve(self, trainer: "pl.Trainer", occasion: Occasion, epoch: int) -> bool:
+        """Whether this fit allows a solve that `should_solve` wants."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return False
+        compared = self.settings.apply == "auto" and bool(watcher(trainer))
+        return not (occasion == "periodic solve" and compared) and self.should_solve(occasion, epoch)
+
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Refuse what cannot work; a new network begins a new run."""
@@ -215,7 +246,7 @@ class ConvexReconstruction(Callback):
         self._withdraw(trainer, pl_module)
         # The LR and batch-size finders set ``ckpt_path`` too, and go back to step 0.
         resumed = trainer.ckpt_path is not None and trainer.global_step > 0
-        if self.settings.warm_start and not self._warm_started and not resumed and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not self._warm_started and not resumed and self._may_solve(trainer, "warm start", trainer.current_epoch):
             self._solve(trainer, pl_module, "warm start", trainer.current_epoch)
         self._warm_started = True
         self._tell_watcher(trainer)
@@ -258,27 +289,23 @@ class ConvexReconstruction(Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After the last batch of an epoch and before its validation: what is validated is what is saved."""
-        settings, finished = self.settings, trainer.current_epoch + 1
-        if settings.every_n_epochs == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        out_of_steps = 0 <= trainer.max_steps <= trainer.global_step
-        if not trainer.is_last_batch and not out_of_steps:
+        finished, out_of_steps = trainer.current_epoch + 1, 0 <= trainer.max_steps <= trainer.global_step
+        if self.settings.every_n_epochs == 0 or not (trainer.is_last_batch or out_of_steps):
             return
         last_epoch = trainer.max_epochs not in (None, -1) and finished >= trainer.max_epochs
-        if settings.final_solve and (last_epoch or out_of_steps):
+        if (last_epoch or out_of_steps) and self._may_solve(trainer, "final solve", finished):
             if not averages(trainer):
                 self._solve(trainer, pl_module, "final solve", finished)
-        elif settings.apply == "auto" and watcher(trainer):
-            return
-        elif finished - self._solved_epoch >= settings.every_n_epochs and self._reconstructor.budget.allows(finished):
+        elif self._may_solve(trainer, "periodic solve", finished):
             self._solve(trainer, pl_module, "periodic solve", finished)
 
     @override
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """The last solve where the last epoch was not known, saved beside the user's checkpoints."""
-        if not self.settings.final_solve or trainer.fast_dev_run or self._finished_step == trainer.global_step:  # type: ignore[attr-defined]
+        epoch, done = trainer.current_epoch, self._finished_step == trainer.global_step
+        if done or not self._may_solve(trainer, "final solve", epoch):
             return
-        report = self._solve(trainer, pl_module, "final solve", trainer.current_epoch)
+        report = self._solve(trainer, pl_module, "final solve", epoch)
         if report is not None and report.accepted and not self.settings.dry_run:
             save_beside_checkpoints(trainer)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.network import reset_neurons
-from lightning_cvxsnn.network.programme import Problem
+from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.runtime.work import count_work
 from lightning_cvxsnn.tasks.models import ParallelSNN
@@ -78,7 +78,9 @@ class BranchSearch:
         seed: Seed of the candidates; global generators are neither read nor advanced.
     """
 
-    def __init__(self, network: ParallelSNN, inputs: Tensor, problem: Problem, rate: float, seed: int) -> None:
+    def __init__(
+        self, network: ParallelSNN, inputs: Tensor, problem: CapturedProgramme, rate: float, seed: int
+    ) -> None:
         self.network, self.problem, self.rate = network, problem, rate
         self.candidates = self._units = 0
         self._violation: float | None = None
@@ -252,7 +254,7 @@ class BranchSearch:
             values, scale = (values * steps).round(), 1 / steps
         return Branch(layers, SpikeDictionary(SpikeDictionary.from_values(values).counts.cpu(), scale))
 
-    def _programme(self, branches: list[Branch]) -> Problem:
+    def _programme(self, branches: list[Branch]) -> CapturedProgramme:
         return replace(self.problem, dictionary=side_by_side([branch.columns for branch in branches]))
 
     def _solve(self, branches: list[Branch], rho: float, start: Solution | None) -> Solution:

@@ -15,14 +15,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_cvxsnn.network.activity import Forward, LayerActivity, measure_activity, unit_axis
-from lightning_cvxsnn.network.isolation import reset_neurons
+from lightning_cvxsnn.network.activity import LayerActivity, measure_activity, unit_axis
+from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
+from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.neurons import neuron_of
+from lightning_cvxsnn.network.writable import why_not_writable
 
-#: How a layer is brought to life. ``rows``: each unit by a factor of its row; ``dead rows``: only the silent and the
-#: saturated ones; ``biases``: each unit by its bias, after one factor for all weights that gives currents a standard
-#: deviation of 0.5; ``copies``: each unit fires with one below, by what is added to the weight between them.
-Manner = Literal["rows", "dead rows", "biases", "copies"]
+#: How a layer is made to fire. ``scale``: each unit by a factor of its row; ``scale_dead``: only the silent and the
+#: saturated ones; ``shift_bias``: each unit by its bias, after one factor for all weights that gives currents a
+#: standard deviation of 0.5; ``copy_below``: each unit fires with one unit of the layer below, since the weight between
+#: the two is raised.
+Manner = Literal["scale", "scale_dead", "shift_bias", "copy_below"]
 
 _LOG2_SCALES = (-14.0, 14.0)
 _LARGEST_SHIFT = 2.0**14
@@ -62,33 +65,28 @@ class CalibratedLayer:
 
 @torch.no_grad()
 def calibrate_layers(
-    module: nn.Module,
-    forward: Forward,
-    inputs: Sequence[Any],
+    network: Network,
     *,
     rate: float,
     only_dead: bool,
-    after_change: Callable[[], None] = lambda: None,
     skip_last: bool = False,
     unhealthy_too: Callable[[nn.Module], bool] = lambda affine: False,
-    manner: Callable[[nn.Module, LayerActivity], Manner] = lambda affine, layer: "rows",
+    manner: Callable[[nn.Module, LayerActivity], Manner] = lambda affine, layer: "scale",
 ) -> list[CalibratedLayer]:
     """Change each layer's affine, in place and in the order reached, until its units fire at ``rate``.
 
     Call it inside ``undisturbed``. Later layers are calibrated on what the earlier ones then send.
 
     Args:
-        module: The network.
-        forward: One forward pass.
-        inputs: Batches of inputs to calibrate on.
+        network: The network; its batch norms are estimated anew after each layer's change.
         rate: Target firing rate per unit, spikes per step, in (0, 1).
         only_dead: Leave layers alone that carry information (``LayerActivity.alive``).
-        after_change: Called after each layer's change, such as to estimate batch-norm statistics again.
         skip_last: Leave the last spiking layer alone.
         unhealthy_too: Whether ``only_dead`` also changes the layer behind an affine layer where it is not
             ``LayerActivity.healthy``.
-        manner: How an affine layer is changed, see `Manner`. ``copies`` are made in linear layers that receive the
-            spikes of another layer no wider; elsewhere, and if the layer is then not healthy, rows are scaled.
+        manner: How an affine layer is changed, see `Manner`. ``copy_below`` is for linear layers that
+            receive the spikes of another layer no wider; elsewhere, and if the layer is then not healthy, rows are
+            scaled.
 
     Returns:
         The layers that were changed.
@@ -96,8 +94,8 @@ def calibrate_layers(
     Raises:
         ValueError: If a layer that must change is fed by no affine layer, or by one that is frozen.
     """
-    changed = []
-    activities = measure_activity(module, forward, inputs)
+    changed, module, inputs = [], network.module, network.inputs()
+    activities = measure_activity(module, inputs)
     for position in range(len(activities) - skip_last):
         before = activities[position]
         if only_dead and before.healthy:
@@ -106,22 +104,22 @@ def calibrate_layers(
         if affine is None or (only_dead and before.alive and not unhealthy_too(affine)):
             continue
         how = manner(affine, before)
-        if how == "copies":
-            after = _copy(module, forward, inputs, position, before, after_change)
+        if how == "copy_below":
+            after = _copy_below(network, inputs, position, before)
             if after is not None:
                 activities = after
                 changed.append(CalibratedLayer(before.name, before.affine_name, before, after[position], copies=True))
                 continue
-        currents = _Currents(module, forward, inputs, before.name, affine)
+        currents = _Currents(module, inputs, before.name, affine)
         ones = torch.ones(currents.units, device=currents.device)
         factors, shifts = ones, torch.zeros_like(ones)
-        if how == "biases":
+        if how == "shift_bias":
             deviation = currents.deviation()
             factors = ones * (_DEVIATION / deviation if deviation > 0 else 1.0)
             shifts = shifts_for(partial(currents.rates, factors), currents.units, rate, currents.device)
         else:
             factors = factors_for(partial(currents.rates, shifts=shifts), currents.units, rate, currents.device)
-            if how == "dead rows":
+            if how == "scale_dead":
                 now = currents.rates(ones, shifts)
                 factors = torch.where((now == 0) | (now == 1), factors, ones)
         for parameter in (affine.weight, affine.bias):
@@ -129,8 +127,8 @@ def calibrate_layers(
                 parameter.mul_(factors.to(parameter).reshape(-1, *[1] * (parameter.dim() - 1)))
         if bool(shifts.any()):
             affine.bias.add_(shifts.to(affine.bias))
-        after_change()
-        activities = measure_activity(module, forward, inputs)
+        network.refresh_norms()
+        activities = measure_activity(module, inputs)
         changed.append(
             CalibratedLayer(
                 name=before.name,
@@ -145,15 +143,11 @@ def calibrate_layers(
     return changed
 
 
-def _copy(
-    module: nn.Module,
-    forward: Forward,
-    inputs: Sequence[Any],
-    position: int,
-    layer: LayerActivity,
-    after_change: Callable[[], None],
+def _copy_below(
+    network: Network, inputs: Sequence[Any], position: int, layer: LayerActivity
 ) -> list[LayerActivity] | None:
     """Let the units of a linear layer fire with those below, in turn; None, and nothing changed, where they do not."""
+    module = network.module
     affine: Any = module.get_submodule(layer.affine_name)
     if not (layer.source and isinstance(affine, nn.Linear) and affine.out_features >= affine.in_features):
         return None
@@ -165,12 +159,12 @@ def _copy(
     affine.weight[units, units % affine.in_features] += neuron.firing_current * (
         _COPY_SOFT if neuron.v_reset is None else _COPY
     )
-    after_change()
-    activities = measure_activity(module, forward, inputs)
+    network.refresh_norms()
+    activities = measure_activity(module, inputs)
     if activities[position].healthy:
         return activities
     affine.weight.copy_(found)
-    after_change()
+    network.refresh_norms()
     return None
 
 
@@ -185,26 +179,23 @@ def _writable_affine(module: nn.Module, layer: LayerActivity, *, required: bool)
                 f"{found} No Linear, Conv or batch norm feeds it, so nothing can be rescaled; scale its input."
             )
         return None
-    affine = module.get_submodule(layer.affine_name)
+    affine: Any = module.get_submodule(layer.affine_name)
     computed = not isinstance(affine._parameters.get("weight"), nn.Parameter)
-    if computed or not affine.weight.requires_grad:
-        if required:
-            state = (
-                "computes its weight from other parameters (weight norm, parametrization); remove that"
-                if computed
-                else "is frozen (requires_grad=False); unfreeze it"
-            )
-            raise ValueError(
-                f"{found} '{layer.affine_name}', which feeds it, {state}, or give it weights that make the layer fire."
-            )
-        return None
-    return affine
+    if not computed and affine.weight.requires_grad:  # a shared weight may be scaled: all its layers follow
+        return affine
+    if required:
+        reason = why_not_writable(module, layer.affine_name, f"'{layer.affine_name}'")
+        raise ValueError(
+            f"{found} It is fed by '{layer.affine_name}'. {reason}. Remove the parametrization or unfreeze it, or give it "
+            "weights that make the layer fire."
+        )
+    return None
 
 
 class _Currents:
     """What the neuron ``name``, fed by ``affine``, receives on some rows; held call by call."""
 
-    def __init__(self, module: nn.Module, forward: Forward, inputs: Sequence[Any], name: str, affine: Any) -> None:
+    def __init__(self, module: nn.Module, inputs: Sequence[Any], name: str, affine: Any) -> None:
         self._neuron: Any = module.get_submodule(name)
         self._batches: list[list[Tensor]] = []
         handle = self._neuron.register_forward_pre_hook(lambda _, args: self._batches[-1].append(args[0].detach()))
@@ -213,7 +204,7 @@ class _Currents:
             for x in inputs:
                 self._batches.append([])
                 reset_neurons(module)
-                forward(x)
+                forward_of(module)(x)
                 held += sum(c.numel() for c in self._batches[-1])
                 if held > _CURRENT_LIMIT:
                     break

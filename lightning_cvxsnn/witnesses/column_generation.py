@@ -7,14 +7,14 @@ solves are cheap, later ones start near their solution.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lightning_cvxsnn.convex import Solution
-from lightning_cvxsnn.network.programme import Problem
+from lightning_cvxsnn.network.network import Network
+from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.runtime.work import count_work
 from lightning_cvxsnn.witnesses.layer import WitnessLayer, side_by_side
@@ -126,7 +126,7 @@ class Pricer:
         seed: Seed of the candidates; global generators are neither read nor advanced.
     """
 
-    def __init__(self, layer: WitnessLayer, problem: Problem, rate: float, seed: int) -> None:
+    def __init__(self, layer: WitnessLayer, problem: CapturedProgramme, rate: float, seed: int) -> None:
         self.layer, self.problem, self.rate = layer, problem, rate
         self._generator = torch.Generator().manual_seed(seed)
         self._fan_in, self._own = layer.weight.shape[1], layer.columns_per_unit
@@ -230,7 +230,7 @@ class Pricer:
         )
 
     @torch.no_grad()
-    def recycle(self, free: Tensor, rho: float, start: Solution | None, estimate: Callable[[], None]) -> Tried:
+    def recycle(self, free: Tensor, rho: float, start: Solution | None, network: Network) -> Tried:
         """Write better weights into units of the layer that are free and that the programme does not use.
 
         Those of constant columns are replaced in any case, others as long as there are candidates that violate. The
@@ -240,7 +240,7 @@ class Pricer:
             free: Bool ``[P]``, of columns; a unit is free if all of its columns are.
             rho: Penalty of the programme.
             start: A point to start its solve from.
-            estimate: Estimates the batch norms anew.
+            network: The network that the layer is part of.
         """
         free = self.whole(free)
         units = self._present()
@@ -262,7 +262,7 @@ class Pricer:
         if len(chosen) < constant.sum():
             chosen = self._distinct(found, order, others, int(constant.sum()), fill=True)
         new = found.pick(chosen)
-        self.layer.write(places[: len(chosen)], new.weight, new.bias, estimate)
+        self.layer.write(network, places[: len(chosen)], new.weight, new.bias)
         return Tried(self.candidates, float(violations.max()) / rho)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:

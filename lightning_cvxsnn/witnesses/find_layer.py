@@ -12,14 +12,14 @@ from torch.nn.modules import pooling
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_cvxsnn.network.activity import Forward, LayerActivity, measure_activity
-from lightning_cvxsnn.network.isolation import reset_neurons
+from lightning_cvxsnn.network.activity import LayerActivity, measure_activity
+from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
 from lightning_cvxsnn.network.neurons import neuron_of
-from lightning_cvxsnn.network.readout import INSTEAD, check_writable
+from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.reduction import ReductionKind, TimeReduction
 from lightning_cvxsnn.patterns.kernels import Backend
 from lightning_cvxsnn.patterns.neuron import Neuron
-from lightning_cvxsnn.witnesses.layer import Affine, WitnessLayer, applied, folded, pooled
+from lightning_cvxsnn.witnesses.layer import INSTEAD, Affine, WitnessLayer, applied, check_writable, folded, pooled
 
 _PROBE_SEED = 0
 _ROUNDING = 3e-2  # relative
@@ -30,13 +30,11 @@ _POOLING = (pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveMaxPoolNd, 
 @torch.no_grad()
 def find_witness_layer(
     module: nn.Module,
-    readout: nn.Linear,
-    reduction: TimeReduction,
-    forward: Forward,
+    readout: Readout,
     inputs: Iterable[Any],
     samples: Tensor | None = None,
     backend: Backend = "auto",
-    room: Callable[[Tensor], object] | None = None,
+    check_memory: Callable[[Tensor], object] | None = None,
 ) -> WitnessLayer:
     """Find the last spiking layer, prove that its spikes are the dictionary, and record what reaches it.
 
@@ -46,12 +44,11 @@ def find_witness_layer(
     Args:
         module: The network.
         readout: Its readout.
-        reduction: The readout's reduction.
-        forward: One forward pass.
         inputs: Batches of inputs, on the network's device.
         samples: Bool ``[N]``: the samples to record; None: all.
         backend: Engine of candidates' patterns, see `resolve_backend`; neurons of unknown dynamics are run themselves.
-        room: Told what reaches the layer of the first batch, ``[T, n, ...]``, before the others are run; it may refuse.
+        check_memory: Called once, with what reaches the layer of the first batch, ``[T, n, ...]``; raises where the
+            rest does not fit.
 
     Raises:
         ValueError: If there is no row; or the last spiking layer is not a linear layer or a convolution with weights
@@ -62,8 +59,8 @@ def find_witness_layer(
     first = next(batches, None)
     if first is None:
         raise ValueError("The dataloader gave no rows; expected at least one batch to take witnesses from.")
-    activities = measure_activity(module, forward, [first])
-    if activities and activities[-1].affine_name and module.get_submodule(activities[-1].affine_name) is readout:
+    activities = measure_activity(module, [first])
+    if activities and activities[-1].affine_name and module.get_submodule(activities[-1].affine_name) is readout.module:
         activities.pop()  # a spiking output layer
     if not activities:
         raise ValueError(f"No spiking layer feeds the readout, so there are no witnesses to choose. {INSTEAD}")
@@ -71,22 +68,22 @@ def find_witness_layer(
     name, affine_name = activity.name, activity.normalised or activity.affine_name
     affine, norm, neuron = _check_layer(module, activity)
     own_weight, own_bias = folded(affine, norm)
-    with _Recorder(module, affine, neuron, readout) as recorder:
-        as_is = recorder.pass_over(module, forward, first)
+    with _Recorder(module, affine, neuron, readout.module) as recorder:
+        as_is = recorder.pass_over(module, first)
         arrange = partial(_arrange, affine=affine, weight=own_weight, bias=own_bias, name=name, affine_name=affine_name)
         steps = arrange(as_is)
-        if room is not None:
-            room(steps)
+        if check_memory is not None:
+            check_memory(steps)
         recorder.generator = torch.Generator().manual_seed(_PROBE_SEED)
-        probed = recorder.pass_over(module, forward, first)
+        probed = recorder.pass_over(module, first)
         recorder.generator = None
         if not all(torch.equal(a, b) for a, b in zip(as_is.received, probed.received, strict=True)):
             raise ValueError(
                 f"What '{affine_name}' receives depends on the spikes of '{name}' (recurrence), so other weights "
                 f"cannot be tried on recorded inputs. {INSTEAD}"
             )
-        values, scale = reduction.sum_steps(reduction.to_steps(probed.read))
-        own = _own_reduction(_stack(probed.sent, affine), as_is.pools, values * scale, reduction)
+        values, scale = readout.reduction.sum_steps(readout.reduction.to_steps(probed.read))
+        own = _own_reduction(_stack(probed.sent, affine), as_is.pools, values * scale, readout.reduction)
         if own is None:
             raise ValueError(
                 f"What the readout receives is not the spikes of '{name}' reduced over time (other layers in between, "
@@ -94,14 +91,14 @@ def find_witness_layer(
             )
         taken, start = [], 0
         for x in chain([first], batches):
-            steps = arrange(recorder.pass_over(module, forward, x))
+            steps = arrange(recorder.pass_over(module, x))
             stop = start + steps.shape[1]
             taken.append(steps if samples is None else steps[:, samples[start:stop].to(steps.device)])
             start = stop
     width, sent = len(affine.weight), _stack(as_is.sent, affine)
     return WitnessLayer(
         affine_name, name, affine, neuron, own, torch.cat(taken, 1).contiguous(), sent.shape[3:].numel(),
-        readout.in_features // width, tuple(as_is.pools), _constants(neuron, backend), backend,
+        readout.module.in_features // width, tuple(as_is.pools), _constants(neuron, backend), backend,
         norm, activity.affine_name if norm is not None else "",
     )  # fmt: skip
 
@@ -200,10 +197,10 @@ class _Recorder:
         self._pass.sent.append(spikes.detach())
         return spikes
 
-    def pass_over(self, module: nn.Module, forward: Forward, x: Any) -> _Pass:
+    def pass_over(self, module: nn.Module, x: Any) -> _Pass:
         self._pass = _Pass()
         reset_neurons(module)
-        forward(x)
+        forward_of(module)(x)
         return self._pass
 
 

@@ -1,40 +1,49 @@
 """Hidden weights before a solve: dead layers brought to life, all of them calibrated, or better witnesses."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 from lightning_cvxsnn.convex import Solution
-from lightning_cvxsnn.network import adapting_batch_norms, estimate_batch_norm, reset_neurons, undisturbed
-from lightning_cvxsnn.network.activity import LayerActivity, is_spiking, measure_activity
-from lightning_cvxsnn.network.programme import Problem
-from lightning_cvxsnn.network.readout import Readout, forward_of
-from lightning_cvxsnn.network.rows import TrainingRows, rows_of
+from lightning_cvxsnn.network.activity import LayerActivity, is_spiking
+from lightning_cvxsnn.network.isolation import undisturbed
+from lightning_cvxsnn.network.network import Network
+from lightning_cvxsnn.network.programme import CapturedProgramme
+from lightning_cvxsnn.network.readout import Readout
+from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.network.transaction import all_or_nothing
-from lightning_cvxsnn.reconstruction.settings import Settings
+from lightning_cvxsnn.patterns import Backend
 from lightning_cvxsnn.runtime.memory import check_witness_memory
 from lightning_cvxsnn.tasks.models import ParallelSNN
-from lightning_cvxsnn.witnesses import CalibratedLayer, calibrate_layers
 from lightning_cvxsnn.witnesses.branches import BranchSearch
-from lightning_cvxsnn.witnesses.calibrate import Manner
+from lightning_cvxsnn.witnesses.calibrate import CalibratedLayer, Manner, calibrate_layers
 from lightning_cvxsnn.witnesses.column_generation import POOL, Priced, Pricer, Tried
 from lightning_cvxsnn.witnesses.find_layer import find_witness_layer
 from lightning_cvxsnn.witnesses.samplers import GaussianKind, affine_names, is_initialised, write_gaussian
 
+Witnesses = Literal[
+    "auto",
+    "keep",
+    "calibrated",
+    "gaussian_standard",
+    "gaussian_normalized",
+    "gaussian_orthogonal",
+    "pairs",
+    "pool",
+    "priced",
+]
+
 #: Firing rate, spikes per unit and step, that repaired and calibrated layers are brought to.
 TARGET_RATE = 0.1
-#: Training rows that firing rates are measured on.
-CALIBRATION_ROWS = 1024
 
-_TOLD_ROWS = 256  # that the activity of replaced units is told of
+_TOLD_ROWS = 256  # on which the activity of replaced units is measured for the report
 _SHALLOW = 2  # spiking layers up to which biases bring fresh ones to life; nine of them lost what they received
 _PRICED_SAMPLES = 10_240  # that witnesses are chosen on, held-out ones included;
 _PAIRED_SAMPLES = 2048  # that pairs are drawn from: more are hardly better, and take longer to read
@@ -43,16 +52,25 @@ _FEWEST_SAMPLES = 512  # but no fewer samples than this
 _BRANCH_SAMPLES = 2048  # that whole branches are chosen on
 
 
+@dataclass(frozen=True)
+class WitnessOptions:
+    """What a search for hidden weights is asked for.
+
+    Attributes:
+        kind: Which witnesses.
+        seed: Seed of what is drawn.
+        backend: Engine of candidates' patterns, see `resolve_backend`.
+    """
+
+    kind: Witnesses
+    seed: int
+    backend: Backend
+
+
 def repair_dead_layers(
-    module: nn.Module,
-    rows: TrainingRows,
-    estimate: Callable[[], None],
-    *,
-    only_dead: bool,
-    untrained: bool,
-    skip_last: bool = False,
+    network: Network, *, only_dead: bool, untrained: bool, skip_last: bool = False
 ) -> list[CalibratedLayer]:
-    """Bring dead layers, or all, to life, at `TARGET_RATE`.
+    """Change the weights that feed dead layers, or all layers, so that they fire at `TARGET_RATE`.
 
     A layer that holds its constructor's weights, and half of whose units carry no information, is brought there as a
     whole: by one factor and a bias of each unit in a network of at most two spiking layers. In a deeper one, linear
@@ -61,9 +79,7 @@ def repair_dead_layers(
     meant, every unit is; below new witnesses, fresh ones as above.
 
     Args:
-        module: The network, changed in place.
-        rows: Its training rows, of which `CALIBRATION_ROWS` are looked at.
-        estimate: Estimates the batch norms anew; called after each change.
+        network: The network, changed in place; its batch norms are estimated anew after each change.
         only_dead: Leave layers that carry information as they are.
         untrained: Whether training has yet to begin: a layer that is half dead then counts as dead if it holds its
             constructor's weights. Later its other half is somebody's work.
@@ -72,19 +88,18 @@ def repair_dead_layers(
     Returns:
         What was done to each layer, in the order reached.
     """
-    inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
-    shallow = _is_shallow(module)
+    shallow = _is_shallow(network.module)
 
     def manner(affine: nn.Module, layer: LayerActivity) -> Manner:
         if not is_initialised(affine):
-            return "dead rows" if only_dead else "rows"
+            return "scale_dead" if only_dead else "scale"
         if not (only_dead or skip_last) or not (shallow or isinstance(affine, nn.Linear)):
-            return "rows"
-        return "biases" if shallow or not layer.source else "copies"
+            return "scale"
+        return "shift_bias" if shallow or not layer.source else "copy_below"
 
     return calibrate_layers(
-        module, forward_of(module), inputs, rate=TARGET_RATE, only_dead=only_dead, after_change=estimate,
-        unhealthy_too=lambda affine: untrained and is_initialised(affine), manner=manner, skip_last=skip_last,
+        network, rate=TARGET_RATE, only_dead=only_dead, skip_last=skip_last,
+        unhealthy_too=lambda affine: untrained and is_initialised(affine), manner=manner,
     )  # fmt: skip
 
 
@@ -93,25 +108,22 @@ def _is_shallow(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def wants_pairs(module: nn.Module, readout: Readout, settings: Settings, rows: TrainingRows) -> bool:
-    """Whether ``witnesses="auto"`` gives the last hidden layer weights that tell pairs of training points apart.
+def wants_pairs(network: Network) -> bool:
+    """Whether ``witnesses="auto"`` gives a classifier's last hidden layer weights that tell training points apart.
 
-    It does where that was measured to train better: a classifier with one decision per sample and at most two spiking
-    layers, of which the last still holds its constructor's weights.
+    It does where that was measured to train better: one decision per sample and at most two spiking layers, of which
+    the last still holds its constructor's weights.
 
     Args:
-        module: The network. Call this inside ``undisturbed``.
-        readout: Its proved readout.
-        settings: The callback's arguments.
-        rows: Its training rows, of which a batch is looked at.
+        network: The network, of whose rows one batch is looked at. Call this inside ``undisturbed``.
     """
-    one_decision = settings.loss != "squared" and readout.reduction.rows_per_sample == 1
-    if settings.witnesses != "auto" or not one_decision or not _is_shallow(module) or isinstance(module, ParallelSNN):
+    module, readout = network.module, network.readout
+    if readout.reduction.rows_per_sample > 1 or not _is_shallow(module) or isinstance(module, ParallelSNN):
         return False
-    first = (batch.x for batch in islice(rows, 1))
-    room = partial(check_witness_memory, samples=_PAIRED_SAMPLES)
+    first = (batch.x for batch in islice(network.rows, 1))
+    check_memory = partial(check_witness_memory, samples=_PAIRED_SAMPLES)
     try:
-        layer = find_witness_layer(module, readout.module, readout.reduction, forward_of(module), first, room=room)
+        layer = find_witness_layer(module, readout, first, check_memory=check_memory)
     except (ValueError, MisconfigurationException):
         return False  # no plain layer whose units can be replaced one by one, or no memory for what it receives
     return is_initialised(layer.affine) and isinstance(layer.affine, nn.Linear) and layer.norm is None
@@ -137,52 +149,39 @@ def describe_repairs(layers: list[CalibratedLayer]) -> str:
 
 @torch.no_grad()
 def replace_witnesses(
-    module: nn.Module,
-    rows: TrainingRows,
-    readout: Readout,
-    problem: Problem,
-    settings: Settings,
-    beta: float | None,
-    estimate: Callable[[], None],
+    network: Network, programme: CapturedProgramme, options: WitnessOptions, beta: float | None
 ) -> tuple[Priced | Tried | None, list[CalibratedLayer]]:
-    """Write the hidden weights that ``settings.witnesses`` names; for ``"auto"``, those of ``"pairs"``.
+    """Write the hidden weights of ``options.kind``; for ``"auto"``, those of ``"pairs"``.
 
     Args:
-        module: The network, changed in place.
-        rows: Its training rows.
-        readout: Its proved readout.
-        problem: The programme as found: the rows' targets, and which of them judge.
-        settings: The callback's arguments.
+        network: The network, changed in place; its batch norms are estimated anew after each change.
+        programme: The programme as found: the rows' targets, and which of them judge.
+        options: Which witnesses.
         beta: Regularisation in use; None: pricing chooses.
-        estimate: Estimates the batch norms anew; called after each change.
 
     Returns:
         What a search by the programme found, None for the kinds that do not search; and what was done to layers that
         keep their weights but for factors and biases.
     """
-    kind, seed, forward = settings.witnesses, settings.seed, forward_of(module)
+    module, readout, kind = network.module, network.readout, options.kind
     if kind != "auto":
-        _warn_of_others(module, rows, readout)
+        _warn_of_others(network)
     if kind in get_args(GaussianKind):
-        inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
-        names = affine_names(module, forward, inputs[0], readout.module)
-        write_gaussian(module, names, cast(GaussianKind, kind), seed)
-        estimate()
-        calibrate_layers(
-            module, forward, inputs, rate=TARGET_RATE, after_change=estimate, only_dead=False,
-            manner=lambda affine, layer: "dead rows",
-        )  # fmt: skip
+        names = affine_names(module, network.inputs()[0], readout.module)
+        write_gaussian(module, names, cast(GaussianKind, kind), options.seed)
+        network.refresh_norms()
+        calibrate_layers(network, rate=TARGET_RATE, only_dead=False, manner=lambda affine, layer: "scale_dead")
         return None, []
     if isinstance(module, ParallelSNN) and kind != "pairs":
-        return _replace_branches(module, rows, readout, problem, settings, beta), []
-    layers = repair_dead_layers(module, rows, estimate, only_dead=kind == "auto", untrained=True, skip_last=True)
+        return _replace_branches(network, module, programme, options, beta), []
+    layers = repair_dead_layers(network, only_dead=kind == "auto", untrained=True, skip_last=True)
     most = _PAIRED_SAMPLES if kind in ("auto", "pairs") else _PRICED_SAMPLES
-    pricer = _pricer(module, rows, readout, problem, settings, most)
+    pricer = _pricer(network, programme, options, most)
     layer, width = pricer.layer, len(pricer.layer.weight)
     if kind in ("auto", "pairs"):
-        before = _last_activity(module, rows, readout)
-        layer.write(torch.arange(width), *pricer.draw_pairs(width), estimate)
-        after = _last_activity(module, rows, readout)
+        before = network.last_activity(_TOLD_ROWS)
+        layer.write(network, torch.arange(width), *pricer.draw_pairs(width))
+        after = network.last_activity(_TOLD_ROWS)
         layers.append(CalibratedLayer(before.name, layer.affine_name, before, after, replaced=True))
         rank_zero_info(
             f"ConvexReconstruction gave the {width} units of '{layer.affine_name}' weights that tell pairs of training "
@@ -192,7 +191,7 @@ def replace_witnesses(
     rho = None if beta is None else beta / readout.module.in_features**0.5
     own = not is_initialised(layer.affine)  # somebody's work competes
     priced = pricer.run(width, rho, own=own, pool=POOL * width if kind == "pool" else None)
-    layer.write(torch.arange(width), priced.units.weight, priced.units.bias, estimate)
+    layer.write(network, torch.arange(width), priced.units.weight, priced.units.bias)
     violates = "" if priced.violation is None else f"; the last ones violate optimality by up to {priced.violation:.2f}"
     rank_zero_info(
         f"ConvexReconstruction chose {width} witnesses for '{layer.affine_name}' among {priced.candidates} "
@@ -202,9 +201,10 @@ def replace_witnesses(
     return priced, layers
 
 
-def _warn_of_others(module: nn.Module, rows: TrainingRows, readout: Readout) -> None:
+def _warn_of_others(network: Network) -> None:
     """Say that other outputs lose what they have learned over hidden weights that are replaced."""
-    others = readout.others(module, next(iter(rows)).x)
+    readout = network.readout
+    others = readout.others(network.module, network.first().x)
     if others:
         rank_zero_warn(
             f"Hidden weights get new values for '{readout.name}' alone, and the network also returns {list(others)}. "
@@ -213,24 +213,9 @@ def _warn_of_others(module: nn.Module, rows: TrainingRows, readout: Readout) -> 
         )
 
 
-def _last_activity(module: nn.Module, rows: TrainingRows, readout: Readout) -> LayerActivity:
-    """Activity of the neurons that the readout receives, to be told."""
-    inputs = [batch.x for batch in rows.sample(_TOLD_ROWS)]
-    hidden = [a for a in measure_activity(module, forward_of(module), inputs) if a.name != readout.neuron_name]
-    return hidden[-1]
-
-
 @torch.no_grad()
 def recycle_units(
-    module: nn.Module,
-    rows: TrainingRows,
-    readout: Readout,
-    problem: Problem,
-    settings: Settings,
-    rho: float,
-    start: Solution | None,
-    tolerance: float,
-    estimate: Callable[[], None],
+    network: Network, programme: CapturedProgramme, options: WitnessOptions, rho: float, start: Solution | None
 ) -> Tried | None:
     """Write priced witnesses for last hidden units that have no part in the answers to the training rows.
 
@@ -238,44 +223,41 @@ def recycle_units(
     contribute. What takes their places starts with that row, so that no answer changes.
 
     Args:
-        module: The network, changed in place.
-        rows: Its training rows.
-        readout: Its proved readout.
-        problem: The programme over its columns.
-        settings: The callback's arguments.
+        network: The network, changed in place; its batch norms are estimated anew after each change.
+        programme: The programme over its columns.
+        options: Seed and backend of the search.
         rho: Penalty of the programme.
         start: A point to start its solve from.
-        tolerance: Of a forward pass, relative.
-        estimate: Estimates the batch norms anew; called after each change.
 
     Returns:
         What was tried; None where no unit is free.
     """
+    module, readout = network.module, network.readout
     coef, intercept = readout.read()
-    idle = _idle_columns(readout, problem, coef, intercept)
+    idle = _idle_columns(readout, programme, coef, intercept)
     free = ~coef.any(1) | idle
     if not bool(free.any()):
         return None
     if isinstance(module, ParallelSNN):
-        recycle = _branch_search(module, rows, readout, problem, settings).recycle
+        recycle = _branch_search(network, module, programme, options).recycle
     else:
-        search = _pricer(module, rows, readout, problem, settings, _PRICED_SAMPLES)
-        recycle = partial(search.recycle, estimate=estimate)
+        search = _pricer(network, programme, options, _PRICED_SAMPLES)
+        recycle = partial(search.recycle, network=network)
         own = search.layer.columns_per_unit
         idle = idle & search.whole(free).repeat_interleave(own)  # a channel in use keeps the places that never fire
-    x = next(iter(rows)).x
+    x = network.first().x
     tensors = [*module.parameters()]
-    found, before = [t.detach().clone() for t in tensors], _answers(module, x)
+    found, before = [t.detach().clone() for t in tensors], network.answers(x)
     if bool(coef[idle].any()):
-        values = problem.dictionary.block(slice(0, 1))[0].double().cpu() * problem.dictionary.scale
+        values = programme.dictionary.block(slice(0, 1))[0].double().cpu() * programme.dictionary.scale
         contributed = values[idle] @ coef[idle]
         readout.write(torch.where(idle[:, None], 0.0, coef), contributed + (0.0 if intercept is None else intercept))
     recycled = recycle(free, rho, start)
-    same = zip(before, _answers(module, x), strict=True)
-    if not all(bool((a - b).abs().max() <= tolerance * a.abs().max()) for a, b in same):
+    same = zip(before, network.answers(x), strict=True)
+    if not all(bool((a - b).abs().max() <= network.tolerance * a.abs().max()) for a, b in same):
         for tensor, value in zip(tensors, found, strict=True):
             tensor.copy_(value)
-        estimate()
+        network.refresh_norms()
         rank_zero_warn(
             f"Units that '{readout.name}' does not use were not given other weights: something else that the network "
             "returns depends on them. Use witnesses='auto' for such a network."
@@ -283,49 +265,35 @@ def recycle_units(
     return recycled
 
 
-def _idle_columns(readout: Readout, problem: Problem, coef: Tensor, intercept: Tensor | None) -> Tensor:
+def _idle_columns(readout: Readout, programme: CapturedProgramme, coef: Tensor, intercept: Tensor | None) -> Tensor:
     """``[P]`` bool: silent units and, where there is a bias to take over what they contribute, saturated ones."""
     if readout.neuron is not None:  # spiking outputs also depend on when a unit fires
         return torch.zeros(len(coef), dtype=torch.bool)
-    constant = problem.dictionary.constant.cpu()
-    return constant if intercept is not None else constant & (problem.dictionary.rates.cpu() == 0)
+    constant = programme.dictionary.constant.cpu()
+    return constant if intercept is not None else constant & (programme.dictionary.rates.cpu() == 0)
 
 
-def _answers(module: nn.Module, x: Any) -> list[Tensor]:
-    """All tensors that the network returns for ``x``; the same ones again for the same weights."""
-    reset_neurons(module)
-    with isolate_rng():
-        torch.manual_seed(0)
-        return [leaf.float() for leaf in tree_flatten(forward_of(module)(x))[0] if isinstance(leaf, Tensor)]
-
-
-def _pricer(
-    module: nn.Module, rows: TrainingRows, readout: Readout, problem: Problem, settings: Settings, most: int
-) -> Pricer:
+def _pricer(network: Network, programme: CapturedProgramme, options: WitnessOptions, most: int) -> Pricer:
     """A search of the last hidden units on at most ``most`` samples."""
+    readout = network.readout
     rows_per_sample = readout.reduction.rows_per_sample
     affordable = max(_PRICED_ENTRIES // (readout.module.in_features * rows_per_sample), _FEWEST_SAMPLES)
-    samples = _chosen(len(problem.held_out) // rows_per_sample, min(most, affordable), settings.seed)
-    few, own = rows.among(samples)
+    samples = _chosen(len(programme.held_out) // rows_per_sample, min(most, affordable), options.seed)
+    few, own = network.rows.subset(samples)
     layer = find_witness_layer(
-        module, readout.module, readout.reduction, forward_of(module), (batch.x for batch in few), own,
-        settings.backend, partial(check_witness_memory, samples=int(samples.sum())),
+        network.module, readout, (batch.x for batch in few), own, options.backend,
+        partial(check_witness_memory, samples=int(samples.sum())),
     )  # fmt: skip
-    return Pricer(layer, problem.at(samples.repeat_interleave(rows_per_sample)), TARGET_RATE, settings.seed)
+    return Pricer(layer, programme.subset(samples.repeat_interleave(rows_per_sample)), TARGET_RATE, options.seed)
 
 
 def _replace_branches(
-    module: ParallelSNN,
-    rows: TrainingRows,
-    readout: Readout,
-    problem: Problem,
-    settings: Settings,
-    beta: float | None,
+    network: Network, module: ParallelSNN, programme: CapturedProgramme, options: WitnessOptions, beta: float | None
 ) -> Tried:
     """Write whole branches, constants included, that ``pool`` or ``priced`` finds."""
-    search = _branch_search(module, rows, readout, problem, settings)
+    search = _branch_search(network, module, programme, options)
     rho = None if beta is None else beta / module.readout.in_features**0.5
-    chosen = search.run(rho, price=settings.witnesses == "priced")
+    chosen = search.run(rho, price=options.kind == "priced")
     search.write(chosen.branches)
     rank_zero_info(
         f"ConvexReconstruction chose {len(chosen.branches)} branches among {chosen.candidates} on {search.samples} "
@@ -335,18 +303,18 @@ def _replace_branches(
 
 
 def _branch_search(
-    module: ParallelSNN, rows: TrainingRows, readout: Readout, problem: Problem, settings: Settings
+    network: Network, module: ParallelSNN, programme: CapturedProgramme, options: WitnessOptions
 ) -> BranchSearch:
     """A search of whole branches on at most `_BRANCH_SAMPLES`, all of the rows that are held at once."""
-    rows_per_sample = readout.reduction.rows_per_sample
-    samples = _chosen(len(problem.held_out) // rows_per_sample, _BRANCH_SAMPLES, settings.seed)
-    few, own = rows.among(samples)
+    rows_per_sample = network.readout.reduction.rows_per_sample
+    samples = _chosen(len(programme.held_out) // rows_per_sample, _BRANCH_SAMPLES, options.seed)
+    few, own = network.rows.subset(samples)
     inputs, seen = [], 0
     for batch in few:
         inputs.append(batch.x[own[seen : seen + len(batch.x)].to(batch.x.device)])
         seen += len(batch.x)
-    part = problem.at(samples.repeat_interleave(rows_per_sample))
-    return BranchSearch(module, torch.cat(inputs), part, TARGET_RATE, settings.seed)
+    part = programme.subset(samples.repeat_interleave(rows_per_sample))
+    return BranchSearch(module, torch.cat(inputs), part, TARGET_RATE, options.seed)
 
 
 def _chosen(count: int, most: int, seed: int) -> torch.Tensor:
@@ -376,17 +344,8 @@ def calibrate(model: nn.Module, dataloader: Any, *, rate: float = TARGET_RATE, s
     """
     if not 0 < rate < 1:
         raise MisconfigurationException(f"Invalid value rate={rate!r}. Expected spikes per unit and step, in (0, 1).")
-    rows = rows_of(model, dataloader, seed=seed)
-    norms = adapting_batch_norms(model)
+    network = Network(model, rows_of(model, dataloader, seed=seed))
     with isolate_rng(), all_or_nothing(model), undisturbed(model):
         model.eval()
-        estimate = partial(estimate_norms, model, norms, rows)
-        estimate()
-        inputs = [batch.x for batch in rows.sample(CALIBRATION_ROWS)]
-        return calibrate_layers(model, forward_of(model), inputs, rate=rate, only_dead=False, after_change=estimate)
-
-
-def estimate_norms(module: nn.Module, norms: list[Any], rows: TrainingRows) -> None:
-    """Estimate the statistics of ``norms`` over the training rows."""
-    if norms:
-        estimate_batch_norm(module, norms, forward_of(module), (batch.x for batch in rows))
+        network.refresh_norms()
+        return calibrate_layers(network, rate=rate, only_dead=False)

@@ -1,6 +1,6 @@
 """The last spiking layer: what reaches it, and the columns that other weights would make of that."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast, get_args
 
@@ -11,13 +11,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_cvxsnn.network.isolation import reset_neurons
+from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.reduction import TimeReduction
+from lightning_cvxsnn.network.writable import why_not_writable
 from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
 from lightning_cvxsnn.patterns.kernels import Backend
 from lightning_cvxsnn.patterns.neuron import Neuron, PatternKind, spike_patterns
 from lightning_cvxsnn.witnesses.calibrate import factors_for
 
 Affine = nn.Linear | _ConvNd
+
+INSTEAD = "Witnesses cannot be replaced, pruned or widened there; witnesses='calibrated' works for such a network."
 
 _BLOCK = 2**21  # currents held at once, 8 MiB of float32
 _SCALED = 2**25  # the same, of units brought to a rate
@@ -86,18 +90,18 @@ class WitnessLayer:
         return run_neuron(self.neuron, self.currents(inputs, weight, bias))
 
     def rows(self, spikes: Tensor) -> tuple[Tensor, float]:
-        """The dictionary's rows that ``spikes`` make, and their scale, as of `TimeReduction.sum_steps`; unit by unit."""
+        """The dictionary's rows that ``spikes`` make, and their scale, see `TimeReduction.sum_steps`."""
         return self.reduction.sum_steps(pooled(self.pools, spikes).flatten(2))
 
     @torch.no_grad()
-    def write(self, units: Tensor, weight: Tensor, bias: Tensor, estimate: Callable[[], None]) -> None:
+    def write(self, network: Network, units: Tensor, weight: Tensor, bias: Tensor) -> None:
         """Give ``units`` (int64 ``[M]``) other weights, in place; a batch norm is made to undo its normalisation.
 
         Args:
+            network: The network that the layer is part of; its batch norms are estimated anew.
             units: Their positions in the layer.
             weight: ``[M, F]``.
             bias: ``[M]``.
-            estimate: Estimates the batch norms anew, those that training updates.
         """
         own = self.affine.weight
         own[units] = weight.unflatten(1, own.shape[1:]).to(own)
@@ -107,7 +111,7 @@ class WitnessLayer:
             return
         if self.affine.bias is not None:
             self.affine.bias[units] = 0.0  # the norm takes it out again
-        estimate()
+        network.refresh_norms()
         mean, deviation = _statistics(self.norm)
         self.norm.weight[units] = deviation[units]
         self.norm.bias[units] = mean[units] + bias
@@ -173,6 +177,16 @@ class WitnessLayer:
     def _units(self, most: int, inputs: Tensor) -> int:
         """Units whose currents are ``most`` numbers."""
         return max(most // (inputs.shape[0] * inputs.shape[1] * self.places), 1)
+
+
+def check_writable(module: nn.Module, name: str) -> None:
+    """Refuse an affine layer whose weights are computed, frozen or shared.
+
+    Raises:
+        ValueError: If new weights cannot be written into it.
+    """
+    if reason := why_not_writable(module, name, f"'{name}'"):
+        raise ValueError(f"{reason}, so new weights cannot be written there. Expected a plain layer. {INSTEAD}")
 
 
 def side_by_side(dictionaries: Sequence[SpikeDictionary]) -> SpikeDictionary:

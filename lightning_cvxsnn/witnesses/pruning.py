@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_cvxsnn.network import reset_neurons, undisturbed
-from lightning_cvxsnn.network.readout import find_readout, forward_of
+from lightning_cvxsnn.network.readout import find_readout
 from lightning_cvxsnn.witnesses.find_layer import find_witness_layer
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -56,7 +56,7 @@ def prune(model: Network, x: Any = None, *, readout: str | None = None) -> Netwo
     with isolate_rng(), undisturbed(model):
         model.eval()
         found = find_readout(model, x, readout)
-        layer = find_witness_layer(model, found.module, found.reduction, forward_of(model), [x])
+        layer = find_witness_layer(model, found, [x])
         own = layer.columns_per_unit
         used = found.module.weight.any(0).view(-1, own).any(1)
         if not bool(used.any()):

@@ -12,9 +12,8 @@ from scipy.stats import kstest
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_cvxsnn.network.activity import Forward
 from lightning_cvxsnn.network.isolation import reached
-from lightning_cvxsnn.network.readout import check_writable
+from lightning_cvxsnn.witnesses.layer import check_writable
 
 GaussianKind = Literal["gaussian_standard", "gaussian_normalized", "gaussian_orthogonal"]
 
@@ -52,9 +51,9 @@ def is_initialised(affine: nn.Module) -> bool:
     return True
 
 
-def affine_names(module: nn.Module, forward: Forward, x: Any, readout: nn.Linear) -> list[str]:
+def affine_names(module: nn.Module, x: Any, readout: nn.Linear) -> list[str]:
     """Names of the Linear and Conv layers that a pass over ``x`` reaches before ``readout``, in order."""
-    order = reached(module, forward, x, lambda m: isinstance(m, (nn.Linear, _ConvNd)))
+    order = reached(module, x, lambda m: isinstance(m, (nn.Linear, _ConvNd)))
     return [name for name in dict.fromkeys(order) if module.get_submodule(name) is not readout]
 
 

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lightning_cvxsnn.network import capture, undisturbed
-from lightning_cvxsnn.network.readout import Readout, find_readout, forward_of
-from lightning_cvxsnn.network.rows import TrainingRows, rows_of
+from lightning_cvxsnn.network import undisturbed
+from lightning_cvxsnn.network.network import Network
+from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.network.transaction import all_or_nothing
 from lightning_cvxsnn.witnesses.find_layer import find_witness_layer
 from lightning_cvxsnn.witnesses.margin import margins, widen
@@ -78,15 +77,10 @@ def widen_margins(
         >>> report.smallest_after > 10 * report.smallest_before
         True
     """
-    rows = rows_of(model, dataloader, max_samples=max_samples, seed=seed)
+    network = Network(model, rows_of(model, dataloader, max_samples=max_samples, seed=seed), readout)
     with isolate_rng(), all_or_nothing(model), undisturbed(model):
         model.eval()
-        first = next(iter(rows), None)
-        if first is None:
-            raise MisconfigurationException("The dataloader is empty. Expected at least one batch.")
-        found = find_readout(model, first.x, readout)
-        forward = forward_of(model)
-        layer = find_witness_layer(model, found.module, found.reduction, forward, (batch.x for batch in rows))
+        layer = find_witness_layer(model, network.readout, (batch.x for batch in network.rows))
         if not isinstance(layer.affine, nn.Linear):
             raise ValueError(
                 f"'{layer.affine_name}' is a convolution, whose channels have a voltage at every place. Expected an "
@@ -102,7 +96,7 @@ def widen_margins(
                 f"The dynamics of '{layer.neuron_name}' ({type(layer.neuron).__name__}) are not known. Expected "
                 "spikingjelly's IFNode, LIFNode or ParametricLIFNode, whose voltage is linear in its input weights."
             )
-        dictionary = _dictionary(model, found, rows)
+        dictionary = network.capture().dictionary.counts
         weight, bias = layer.affine.weight, layer.affine.bias
 
         def spikes(weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -116,7 +110,7 @@ def widen_margins(
         layer.affine.weight[wider & same] = wide.weight.to(weight)[wider & same]
         if new_bias is not None:
             layer.affine.bias[wider & same] = new_bias[wider & same]
-        if not torch.equal(_dictionary(model, found, rows), dictionary):
+        if not torch.equal(network.capture().dictionary.counts, dictionary):
             raise RuntimeError(
                 f"With wider margins in '{layer.affine_name}' the network's own spikes changed, so nothing was "
                 "written. Does it give the same output for the same input in eval mode?"
@@ -132,9 +126,3 @@ def widen_margins(
         median_before=float(wide.before.median()),
         median_after=float(after.median()),
     )
-
-
-def _dictionary(model: nn.Module, found: Readout, rows: TrainingRows) -> Tensor:
-    """The counts that the network's own forward gives the readout."""
-    inputs = (batch.x for batch in rows)
-    return capture(model, found.module, found.reduction, found.forward_of(model), inputs).dictionary.counts

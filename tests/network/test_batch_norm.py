@@ -20,7 +20,7 @@ def test_statistics_are_those_of_all_rows():
     norms = adapting_batch_norms(net)
     with undisturbed(net):
         net.eval()
-        estimate_batch_norm(net, norms, net, x.split(10, dim=1))
+        estimate_batch_norm(net, norms, x.split(10, dim=1))
         conv = net[0](x).flatten(0, 1)
         assert torch.allclose(net[1].running_mean, conv.mean((0, 2, 3)), atol=1e-4)
         assert torch.allclose(net[1].running_var, conv.var((0, 2, 3)), rtol=0.1)
@@ -44,7 +44,7 @@ def test_a_fresh_stack_is_alive_once_estimated():
         net.eval()
         functional.reset_net(net)
         dead = net(x).mean()
-        estimate_batch_norm(net, norms, net, [x])
+        estimate_batch_norm(net, norms, [x])
         functional.reset_net(net)
         assert dead == 0
         assert net(x).mean() > 0.02

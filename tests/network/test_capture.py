@@ -7,14 +7,14 @@ from spikingjelly.activation_based import encoding, functional, layer, neuron
 from torch import nn
 
 from lightning_cvxsnn.network import ENCODER_DRAWS, TimeReduction, capture, join, observe, undisturbed
-from lightning_cvxsnn.network.readout import find_readout
+from lightning_cvxsnn.network.readout import Readout, find_readout
 
 
 def captured(net, batches):
     with undisturbed(net):
         net.eval()
         readout = find_readout(net, batches[0])
-        return readout, capture(net, readout.module, readout.reduction, net, batches)
+        return readout, capture(net, readout, batches)
 
 
 @pytest.mark.parametrize("step_mode", ["s", "m"])
@@ -128,7 +128,7 @@ def test_joined_parts_are_one_capture(tail):
     with undisturbed(net):
         net.eval()
         for part in (batches[:1], [], batches[1:]):
-            parts.append(observe(net, readout.module, readout.reduction, net, part))
+            parts.append(observe(net, readout, part))
     found = join(parts, readout.reduction)
     assert parts[1] is None
     assert found.dictionary.counts.dtype == whole.dictionary.counts.dtype
@@ -141,7 +141,7 @@ def test_parts_that_cannot_be_joined():
     net = Net("mean")
     readout, _ = captured(net, [rows(4)[0]])
     with undisturbed(net):
-        part = observe(net, readout.module, readout.reduction, net, [rows(4)[0]])
+        part = observe(net, readout, [rows(4)[0]])
     with pytest.raises(ValueError, match="gave \\(scale, draws\\)"):
         join([part, replace(part, draws=ENCODER_DRAWS)], readout.reduction)
 
@@ -149,19 +149,19 @@ def test_parts_that_cannot_be_joined():
 def test_no_batches():
     net = Net()
     with undisturbed(net), pytest.raises(ValueError, match="no rows"):
-        capture(net, net.readout, TimeReduction("mean", "steps", STEPS), net, [])
+        capture(net, Readout("readout", net.readout, TimeReduction("mean", "steps", STEPS)), [])
 
 
 def test_another_number_of_steps():
     net = Net()
     with undisturbed(net), pytest.raises(ValueError, match="4 time steps in this batch and 5"):
-        capture(net, net.readout, TimeReduction("mean", "steps", STEPS + 1), net, [rows(4)[0]])
+        capture(net, Readout("readout", net.readout, TimeReduction("mean", "steps", STEPS + 1)), [rows(4)[0]])
 
 
 def test_hooks_are_removed_after_a_failure():
     net = Net()
     with undisturbed(net), pytest.raises(RuntimeError):
-        capture(net, net.readout, TimeReduction("mean", "steps", STEPS), net, [torch.zeros(3, 99)])
+        capture(net, Readout("readout", net.readout, TimeReduction("mean", "steps", STEPS)), [torch.zeros(3, 99)])
     assert not net.readout._forward_pre_hooks
 
 
@@ -186,7 +186,7 @@ def test_rows_are_one_below_the_other_however_many_were_announced(said, kinds):
         told.append(first)
         return said
 
-    observed = observe(readout, readout, TimeReduction("none", "static", 1), readout, batches, room)
+    observed = observe(readout, Readout("", readout, TimeReduction("none", "static", 1)), batches, room)
     assert torch.equal(observed.values.float(), torch.cat(batches))
     assert torch.equal(observed.outputs, torch.cat([readout(x) for x in batches]))
     assert observed.values.is_floating_point() == (0.5 in kinds)
@@ -206,6 +206,6 @@ def test_a_refusal_of_room_reads_no_further_batch():
         raise ValueError("too much")
 
     with pytest.raises(ValueError, match="too much"):
-        observe(readout, readout, TimeReduction("none", "static", 1), readout, batches(), room)
+        observe(readout, Readout("", readout, TimeReduction("none", "static", 1)), batches(), room)
     assert len(read) == 1
     assert not readout._forward_pre_hooks

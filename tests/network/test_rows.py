@@ -149,7 +149,7 @@ def test_some_samples_are_read_without_the_others(kind):
     everything = order(whole)
     samples = torch.zeros(len(everything), dtype=torch.bool)
     samples[[1, 4, 9]] = True
-    few, own = whole.among(samples)
+    few, own = whole.subset(samples)
     read = order(few)
     assert [read[k] for k in own.nonzero()[:, 0]] == [everything[k] for k in (1, 4, 9)]
     assert len(read) == (20 if kind == "batches" else 3)
@@ -316,6 +316,6 @@ def test_a_stream_is_refused_in_several_processes():
 def test_repeats_of_a_sampler_have_one_origin():
     repeated = training_rows(numbered(20, sampler=[3, 7, 3, 0, 7, 7]))
     assert order(repeated) == [0, 3, 3, 7, 7, 7]
-    assert repeated.origins(6).tolist() == [0, 1, 1, 2, 2, 2]
-    assert training_rows(numbered(20, shuffle=True)).origins(20).tolist() == list(range(20))
-    assert training_rows(list(numbered(20))).origins(20).tolist() == list(range(20))
+    assert repeated.sample_ids(6).tolist() == [0, 1, 1, 2, 2, 2]
+    assert training_rows(numbered(20, shuffle=True)).sample_ids(20).tolist() == list(range(20))
+    assert training_rows(list(numbered(20))).sample_ids(20).tolist() == list(range(20))

@@ -161,7 +161,7 @@ def test_a_forward_pass_counts_its_multiply_adds_and_a_solve_twice_its_own(step_
     net = Net(step_mode=step_mode)
     x = torch.rand(64, 6)
     with undisturbed(net):
-        meter = measure(net, net.readout, net, x)
+        meter = measure(net, net.readout, x)
         assert meter.batch == 64 * 4 * (6 * 24 + 24 * 3)
         assert meter.epoch(4) == EPOCH
         with torch.no_grad(), meter.counting(net.readout) as work:

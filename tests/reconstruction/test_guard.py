@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from lightning_cvxsnn import reconstruct
 from lightning_cvxsnn.convex import Solution, solve
-from lightning_cvxsnn.network.programme import Problem
+from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.reconstruction.guard import is_clear, judge_linear
 
@@ -15,10 +15,10 @@ N, P, C = 60, 8, 3
 
 
 @pytest.fixture
-def problem() -> Problem:
+def problem() -> CapturedProgramme:
     generator = torch.Generator().manual_seed(0)
     counts = torch.randint(0, 3, (N, P), generator=generator, dtype=torch.uint8)
-    return Problem(
+    return CapturedProgramme(
         dictionary=SpikeDictionary(counts, 0.5),
         targets=counts[:, :C].argmax(1),
         weights=torch.ones(N, dtype=torch.float64),
@@ -30,7 +30,7 @@ def problem() -> Problem:
     )
 
 
-def fitted(problem: Problem) -> Solution:
+def fitted(problem: CapturedProgramme) -> Solution:
     rows = ~problem.held_out
     dictionary, options = problem.dictionary.rows(rows), {"loss": "cross_entropy", "rho": 0.01, "fit_intercept": True}
     return solve(dictionary, problem.targets[rows], num_outputs=C, **options)
@@ -61,13 +61,13 @@ def test_a_rough_solution_is_enough_only_if_it_wins_by_more_than_it_is_rough(pro
 
 @pytest.mark.parametrize(("beta", "solves"), [("auto", 1), (0.02, 2)])
 def test_a_clear_winner_is_certified_once_on_all_rows(beta, solves, monkeypatch):
-    found, own = [], Problem.solve
+    found, own = [], CapturedProgramme.solve
 
     def noted(problem, rho, tolerance, *others):
         found.append((own(problem, rho, tolerance, *others), others[1:]))
         return found[-1][0]
 
-    monkeypatch.setattr(Problem, "solve", noted)
+    monkeypatch.setattr(CapturedProgramme, "solve", noted)
     torch.manual_seed(0)
     report = reconstruct(Net(), loader(), beta=beta)
     assert report.accepted

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_cvxsnn import calibrate, reconstruct
 from lightning_cvxsnn.convex import mean_loss, solve
 from lightning_cvxsnn.network import capture, undisturbed
-from lightning_cvxsnn.network.programme import capture_problem
+from lightning_cvxsnn.network.network import Network
+from lightning_cvxsnn.network.programme import capture_programme
 from lightning_cvxsnn.network.readout import find_readout
 from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
@@ -29,7 +30,7 @@ def dictionary_of(net, dataloader):
         net.eval()
         batches = [batch[0] for batch in dataloader]
         readout = find_readout(net, batches[0])
-        captured = capture(net, readout.module, readout.reduction, net, batches)
+        captured = capture(net, readout, batches)
     return readout, captured.dictionary.to_dense(), captured.outputs
 
 
@@ -586,9 +587,10 @@ def test_a_sample_that_a_sampler_repeats_never_judges_what_it_fitted():
     net = Noting()
     dataloader = DataLoader(TensorDataset(x, y), batch_size=16, sampler=again.tolist())
     training = TrainingRows(net, dataloader, transfer=lambda batch: batch, max_samples=None, seed=0)
-    readout = find_readout(net, x)
     with undisturbed(net):
-        problem = capture_problem(net, training, readout, loss="cross_entropy", seed=0, progress=no_progress, stage="")
+        problem = capture_programme(
+            Network(net, training), loss="cross_entropy", seed=0, progress=no_progress, stage=""
+        )
     inputs = torch.cat(seen)[-len(problem.held_out) :]
     judging, fitted = ({tuple(row) for row in inputs[part].tolist()} for part in (problem.held_out, ~problem.held_out))
     assert len(problem.held_out) == 100

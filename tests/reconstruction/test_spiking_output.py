@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from lightning_cvxsnn import ConvexReconstruction, reconstruct
 from lightning_cvxsnn.convex import mean_loss
 from lightning_cvxsnn.network import undisturbed
-from lightning_cvxsnn.network.programme import capture_problem
-from lightning_cvxsnn.network.readout import find_readout
+from lightning_cvxsnn.network.network import Network
+from lightning_cvxsnn.network.programme import capture_programme
 from lightning_cvxsnn.network.rows import rows_of
+from lightning_cvxsnn.reconstruction.guard import SCALES, firing_rates, judge_spiking
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
 from lightning_cvxsnn.reconstruction.settings import Settings
-from lightning_cvxsnn.reconstruction.spiking_output import SCALES, firing_rates, judge_spiking
 from lightning_cvxsnn.runtime.progress import no_progress
 
 
@@ -41,12 +41,10 @@ class SpikingNet(Net):
 
 
 def programme(net, loss="squared"):
-    """Readout, rows and programme of ``net``; call it inside ``undisturbed``."""
+    """``net`` with its rows, and its programme; call it inside ``undisturbed``."""
     net.eval()
-    taken = rows_of(net, loader())
-    readout = find_readout(net, rows(16)[0])
-    problem = capture_problem(net, taken, readout, loss=loss, seed=0, progress=no_progress, stage="")
-    return readout, taken, problem
+    network = Network(net, rows_of(net, loader()))
+    return network, capture_programme(network, loss=loss, seed=0, progress=no_progress, stage="")
 
 
 @pytest.mark.parametrize("step_mode", ["s", "m"])
@@ -58,8 +56,9 @@ def test_firing_rates_are_those_of_the_network_with_the_weights_written(step_mod
     coef, intercept = torch.randn(24, 3).double() * 4, torch.randn(3).double() * bias
     with undisturbed(net), torch.no_grad():
         net.eval()
-        readout = find_readout(net, x[:16])
-        found = firing_rates(net, rows_of(net, loader()), readout, [readout.read(), (coef, intercept)])
+        network = Network(net, rows_of(net, loader()))
+        readout = network.readout
+        found = firing_rates(network, [readout.read(), (coef, intercept)])
         as_found = net(x)
         readout.write(coef, intercept)
         written = net(x)
@@ -76,13 +75,13 @@ def test_the_scale_is_the_best_by_brute_force(loss):
     nn.init.zeros_(net.readout.weight)
     nn.init.zeros_(net.readout.bias)
     with undisturbed(net), torch.no_grad():
-        readout, taken, problem = programme(net, loss)
+        network, problem = programme(net, loss)
         solution = problem.solve(1e-3, 1e-6, None, ~problem.held_out)
-        found = judge_spiking(net, taken, readout, problem, solution)
+        found = judge_spiking(network, problem, solution)
         x, y = rows()
         scores = {}
         for scale in SCALES:
-            readout.write(scale * solution.coef, scale * solution.intercept)
+            network.readout.write(scale * solution.coef, scale * solution.intercept)
             answers = net(x)[problem.held_out]
             targets = problem.targets[problem.held_out]
             right = float((answers.argmax(1) == y[problem.held_out]).double().mean())
@@ -99,10 +98,10 @@ def test_the_scale_is_the_best_by_brute_force(loss):
 def test_a_fall_of_the_loss_that_costs_decisions_is_refused():
     net = SpikingNet()
     with undisturbed(net), torch.no_grad():
-        readout, taken, problem = programme(net)
+        network, problem = programme(net)
         solution = problem.solve(1e-3, 1e-6, None, ~problem.held_out)
-        readout.write(solution.coef, solution.intercept + 2)  # all outputs fire too much, the right one most
-        silent = judge_spiking(net, taken, readout, problem, solution, scales=[1 / 64])
+        network.readout.write(solution.coef, solution.intercept + 2)  # all outputs fire too much, the right one most
+        silent = judge_spiking(network, problem, solution, scales=[1 / 64])
     assert silent.after < silent.before
     assert silent.accuracy_after < silent.accuracy_before
     assert not silent.accepted
@@ -111,10 +110,10 @@ def test_a_fall_of_the_loss_that_costs_decisions_is_refused():
 def test_the_same_readout_is_not_better():
     net = SpikingNet()
     with undisturbed(net), torch.no_grad():
-        readout, taken, problem = programme(net)
+        network, problem = programme(net)
         solution = problem.solve(1e-3, 1e-6, None, ~problem.held_out)
-        readout.write(4 * solution.coef, 4 * solution.intercept)
-        found = judge_spiking(net, taken, readout, problem, solution, scales=[4.0])
+        network.readout.write(4 * solution.coef, 4 * solution.intercept)
+        found = judge_spiking(network, problem, solution, scales=[4.0])
     assert (found.before, found.accuracy_before) == (found.after, found.accuracy_after)
     assert not found.accepted
 

@@ -26,8 +26,9 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, Subset
 
 from lightning_cvxsnn import ConvexReconstruction, ParallelSNN
 from lightning_cvxsnn.network import undisturbed
-from lightning_cvxsnn.network.programme import capture_problem
-from lightning_cvxsnn.network.readout import Readout, find_readout
+from lightning_cvxsnn.network.network import Network
+from lightning_cvxsnn.network.programme import capture_programme
+from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
 from lightning_cvxsnn.reconstruction.settings import Settings
@@ -126,8 +127,9 @@ def dictionary(net, rows_of_all):
         net.eval()
         for several in (ranks, None):
             rows = TrainingRows(net, rows_of_all, transfer=lambda b: b, max_samples=None, seed=0, ranks=several)
-            readout = find_readout(net, next(iter(rows)).x)
-            problem = capture_problem(net, rows, readout, loss="hinge", seed=0, progress=no_progress, stage="patterns")
+            problem = capture_programme(
+                Network(net, rows), loss="hinge", seed=0, progress=no_progress, stage="patterns"
+            )
             found.append(
                 problem and (problem.dictionary.counts, problem.dictionary.scale, problem.targets, problem.outputs)
             )

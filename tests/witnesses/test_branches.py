@@ -7,8 +7,9 @@ from networks import trainer
 
 from lightning_cvxsnn import AdditionDataModule, AdditionSNN, ConvexReconstruction, ParallelSNN, reconstruct
 from lightning_cvxsnn.network import LIF
+from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.neurons import neuron_of
-from lightning_cvxsnn.network.programme import Problem
+from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.witnesses import branches
 from lightning_cvxsnn.witnesses.branches import BranchSearch
@@ -31,7 +32,7 @@ def network(reduction="last", **options):
 def programme(net, inputs, targets, outputs=2):
     rows = SAMPLES * (STEPS if net.reduction == "all" else 1)
     held_out = (torch.arange(SAMPLES) % 5 == 0).repeat_interleave(rows // SAMPLES)
-    return Problem(
+    return CapturedProgramme(
         dictionary=SpikeDictionary(torch.zeros(rows, 1, dtype=torch.uint8)),
         targets=targets,
         weights=torch.ones(rows, dtype=torch.float64),
@@ -192,7 +193,7 @@ def test_a_dry_run_and_a_failure_leave_the_constants(monkeypatch):
     def fail(*_):
         raise RuntimeError("on purpose")
 
-    monkeypatch.setattr(import_module("lightning_cvxsnn.reconstruction.reconstructor"), "verify", fail)
+    monkeypatch.setattr(Network, "verify", fail)
     with pytest.raises(RuntimeError, match="on purpose"):
         reconstruct(net, data.train_dataloader(), witnesses="pool", beta=0.01)
     assert all(torch.equal(value, saved[name]) for name, value in net.state_dict().items())

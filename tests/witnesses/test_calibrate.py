@@ -5,6 +5,8 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from lightning_cvxsnn.network import measure_activity, undisturbed
+from lightning_cvxsnn.network.network import Network
+from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.witnesses import calibrate_layers
 
 
@@ -23,16 +25,22 @@ def run(net, x):
     return torch.stack([net(step) for step in x])
 
 
+def with_inputs(net, inputs):
+    """``net`` as a network whose training rows are batches of inputs ``[T, N, F]``."""
+    net.convex_forward = lambda x: run(net, x)
+    return Network(net, rows_of(net, [(x, torch.zeros(x.shape[1])) for x in inputs]))
+
+
 def calibrated(net, inputs, **options):
     with undisturbed(net):
         net.eval()
-        return calibrate_layers(net, lambda x: run(net, x), inputs, **{"rate": 0.1, "only_dead": False, **options})
+        return calibrate_layers(with_inputs(net, inputs), **{"rate": 0.1, "only_dead": False, **options})
 
 
 def activity(net, inputs):
     with undisturbed(net):
         net.eval()
-        return measure_activity(net, lambda x: run(net, x), inputs)
+        return measure_activity(with_inputs(net, inputs).module, inputs)
 
 
 def by_hand(net, x, depth):
@@ -164,7 +172,7 @@ def test_a_dead_layer_with_a_computed_weight_is_refused_by_name():
         net[2].weight.mul_(1e-3)
         net[2].bias.mul_(1e-3)
     nn.utils.parametrizations.weight_norm(net[2])
-    with pytest.raises(ValueError, match=r"'3' carries no information.*'2'.*computes its weight from other parameters"):
+    with pytest.raises(ValueError, match=r"'3' carries no information.*'2'.*computed from other parameters"):
         calibrated(net, INPUTS, only_dead=True)
 
 
@@ -181,7 +189,7 @@ def test_frozen_live_layers_are_left_alone():
 def test_a_dead_layer_that_nothing_feeds_is_refused():
     net = nn.Sequential(neuron.LIFNode(step_mode="m"))
     with undisturbed(net), pytest.raises(ValueError, match="No Linear, Conv or batch norm feeds it"):
-        calibrate_layers(net, net, [torch.zeros(4, 3, 6)], rate=0.1, only_dead=True)
+        calibrate_layers(Network(net, rows_of(net, [(torch.zeros(4, 3, 6), torch.zeros(3))])), rate=0.1, only_dead=True)
 
 
 def test_a_network_of_the_users_own():
@@ -189,7 +197,7 @@ def test_a_network_of_the_users_own():
     x = rows(60)[0]
     with undisturbed(net):
         net.eval()
-        (changed,) = calibrate_layers(net, net, [x], rate=0.2, only_dead=True)
+        (changed,) = calibrate_layers(Network(net, rows_of(net, [(x, torch.zeros(60))])), rate=0.2, only_dead=True)
     assert changed.name == "hidden.1"
     assert changed.after.rate == pytest.approx(0.2, abs=0.03)
 
@@ -200,7 +208,7 @@ def test_biases_bring_units_to_the_rate_at_weights_of_one_size(step_mode, size):
     net = deep(2, step_mode)
     before = [net[i].weight.clone() for i in (0, 2)]
     inputs = [size * x for x in INPUTS]
-    changed = calibrated(net, inputs, manner=lambda affine, layer: "biases")
+    changed = calibrated(net, inputs, manner=lambda affine, layer: "shift_bias")
     for i, weight, layer_changed in zip((0, 2), before, changed, strict=True):
         assert torch.allclose(net[i].weight, layer_changed.scale * weight, rtol=1e-5)
         assert layer_changed.shift != 0
@@ -217,11 +225,11 @@ def test_a_bias_silences_and_excites_and_gives_up():
     with torch.no_grad():
         net[0].weight[0] = 0  # the same current on every row: all or nothing
         net[0].bias[0] = 50.0
-    calibrated(net, INPUTS, manner=lambda affine, layer: "biases")
+    calibrated(net, INPUTS, manner=lambda affine, layer: "shift_bias")
     rates = by_hand(net, INPUTS[0], 1).mean((0, 1))
     assert rates[0] < 0.6
     stubborn = deep(1, node=lambda: neuron.LIFNode(v_threshold=1e6))
-    (changed,) = calibrated(stubborn, INPUTS, manner=lambda affine, layer: "biases")
+    (changed,) = calibrated(stubborn, INPUTS, manner=lambda affine, layer: "shift_bias")
     assert changed.after.silent == 32
     assert changed.shift == 0
 
@@ -244,8 +252,8 @@ def test_copies_fire_with_the_units_below(step_mode, node):
         for i in (2, 4):
             net[i].weight.mul_(1e-4)
             net[i].bias.mul_(1e-4)
-    calibrated(net[:2], INPUTS, manner=lambda affine, layer: "biases")
-    changed = calibrated(net, INPUTS, only_dead=True, manner=lambda affine, layer: "copies")
+    calibrated(net[:2], INPUTS, manner=lambda affine, layer: "shift_bias")
+    changed = calibrated(net, INPUTS, only_dead=True, manner=lambda affine, layer: "copy_below")
     assert [(c.name, c.copies) for c in changed] == [("3", True), ("5", True)]
     first = by_hand(net, INPUTS[0], 1)
     assert first.any()
@@ -273,7 +281,9 @@ def test_what_cannot_be_copied_is_scaled(case):
         with torch.no_grad():
             affine.bias.fill_(-1e3)
     before = affine.weight.clone()
-    changed = calibrated(net, INPUTS, manner=lambda affine, layer: "copies" if layer.affine_name == name else "rows")
+    changed = calibrated(
+        net, INPUTS, manner=lambda affine, layer: "copy_below" if layer.affine_name == name else "scale"
+    )
     assert not changed[-1].copies
     cosine = torch.cosine_similarity(before, affine.weight, dim=1).abs()
     assert torch.allclose(cosine, torch.ones_like(cosine), atol=1e-5)

@@ -7,7 +7,7 @@ from spikingjelly.activation_based import layer
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_cvxsnn.network import TimeReduction
-from lightning_cvxsnn.network.programme import Problem
+from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.runtime.work import counting
 from lightning_cvxsnn.witnesses.column_generation import Pricer
@@ -38,7 +38,7 @@ def planted(kind="mean", loss="cross_entropy", outputs=3, bias=True, samples=N):
 
 def programme(targets, samples, loss="cross_entropy", outputs=3, bias=True):
     rows = len(targets)
-    return Problem(
+    return CapturedProgramme(
         dictionary=SpikeDictionary(torch.zeros(rows, 1, dtype=torch.uint8)),
         targets=targets,
         weights=torch.ones(rows, dtype=torch.float64),

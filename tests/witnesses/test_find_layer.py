@@ -16,7 +16,7 @@ def found(net, batches=(X[:30], X[30:]), samples=None):
     with undisturbed(net):
         net.eval()
         readout = find_readout(net, batches[0])
-        return find_witness_layer(net, readout.module, readout.reduction, net, batches, samples)
+        return find_witness_layer(net, readout, batches, samples)
 
 
 def test_a_stack_is_entered_at_its_last_layer():
@@ -92,14 +92,14 @@ class Odd(nn.Module):
         ("batch norm alone", r"'lif' is fed by 'norm' \(BatchNorm1d\)"),
         ("batch norm of spikes", "'lif' receives something else than the output of 'fc'"),
         ("batch statistics", "'norm' keeps no running statistics"),
-        ("frozen norm", "'norm.weight' is frozen"),
+        ("frozen norm", "`norm.weight` is frozen"),
         ("no affine", "'lif' is fed by no affine layer"),
         ("recurrence", "depends on the spikes of 'recurrent.sub_module'|receives something else"),
         ("branches", "not the spikes of 'lif' reduced over time"),
         ("pooling", "not the spikes of 'lif' reduced over time"),
         ("gain", "'lif' receives something else than the output of 'fc'"),
-        ("frozen", r"'fc.weight' is frozen"),
-        ("shared", r"'fc.weight' is shared, as \['fc.weight', 'twin.weight'\]"),
+        ("frozen", r"`fc.weight` is frozen"),
+        ("shared", r"`fc.weight` is shared: it is also \['twin.weight'\]"),
         ("weight norm", "'fc' is computed from other parameters"),
         ("constants", r"'lif' have constants of their own \(gain\)"),
     ],
@@ -114,4 +114,4 @@ def test_no_rows():
     net = Net()
     readout = find_readout(net, X)
     with pytest.raises(ValueError, match="no rows"):
-        find_witness_layer(net, readout.module, readout.reduction, net, [])
+        find_witness_layer(net, readout, [])

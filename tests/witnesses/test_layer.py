@@ -45,8 +45,8 @@ def found(net, batches=BATCHES, **options):
     with undisturbed(net):
         net.eval()
         readout = find_readout(net, batches[0])
-        layer_found = find_witness_layer(net, readout.module, readout.reduction, net, batches, **options)
-        return layer_found, capture(net, readout.module, readout.reduction, net, batches).dictionary
+        layer_found = find_witness_layer(net, readout, batches, **options)
+        return layer_found, capture(net, readout, batches).dictionary
 
 
 NETS = {

@@ -40,7 +40,7 @@ def columns(net, data=None):
         net.eval()
         batches = [batch[0] for batch in data or loader()]
         readout = find_readout(net, batches[0])
-        return capture(net, readout.module, readout.reduction, net, batches).dictionary
+        return capture(net, readout, batches).dictionary
 
 
 def answers(net):

@@ -1,0 +1,95 @@
+"""What each stage of a reconstruction hands to the next."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.network.programme import CapturedProgramme
+from lightning_cvxsnn.reconstruction.guard import Judgement
+from lightning_cvxsnn.witnesses.calibrate import CalibratedLayer
+from lightning_cvxsnn.witnesses.column_generation import Priced, Tried
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Stage one: hidden weights that are ready to be solved over.
+
+    Attributes:
+        as_found: The programme of the network as found, where hidden weights or batch norms have changed since; None
+            elsewhere, and in all processes but rank 0.
+        replaced: Whether hidden weights were given new values, to be taken back if the solution is rejected.
+        found: Parameters and neuron constants with the values that they had, if they were replaced.
+        layers: What was done to layers that keep their weights but for factors and biases.
+        search: What a search for witnesses found; None without one, and in all processes but rank 0.
+    """
+
+    as_found: CapturedProgramme | None
+    replaced: bool
+    found: list[tuple[Tensor, Tensor]]
+    layers: list[CalibratedLayer]
+    search: Priced | Tried | None
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """Stages two and three: a solution, and the verdict of the held-out rows on it.
+
+    Attributes:
+        solution: Fitted on all rows if it was accepted, else on those that do not judge.
+        judgement: The verdict.
+        beta: Regularisation in the paper's units.
+        edge: The end of its grid at which beta was chosen, if it was.
+        fitted: Bool ``[n]``, the rows of the programme; None: all.
+    """
+
+    solution: Solution
+    judgement: Judgement
+    beta: float
+    edge: Literal["largest", "smallest"] | None
+    fitted: Tensor | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the report says of the solve itself: plain numbers, which rank 0 tells the other processes."""
+
+    judgement: Judgement
+    beta: float
+    rho: float
+    edge: Literal["largest", "smallest"] | None
+    primal: float
+    dual: float
+    gap: float
+    gap_written: float
+    rows: int
+    columns: int
+    distinct: int
+    silent: int
+    saturated: int
+    active: int
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the solution is better than what the network had."""
+        return self.judgement.accepted
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """All that the stages did.
+
+    Attributes:
+        outcome: Of the solve.
+        layers: Layers that keep their weights but for factors and biases, in the network as it is left.
+        search: How hard the search for witnesses tried; None without one.
+        seconds_patterns: Wall-clock seconds of the pattern passes.
+        seconds_solve: Of the rest.
+    """
+
+    outcome: Outcome
+    layers: list[CalibratedLayer]
+    search: Tried | None
+    seconds_patterns: float
+    seconds_solve: float
