@@ -186,8 +186,8 @@ def _writable_affine(module: nn.Module, layer: LayerActivity, *, required: bool)
     if required:
         reason = why_not_writable(module, layer.affine_name, f"'{layer.affine_name}'")
         raise ValueError(
-            f"{found} It is fed by '{layer.affine_name}'. {reason}. Remove the parametrization or unfreeze it, or give it "
-            "weights that make the layer fire."
+            f"{found} It is fed by '{layer.affine_name}'. {reason}. Remove the parametrization or unfreeze it, or "
+            "give it weights that make the layer fire."
         )
     return None
 

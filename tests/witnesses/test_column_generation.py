@@ -7,7 +7,9 @@ from spikingjelly.activation_based import layer
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_cvxsnn.network import TimeReduction
+from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme
+from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.runtime.work import counting
 from lightning_cvxsnn.witnesses.column_generation import Pricer
@@ -184,7 +186,8 @@ def test_units_that_somebody_has_trained_compete(pool):
     generator = torch.Generator().manual_seed(0)
     torch.rand(N, FEATURES, generator=generator)  # as in `planted`
     teacher = found.calibrated(found.inputs, torch.randn(3, FEATURES, generator=generator), torch.zeros(3), RATE)
-    found.write(torch.tensor([2, 5, 11]), *teacher, lambda: None)
+    bare = Network(found.affine, rows_of(found.affine, [(torch.zeros(1, FEATURES), torch.zeros(1))]))  # no batch norm
+    found.write(bare, torch.tensor([2, 5, 11]), *teacher)
     kept, other = (price(found, problem, rho=0.01, own=own, pool=pool) for own in (True, False))
     assert (correlations(columns, kept.units.columns).amax(1) > 0.9999).all()
     assert len(kept.units) == len(other.units) == WIDTH

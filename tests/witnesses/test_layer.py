@@ -7,7 +7,9 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from lightning_cvxsnn.network import TimeReduction, capture, undisturbed
+from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.readout import find_readout
+from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.witnesses.find_layer import find_witness_layer
 from lightning_cvxsnn.witnesses.layer import WitnessLayer
 
@@ -15,8 +17,9 @@ X = rows(40)[0]
 BATCHES = [X[:30], X[30:]]
 
 
-def NO_NORMS():
-    """There are none to estimate."""
+def network(net):
+    """``net`` with rows that nothing is asked of: it has no batch norm to estimate."""
+    return Network(net, rows_of(net, [(X, torch.zeros(len(X)))]))
 
 
 class Shaped(nn.Module):
@@ -157,7 +160,7 @@ def test_the_maps_of_other_channels_are_what_the_network_makes_of_them(name):
         bias.zero_()
     columns = layer_found.columns(layer_found.inputs, weight, bias)
     parameter = convolution.weight
-    layer_found.write(torch.arange(5), weight, bias, NO_NORMS)
+    layer_found.write(network(net), torch.arange(5), weight, bias)
     assert convolution.weight is parameter
     torch.testing.assert_close(columns.to_dense(), found(net, [x[:30], x[30:]])[1].to_dense())
 
@@ -220,7 +223,7 @@ def test_write_is_in_place():
     parameter = net.hidden[0].weight
     before = parameter.detach().clone()
     units = torch.tensor([3, 0])
-    layer_found.write(units, torch.ones(2, FEATURES), torch.tensor([0.1, 0.2]), NO_NORMS)
+    layer_found.write(network(net), units, torch.ones(2, FEATURES), torch.tensor([0.1, 0.2]))
     assert net.hidden[0].weight is parameter
     assert bool((parameter[units] == 1).all())
     assert torch.equal(parameter[4:], before[4:])
