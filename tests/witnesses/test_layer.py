@@ -18,8 +18,8 @@ BATCHES = [X[:30], X[30:]]
 
 
 def network(net):
-    """``net`` with rows that nothing is asked of: it has no batch norm to estimate."""
-    return Network(net, rows_of(net, [(X, torch.zeros(len(X)))]))
+    """``net`` in eval mode, in which no batch norm adapts, with rows that nothing is asked of."""
+    return Network(net.eval(), rows_of(net, [(X, torch.zeros(len(X)))]))
 
 
 class Shaped(nn.Module):
