@@ -7,6 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cvxsnn.metrics.base import SpikingMetric
+from lightning_cvxsnn.patterns.hashing import mix64
 
 _BLOCK = 2**22  # entries whose int64 products are held at once
 
@@ -184,7 +185,7 @@ class DistinctPatterns(_PerUnit):
         for block in rows.split(max(_BLOCK // max(units, 1), 1)):
             block = block.long()
             for hashed, keys in zip(hashes, unit_keys, strict=True):
-                hashed += (block * _mix((block * keys).sum(1))[:, None]).sum(0)
+                hashed += (block * mix64((block * keys).sum(1))[:, None]).sum(0)
         self.hashes = self._add(self.hashes, hashes)
 
     @override
@@ -193,10 +194,3 @@ class DistinctPatterns(_PerUnit):
         if self.hashes.dim() == 0:
             return torch.tensor(0, device=self.hashes.device)
         return torch.tensor(self.hashes.unique(dim=1).shape[1], device=self.hashes.device)
-
-
-def _mix(z: Tensor) -> Tensor:
-    """The finaliser of splitmix64, on int64 that wraps; its shifts are logical."""
-    z = (z ^ z >> 30 & 2**34 - 1) * (0xBF58476D1CE4E5B9 - 2**64)
-    z = (z ^ z >> 27 & 2**37 - 1) * (0x94D049BB133111EB - 2**64)
-    return z ^ z >> 31 & 2**33 - 1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_cvxsnn.network.isolation import reset_neurons
 from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.reduction import TimeReduction
-from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
+from lightning_cvxsnn.patterns.dictionary import SpikeDictionary, widest_dtype
 
 #: Draws averaged per row where the network's encoder is random.
 ENCODER_DRAWS = 8
@@ -152,7 +152,7 @@ class _Rows:
         end = self._count + len(rows)
         if self._count == 0:
             self._buffer = rows.new_empty(max(self.allocate, end), rows.shape[1])
-        dtype = _widest([self._buffer.dtype, rows.dtype])
+        dtype = widest_dtype([self._buffer.dtype, rows.dtype])
         if end > len(self._buffer):  # more rows than was said
             more = self._buffer.new_empty(max(end, len(self._buffer) * 3 // 2) - len(self._buffer), rows.shape[1])
             self._buffer = torch.cat([self._buffer, more])
@@ -165,13 +165,9 @@ class _Rows:
         return self._buffer[: self._count]
 
 
-def _widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    return max(dtypes, key=lambda d: (d.is_floating_point, d.itemsize))
-
-
 def _join(parts: list[Tensor]) -> Tensor:
     """Counts one below the other, in the widest of their types."""
-    dtype = _widest(part.dtype for part in parts)
+    dtype = widest_dtype(part.dtype for part in parts)
     return parts[0] if len(parts) == 1 else torch.cat([part.to(dtype) for part in parts])
 
 

@@ -7,6 +7,8 @@ import torch
 from spikingjelly.activation_based import base, surrogate
 from torch import Tensor
 
+from lightning_cvxsnn.patterns.neuron import Neuron
+
 
 class LIF(base.MemoryModule):
     """LIF neurons that do, bit for bit, what spikingjelly's ``LIFNode`` of the same constants does on the CPU.
@@ -63,21 +65,28 @@ class LIF(base.MemoryModule):
             f"step_mode={self.step_mode}"
         )
 
+    @property
+    def constants(self) -> Neuron:
+        """Its constants as they are now: a network may have loaded others since."""
+        return Neuron(
+            tau=float(self.tau),
+            decay_input=self.decay_input,
+            v_threshold=float(self.v_threshold),
+            v_reset=None if self.soft_reset else float(self.v_reset),
+        )
+
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Spikes ``[*]`` of one step's currents ``[*]``."""
-        return self._step(x, bool(self.soft_reset))
+        return self._step(x, self.constants)
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Spikes ``[T, *]`` of currents ``[T, *]``."""
-        soft = bool(self.soft_reset)
-        return torch.stack([self._step(x, soft) for x in x_seq])
+        neuron = self.constants
+        return torch.stack([self._step(x, neuron) for x in x_seq])
 
-    def _step(self, x: Tensor, soft: bool) -> Tensor:
-        v = self.v_reset.to(x).expand(x.shape) if self.v is None else self.v
-        change = x - (v - self.v_reset) if self.decay_input else v - self.v_reset
-        change = change / self.tau
-        h = v + change if self.decay_input else v - change + x
-        spike = self.surrogate_function(h - self.v_threshold)
-        self.charged = h
-        self.v = h - spike * self.v_threshold if soft else spike * self.v_reset + (1.0 - spike) * h
+    def _step(self, x: Tensor, neuron: Neuron) -> Tensor:
+        v = torch.full_like(x, neuron.initial_voltage) if self.v is None else self.v
+        self.charged = neuron.charge(v, x)
+        spike = self.surrogate_function(self.charged - neuron.v_threshold)
+        self.v = neuron.reset(self.charged, spike)
         return spike

@@ -1,6 +1,7 @@
 """The constants of a network's neurons, read from their modules."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ from torch import nn
 
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.lif import LIF
-from lightning_cvxsnn.patterns import Neuron
+from lightning_cvxsnn.patterns.neuron import KLIFNeuron, Neuron
 
 
 def neuron_of(module: nn.Module) -> Neuron:
-    """Read the constants of a spikingjelly ``IFNode``, ``LIFNode`` or ``ParametricLIFNode``, or of a `LIF`.
+    """Read the constants of a neuron whose dynamics are known: one of spikingjelly's classes below, or a `LIF`.
+
+    These are ``IFNode``, ``HalfThresholdIFNode``, ``LIFNode``, ``SLTTLIFNode``, ``ParametricLIFNode`` and ``KLIFNode``.
 
     Args:
         module: The neuron, in any step mode and state; it is not changed. A later change of its constants is not
@@ -28,43 +31,67 @@ def neuron_of(module: nn.Module) -> Neuron:
         Neuron(tau=4.0, decay=None, decay_input=True, v_threshold=1.0, v_reset=None, v_initial=0.0)
     """
     found = type(module).__name__
-    if type(module) not in (spiking.IFNode, spiking.LIFNode, spiking.ParametricLIFNode, LIF):
+    if type(module) not in _READERS:
+        known = ", ".join(kind.__name__ for kind in _READERS)
         raise ValueError(
-            f"Found a neuron of class {found}, whose dynamics are not known. Expected spikingjelly's IFNode, "
-            "LIFNode or ParametricLIFNode, not a subclass; use the module itself for any other."
+            f"Found a neuron of class {found}, whose dynamics are not known. Expected one of {known}, not a subclass; "
+            "use the module itself for any other."
         )
+    _check_spikes(module)
+    return _READERS[type(module)](module)
+
+
+def _check_spikes(module: Any) -> None:
+    """Refuse a surrogate that gives anything but 0 below the threshold and 1 from it on."""
     probe = torch.tensor([-math.inf, -1.0, -1e-45, -0.0, 0.0, 1e-45, 1.0, math.inf])
-    surrogate: Any = module.surrogate_function
     with torch.no_grad():
-        fired = surrogate(probe)
+        fired = module.surrogate_function(probe)
     if not torch.equal(fired, (probe >= 0).to(probe)):
         raise ValueError(
-            f"The surrogate {type(surrogate).__name__} of {found} gives {fired.tolist()} for "
-            f"voltages {probe.tolist()} above the threshold. Expected 0 below and 1 from it on; if it is in "
-            "non-spiking mode, call set_spiking_mode(True)."
+            f"The surrogate {type(module.surrogate_function).__name__} of {type(module).__name__} gives "
+            f"{fired.tolist()} for voltages {probe.tolist()} above the threshold. Expected 0 below and 1 from it on; if "
+            "it is in non-spiking mode, call set_spiking_mode(True)."
         )
-    if isinstance(module, LIF):
-        return Neuron(
-            tau=float(module.tau),
-            decay_input=module.decay_input,
-            v_threshold=float(module.v_threshold),
-            v_reset=None if module.soft_reset else float(module.v_reset),
-        )
+
+
+def _voltages(module: Any) -> dict[str, float | None]:
+    """The voltages that all of spikingjelly's neurons have."""
     if module._neuron_precision is not None:
-        raise ValueError(f"{found} keeps its voltage in a precision of its own. Expected float32.")
-    decay = None
-    if isinstance(module, spiking.ParametricLIFNode):
-        if module.w.dtype != torch.float32:
-            raise ValueError(f"Found ParametricLIFNode.w of {module.w.dtype}. Expected float32.")
-        decay = float(module.w.detach().sigmoid())
+        raise ValueError(f"{type(module).__name__} keeps its voltage in a precision of its own. Expected float32.")
     with undisturbed(module):
         module.reset()
         initial = module.v
-    return Neuron(
-        tau=module.tau if isinstance(module, spiking.LIFNode) else None,
-        decay=decay,
-        decay_input=getattr(module, "decay_input", True),
-        v_threshold=module.v_threshold,
-        v_reset=module.v_reset,
-        v_initial=initial,
-    )
+    return {"v_threshold": module.v_threshold, "v_reset": module.v_reset, "v_initial": initial}
+
+
+def _leak(module: Any) -> dict[str, Any]:
+    return {"tau": module.tau, "decay_input": module.decay_input, **_voltages(module)}
+
+
+def _learned(module: Any, name: str) -> torch.Tensor:
+    """A learned scalar of a neuron."""
+    parameter: torch.Tensor = getattr(module, name).detach()
+    if parameter.dtype != torch.float32:
+        raise ValueError(f"Found {type(module).__name__}.{name} of {parameter.dtype}. Expected float32.")
+    return parameter
+
+
+def _parametric_lif(module: Any) -> Neuron:
+    decay = float(_learned(module, "w").sigmoid())
+    return Neuron(decay=decay, decay_input=module.decay_input, **_voltages(module))
+
+
+def _klif(module: Any) -> Neuron:
+    return KLIFNeuron(k=float(_learned(module, "k")), scale_reset=module.scale_reset, **_leak(module))
+
+
+#: How the constants of each class are read. A model that `patterns` knows is one entry here.
+_READERS: dict[type[nn.Module], Callable[[Any], Neuron]] = {
+    spiking.IFNode: lambda module: Neuron(**_voltages(module)),
+    spiking.HalfThresholdIFNode: lambda module: Neuron(**_voltages(module)),
+    spiking.LIFNode: lambda module: Neuron(**_leak(module)),
+    spiking.SLTTLIFNode: lambda module: Neuron(**_leak(module)),
+    spiking.ParametricLIFNode: _parametric_lif,
+    spiking.KLIFNode: _klif,
+    LIF: lambda module: module.constants,
+}

@@ -1,17 +1,16 @@
 """The matrix of spike patterns that the convex programme is solved over."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.patterns import kernels
 from lightning_cvxsnn.patterns.bits import gather_bits, pack_bits, unpack_bits
+from lightning_cvxsnn.patterns.hashing import random_keys
 
-_BLOCK = 2**18  # entries looked at at a time: their temporaries stay in the processor's cache
+_BLOCK = 2**18  # entries processed at a time: their temporaries stay in the processor's cache
 _DEVICE_BLOCK = 2**26  # the same on any other device
 _FORMAT = "lightning_cvxsnn.SpikeDictionary 1"
 
@@ -57,6 +56,32 @@ class SpikeDictionary:
         if values.numel() and bool((values == values.round()).all()) and values.min() >= 0 and values.max() < 2**16:
             return cls(values.to(torch.uint8 if values.max() < 2**8 else torch.uint16), scale)
         return cls(values.to(torch.float32), scale)
+
+    @classmethod
+    def side_by_side(cls, dictionaries: "Sequence[SpikeDictionary]") -> "SpikeDictionary":
+        """Join the columns of several dictionaries of the same rows, unpacked, on the CPU.
+
+        Args:
+            dictionaries: At least one.
+
+        Raises:
+            ValueError: If their rows or scales differ, or there is none.
+
+        Example:
+            >>> one = SpikeDictionary(torch.tensor([[0, 3], [1, 3]], dtype=torch.uint8))
+            >>> SpikeDictionary.side_by_side([one, one]).shape
+            torch.Size([2, 4])
+        """
+        found = {(d.shape[0], d.scale) for d in dictionaries}
+        if len(found) != 1:
+            raise ValueError(
+                f"Found dictionaries of (rows, scale) {sorted(found)}. Expected at least one, all of the same rows and "
+                "the same scale."
+            )
+        unpacked = [d.counts if d.packed_columns is None else d.block(slice(None)) for d in dictionaries]
+        counts = [c.cpu() for c in unpacked]
+        dtype = widest_dtype(c.dtype for c in counts)
+        return cls(torch.cat([c.to(dtype) for c in counts], 1), dictionaries[0].scale)
 
     def packed(self) -> "SpikeDictionary":
         """The same dictionary with zeros and ones stored as bits: an eighth of the memory, products a little slower.
@@ -120,39 +145,24 @@ class SpikeDictionary:
         """``[P]`` float64: the mean entry of each column; its firing rate where entries are spikes or their means."""
         return self.column_sums().to(torch.float64) * (self.scale / max(self.shape[0], 1))
 
-    def column_sums(self, backend: kernels.Backend = "auto") -> Tensor:
-        """Sums of the counts of each column, ``[P]`` int64 (float64 for fractions); the scale is left out.
-
-        Args:
-            backend: See `resolve_backend`. Fractions are always summed by torch.
-
-        Raises:
-            ValueError: If the backend is not available.
-        """
-        if self._on_gpu(backend):
-            return kernels.column_sums(self.counts, self.packed_columns)
+    def column_sums(self) -> Tensor:
+        """Sums of the counts of each column, ``[P]`` int64 (float64 for fractions); the scale is left out."""
         dtype = torch.float64 if self.counts.is_floating_point() else torch.int64
         total = torch.zeros(self.shape[1], dtype=dtype, device=self.counts.device)
         for part in self._parts():
             total += self.block(part).sum(0, dtype=dtype)
         return total
 
-    def column_hashes(self, seed: int = 0, backend: kernels.Backend = "auto") -> Tensor:
+    def column_hashes(self, seed: int = 0) -> Tensor:
         """64-bit hashes ``[P]`` int64 of the columns, the same on every device.
 
         Each is the column's product with one random 64-bit number per row, modulo 2^64: equal columns have equal
         hashes, and two unequal ones share a hash with a probability of about 2^-64 over seeds.
 
         Args:
-            seed: Which random numbers.
-            backend: See `resolve_backend`. Fractions are always hashed by torch.
-
-        Raises:
-            ValueError: If the backend is not available.
+            seed: Seed of the random numbers.
         """
-        if self._on_gpu(backend):
-            return kernels.column_hashes(self.counts, self.packed_columns, seed)
-        keys = _row_keys(self.shape[0], seed).to(self.counts.device)
+        keys = random_keys(self.shape[0], seed).to(self.counts.device)
         total = torch.zeros(self.shape[1], dtype=torch.int64, device=self.counts.device)
         for part in self._parts():
             block = self.block(part)
@@ -161,15 +171,14 @@ class SpikeDictionary:
             total += (block * keys[part, None]).sum(0)
         return total
 
-    def column_scores(self, dual: Tensor, backend: kernels.Backend = "auto") -> Tensor:
-        """``D^T U``, how strongly each column would be priced at the dual point U: ``[P, C]`` in the dtype of U.
+    def column_scores(self, dual: Tensor) -> Tensor:
+        """``D^T U``, by which columns are priced at the dual point U: ``[P, C]`` in the dtype of U.
 
         Args:
             dual: U, ``[n, C]`` float32 or float64 on the dictionary's device.
-            backend: See `resolve_backend`. Fractions are always multiplied by torch. Backends add in different orders.
 
         Raises:
-            ValueError: If ``dual`` has another shape, dtype or device, or the backend is not available.
+            ValueError: If ``dual`` has another shape, dtype or device.
 
         Example:
             >>> SpikeDictionary(torch.tensor([[0, 3], [1, 3]]), 0.5).column_scores(torch.tensor([[1.0], [2.0]]))
@@ -183,8 +192,6 @@ class SpikeDictionary:
                 f"Found a dual point of shape {list(dual.shape)}, {dual.dtype} on '{dual.device}'. Expected [{rows}, "
                 f"C], float32 or float64, on '{device}'."
             )
-        if self._on_gpu(backend) and dual.numel():
-            return kernels.column_scores(self.counts, self.packed_columns, dual) * self.scale
         product = dual.new_zeros(dual.shape[1], self.shape[1])
         wide = dual.T.contiguous()
         for part in self._parts():
@@ -212,11 +219,6 @@ class SpikeDictionary:
 
     def _keys(self) -> Tensor:
         return torch.stack([self.column_hashes(seed) for seed in (0, 1)], dim=1)
-
-    def _on_gpu(self, backend: kernels.Backend) -> bool:
-        """Whether the kernels take this dictionary."""
-        chosen = kernels.resolve_backend(backend, self.counts.device)
-        return chosen == "cupy" and not self.counts.is_floating_point() and self.counts.numel() > 0
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the dictionary to a file, as it is stored.
@@ -257,19 +259,19 @@ class SpikeDictionary:
         return self.block(slice(0, self.shape[0])).to(dtype) * self.scale
 
     def __matmul__(self, coef: Tensor) -> Tensor:
-        """What a readout ``coef [P, C]`` without a bias makes of each row, ``[n, C]``, in the dtype of ``coef``."""
+        """Outputs ``[n, C]`` of a readout ``coef [P, C]`` without a bias, in the dtype of ``coef``."""
         product = coef.new_empty(self.shape[0], coef.shape[1])
         for part in self._parts():
             product[part] = self.block(part).to(coef.dtype) @ coef
         return product * self.scale
 
     def block(self, rows: slice, columns: Tensor | None = None) -> Tensor:
-        """The counts of some consecutive rows, ``columns`` (int64 positions) only, if given."""
+        """The counts of consecutive rows; of the ``columns`` at these int64 positions, if given."""
         stored = self.counts[rows]
         if self.packed_columns is not None:
             return unpack_bits(stored, self.packed_columns) if columns is None else gather_bits(stored, columns)
         wide = stored.dtype == torch.uint16
-        if wide:  # few operations know this type, and fewer on a GPU
+        if wide:  # torch has few operations on uint16, and fewer on a GPU
             stored = stored.view(torch.int16)
         block = stored if columns is None else stored.index_select(1, columns)
         return block.to(torch.int32) & 0xFFFF if wide else block
@@ -290,13 +292,13 @@ class SpikeDictionary:
         return SpikeDictionary(stored, self.scale, index.numel())
 
     def _parts(self) -> Iterator[slice]:
-        """Slices of rows that are small enough to be looked at in full."""
+        """Slices of rows that are small enough to be processed as they are."""
         rows, columns = self.shape
         step = max((_BLOCK if self.counts.device.type == "cpu" else _DEVICE_BLOCK) // max(columns, 1), 1)
         return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
     def __repr__(self) -> str:
-        """What a person wants to know of it."""
+        """Size, storage and the statistics of the columns."""
         rows, columns = self.shape
         kind = "bits" if self.packed_columns is not None else str(self.counts.dtype).removeprefix("torch.")
         return (
@@ -322,10 +324,6 @@ class DistinctColumns:
     multiplicity: Tensor
 
 
-def _row_keys(rows: int, seed: int) -> Tensor:
-    """``row_key`` of kernels.cu for each row, int64 ``[rows]``."""
-    with np.errstate(over="ignore"):
-        z = np.uint64(seed) + np.arange(1, rows + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return torch.from_numpy((z ^ z >> np.uint64(31)).view(np.int64))
+def widest_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The dtype of counts, or of fractions, that holds the values of all ``dtypes``."""
+    return max(dtypes, key=lambda d: (d.is_floating_point, d.itemsize))

@@ -1,27 +1,59 @@
-"""What a spiking neuron does with its input currents, in spikingjelly's order of operations."""
+"""Models of spiking neurons: how they charge, fire and reset, in spikingjelly's order of operations."""
 
 import math
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_cvxsnn.patterns import kernels
-from lightning_cvxsnn.patterns.bits import pack_bits
-from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
+_Vector = TypeVar("_Vector", Tensor, NDArray[np.float64])
+_Scalar = TypeVar("_Scalar", Tensor, float)
+_ANY = (-math.inf, math.inf)
 
-PatternKind = Literal["last", "membrane", "mean", "sum"]
 
-_BLOCK = 2**17  # voltages at a time: the scan's temporaries stay in the processor's cache
-_DEVICE_BLOCK = 2**26  # the same on any other device
+class LinearForm(NamedTuple):
+    """One step of a neuron in exact arithmetic: linear in its voltage and input, once its spikes are known.
+
+    An affine function of the input weights w, ``normal @ w + constant``, therefore stays one over the steps.
+
+    Attributes:
+        slope: The charge is ``h = slope * v + gain * x + offset``.
+        gain: Factor of the input.
+        offset: Voltage that every charge adds.
+        kept: A spike leaves the voltage ``kept * h + after_spike``; without one it stays h.
+        after_spike: See ``kept``.
+    """
+
+    slope: float
+    gain: float
+    offset: float
+    kept: float
+    after_spike: float
+
+    def charge(self, v: Tensor, x: Tensor) -> Tensor:
+        """The voltage that the input x makes of v, both float64."""
+        return self.slope * v + self.offset + self.gain * x
+
+    def reset(self, h: Tensor, fires: Tensor) -> Tensor:
+        """The voltage that is left of h, float64, by the spikes ``fires``, bool."""
+        return torch.where(fires, self.kept * h + self.after_spike, h)
+
+    def charge_affine(self, normal: _Vector, constant: _Scalar, x: _Vector) -> tuple[_Vector, _Scalar]:
+        """Normal and constant of the charged voltage ``h(w)`` for the input ``x @ w``."""
+        return self.slope * normal + self.gain * x, self.slope * constant + self.offset
+
+    def reset_affine(self, normal: _Vector, constant: _Scalar) -> tuple[_Vector, _Scalar]:
+        """Normal and constant of the voltage that a spike leaves."""
+        return self.kept * normal, self.kept * constant + self.after_spike
 
 
 @dataclass(frozen=True)
 class Neuron:
-    """The constants of an integrate-and-fire neuron: all that decides which currents make it fire.
+    """The constants of an integrate-and-fire neuron, and what it does with them: charge, fire, reset.
 
     With input x, voltage v and r = ``v_reset`` (0 for a soft reset) one step charges, fires where
     ``h >= v_threshold`` (a tie fires) and resets:
@@ -30,6 +62,8 @@ class Neuron:
     - ``h = v + (x - (v - r)) / tau``, or ``h = v - (v - r) / tau + x`` without ``decay_input``: LIF;
     - the same with ``* decay`` for ``/ tau``: the parametric LIF of Fang et al. (ICCV 2021), which learns
       ``decay = sigmoid(w)``. The two round differently, so a neuron has one or the other.
+
+    Another model is a subclass with its own `charge` and whatever else differs, and a struct of neuron.h.
 
     Attributes:
         tau: Membrane time constant in steps, at least 1.
@@ -54,23 +88,36 @@ class Neuron:
     v_reset: float | None = 0.0
     v_initial: float | None = None
 
+    _ranges: ClassVar[dict[str, tuple[float, float]]] = {
+        "tau": (1.0, math.inf),
+        "decay": (0.0, 1.0),
+        "v_threshold": _ANY,
+        "v_reset": _ANY,
+        "v_initial": _ANY,
+    }
+    _optional: ClassVar[set[str]] = {"tau", "decay", "v_reset", "v_initial"}
+
     def __post_init__(self) -> None:
         if self.tau is not None and self.decay is not None:
             raise ValueError(f"Found tau={self.tau} and decay={self.decay}. Expected one of them: decay is 1/tau.")
-        for name, low, high in (
-            ("tau", 1.0, math.inf),
-            ("decay", 0.0, 1.0),
-            ("v_threshold", -math.inf, math.inf),
-            ("v_reset", -math.inf, math.inf),
-            ("v_initial", -math.inf, math.inf),
-        ):
+        for name, (low, high) in self._ranges.items():
             value = getattr(self, name)
-            if value is None and name != "v_threshold":
+            if value is None and name in self._optional:
                 continue
             if not (low <= value <= high and abs(value) <= torch.finfo(torch.float32).max):
                 raise ValueError(
                     f"Found {name}={value!r}. Expected a number that is finite in float32, in [{low}, {high}]."
                 )
+
+    @property
+    def resting_voltage(self) -> float:
+        """The voltage r towards which it leaks: ``v_reset``, or 0 for a soft reset."""
+        return 0.0 if self.v_reset is None else self.v_reset
+
+    @property
+    def initial_voltage(self) -> float:
+        """The voltage before the first step."""
+        return self.resting_voltage if self.v_initial is None else self.v_initial
 
     @property
     def leak(self) -> float:
@@ -81,127 +128,149 @@ class Neuron:
 
     @property
     def firing_current(self) -> float:
-        """The least current of the first step that makes it fire.
+        """The least current of the first step that makes it fire; infinite if there is none.
 
         Example:
             >>> Neuron(tau=4.0).firing_current
             4.0
         """
-        charge, _, constant, threshold, reset, initial = self.kernel_arguments
-        share = {2: 1 / constant, 4: constant}.get(int(charge), 1.0) if charge else 1.0
-        charged = initial - (1 - self.leak) * (initial - reset)
-        return (threshold - charged) / share if share else math.inf
+        return self._current_for(self.v_threshold)
 
-    @property
-    def kernel_arguments(self) -> tuple[int | float, ...]:
-        """What neuron.h takes: kind of charge, hard reset or not, tau or decay, threshold, reset, initial voltage."""
-        charge, constant = 0, 0.0
-        if self.tau is not None:
-            charge, constant = 1 + int(self.decay_input), self.tau
-        elif self.decay is not None:
-            charge, constant = 3 + int(self.decay_input), self.decay
-        reset = 0.0 if self.v_reset is None else self.v_reset
-        initial = reset if self.v_initial is None else self.v_initial
-        return charge, int(self.v_reset is not None), *map(float, (constant, self.v_threshold, reset, initial))
+    def _current_for(self, voltage: float) -> float:
+        """The current of the first step that charges an IF or LIF neuron of these constants to ``voltage``."""
+        form = Neuron.linear_form(self)
+        charged = form.slope * self.initial_voltage + form.offset
+        return (voltage - charged) / form.gain if form.gain else math.inf
+
+    def linear_form(self) -> LinearForm:
+        """One step in exact arithmetic, for margins and for enumerating spike trains.
+
+        Raises:
+            ValueError: If the model has none: its voltage is not linear in the input even where its spikes are known.
+        """
+        r = self.resting_voltage
+        leaky = self.tau is not None or self.decay is not None
+        gain = 1 - self.leak if leaky and self.decay_input else 1.0
+        kept, after_spike = (1.0, -self.v_threshold) if self.v_reset is None else (0.0, r)
+        return LinearForm(self.leak, gain, (1 - self.leak) * r, kept, after_spike)
+
+    def charge(self, v: Tensor, x: Tensor) -> Tensor:
+        """The voltage h that the input x makes of the voltage v."""
+        if self.tau is None and self.decay is None:
+            return v + x
+        above = v - self.resting_voltage
+        change = x - above if self.decay_input else above
+        if self.decay is None:
+            # On a GPU torch multiplies by the reciprocal of a Python number, which rounds twice; a tensor it divides by.
+            change = change / change.new_full((), self.tau)
+        else:
+            change = change * self.decay
+        return v + change if self.decay_input else v - change + x
+
+    def fire(self, h: Tensor) -> Tensor:
+        """Where it fires at the charged voltage h, bool."""
+        return h >= self.v_threshold
+
+    def reset(self, h: Tensor, spike: Tensor) -> Tensor:
+        """The voltage that is left of h after the spikes, zeros and ones of the dtype of h."""
+        return _reset(h, spike, self.v_threshold, self.v_reset)
 
     def steps(self, currents: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the voltage after charging and where it fires, float32 and bool ``[*]``, for each of ``[T, *]``."""
-        charge, _, constant, _, reset, initial = self.kernel_arguments
-        # On a GPU torch multiplies by the reciprocal of a Python number, which rounds twice; a tensor it divides by.
-        factor = torch.tensor(constant, dtype=torch.float32, device=currents.device)
-        v = torch.full_like(currents[0], initial)
+        v = torch.full_like(currents[0], self.initial_voltage)
         for x in currents:
-            if charge == 0:
-                h = v + x
-            else:
-                change = x - (v - reset) if self.decay_input else v - reset
-                change = change / factor if self.decay is None else change * factor
-                h = v + change if self.decay_input else v - change + x
-            fires = h >= self.v_threshold
+            h = self.charge(v, x)
+            fires = self.fire(h)
             yield h, fires
-            # Multiplied out, because spikingjelly does: an infinite voltage leaves NaN behind a hard reset.
-            spike = fires.to(h)
-            v = h - spike * self.v_threshold if self.v_reset is None else spike * reset + (1 - spike) * h
+            v = self.reset(h, fires.to(h))
+
+    @property
+    def kernel_model(self) -> int:
+        """Position of its model in the enumeration ``Kind`` of neuron.h."""
+        if self.tau is not None:
+            return 1 + int(self.decay_input)
+        return 0 if self.decay is None else 3 + int(self.decay_input)
+
+    @property
+    def kernel_constants(self) -> tuple[float, ...]:
+        """The constants of its model in neuron.h: threshold, r and initial voltage, then those of its charge."""
+        common = self.v_threshold, self.resting_voltage, self.initial_voltage
+        rate = self.decay if self.tau is None else self.tau
+        return common if rate is None else (*common, rate)
 
 
-@torch.no_grad()
-def spike_trains(neuron: Neuron, currents: Tensor) -> Tensor:
-    """The spikes of a neuron from its initial voltage on, bit for bit those of spikingjelly's module on the CPU.
+@dataclass(frozen=True)
+class KLIFNeuron(Neuron):
+    """The constants of a KLIF neuron: a LIF neuron whose voltage is scaled by a learned factor and cut at zero.
 
-    Args:
-        neuron: Its constants.
-        currents: ``[T, *]`` float32 input currents; infinities and NaN are allowed.
+    With the charge ``h'`` of a LIF neuron it charges to ``h = max(k * h', 0)``. With ``scale_reset`` the reset starts
+    from ``h / k`` and, if soft, subtracts ``v_threshold / k``.
 
-    Returns:
-        ``[T, *]`` float32 zeros and ones.
+    Source: Jiang and Zhang, KLIF, arXiv 2302.09238; spikingjelly's ``KLIFNode``.
 
-    Raises:
-        ValueError: If ``currents`` is not float32 or has no time step.
-
-    Example:
-        >>> spike_trains(Neuron(tau=2.0), torch.full((5, 1), 1.5))[:, 0]
-        tensor([0., 1., 0., 1., 0.])
-    """
-    if currents.dtype != torch.float32 or currents.dim() == 0 or len(currents) == 0:
-        raise ValueError(
-            f"Found currents of shape {list(currents.shape)}, {currents.dtype}. Expected float32 [T, *], T at least 1."
-        )
-    return torch.stack([fires.to(currents) for _, fires in neuron.steps(currents)])
-
-
-@torch.no_grad()
-def spike_patterns(
-    neuron: Neuron, currents: Tensor, kind: PatternKind, backend: kernels.Backend = "auto"
-) -> SpikeDictionary:
-    """What a readout receives from M units for N rows, without the ``[T, N, M]`` spikes in between.
-
-    Args:
-        neuron: The constants that the units share.
-        currents: ``[T, N, M]`` float32 input currents. On a GPU they are read where they are if contiguous.
-        kind: ``last``: the spike at the last step; ``membrane``: ``1[h[T] >= 0]`` of the voltage h after the last
-            charge (the paper's choice, arXiv 2605.08022); ``mean`` and ``sum``: the number of spikes, with a scale of
-            1/T and 1.
-        backend: See `resolve_backend`; every backend gives the same bits.
-
-    Returns:
-        ``[N, M]`` on the device of ``currents``: packed bits for ``last`` and ``membrane``, else uint8 counts (uint16
-        beyond 255 steps).
+    Attributes:
+        k: The factor.
+        scale_reset: Whether the reset divides by it.
 
     Raises:
-        ValueError: If ``currents`` is not a float32 ``[T, N, M]`` with sizes of at least 1 and T below 65536, for an
-            unknown ``kind``, or if the backend is not available.
+        ValueError: If a constant is out of range or not finite in float32.
 
     Example:
-        >>> spike_patterns(Neuron(tau=2.0), torch.tensor([[[1.5, 3.0]], [[1.5, 0.0]]]), "last").to_dense()
-        tensor([[1., 0.]], dtype=torch.float64)
+        >>> KLIFNeuron(tau=2.0, k=4.0).firing_current  # a quarter of that of a LIF neuron
+        0.5
     """
-    if currents.dtype != torch.float32 or currents.dim() != 3 or 0 in currents.shape or len(currents) >= 2**16:
+
+    tau: float | None = 2.0
+    k: float = 1.0
+    scale_reset: bool = False
+
+    _ranges: ClassVar[dict[str, tuple[float, float]]] = {**Neuron._ranges, "k": _ANY}
+    _optional: ClassVar[set[str]] = {"decay", "v_reset", "v_initial"}
+
+    @property
+    def firing_current(self) -> float:
+        """The least current of the first step that makes it fire; infinite if k or the threshold is not positive."""
+        return self._current_for(self.v_threshold / self.k) if min(self.k, self.v_threshold) > 0 else math.inf
+
+    def linear_form(self) -> LinearForm:
+        """Not available: the voltage is cut at zero.
+
+        Raises:
+            ValueError: Always.
+        """
         raise ValueError(
-            f"Found currents of shape {list(currents.shape)}, {currents.dtype}. Expected float32 [T, N, M] with sizes "
-            "of at least 1 and fewer than 65536 steps."
+            "A KLIF neuron cuts its voltage at zero, so the voltage is not linear in its input weights even where the "
+            "spikes are known. Expected IF, LIF or parametric LIF neurons for margins and for enumerating spike trains."
         )
-    if kind not in get_args(PatternKind):
-        raise ValueError(f"Found kind={kind!r}. Expected one of {list(get_args(PatternKind))}.")
-    steps, _, columns = currents.shape
-    scale = 1 / steps if kind == "mean" else 1.0
-    packed_columns = columns if kind in ("last", "membrane") else None
-    if kernels.resolve_backend(backend, currents.device) == "cupy":
-        constants = neuron.kernel_arguments
-        if packed_columns is None:
-            counts = kernels.spike_counts(currents, constants)
-        else:
-            counts = kernels.spike_bits(currents, constants, kind == "membrane")
-        return SpikeDictionary(counts, scale, packed_columns)
-    size = _BLOCK if currents.device.type == "cpu" else _DEVICE_BLOCK
-    blocks = [_reduce(neuron, part, kind) for part in currents.split(max(size // columns, 1), dim=1)]
-    return SpikeDictionary(torch.cat(blocks), scale, packed_columns)
+
+    def charge(self, v: Tensor, x: Tensor) -> Tensor:
+        """The voltage h that the input x makes of the voltage v, at least 0."""
+        return torch.relu(super().charge(v, x) * self.k)
+
+    def reset(self, h: Tensor, spike: Tensor) -> Tensor:
+        """The voltage that is left of h after the spikes, zeros and ones of the dtype of h."""
+        if not self.scale_reset:
+            return super().reset(h, spike)
+        return _reset(h / h.new_full((), self.k), spike, self._subtracted, self.v_reset)
+
+    @property
+    def _subtracted(self) -> float:
+        """What a soft reset subtracts; torch divides a number by a tensor in two rounded steps."""
+        if not self.scale_reset:
+            return self.v_threshold
+        return float(torch.tensor(self.k, dtype=torch.float32).reciprocal() * self.v_threshold)
+
+    @property
+    def kernel_model(self) -> int:
+        """Position of its model in the enumeration ``Kind`` of neuron.h."""
+        return 5 + int(self.decay_input)
+
+    @property
+    def kernel_constants(self) -> tuple[float, ...]:
+        """As of a LIF neuron; then k, what the reset divides by, and what a soft reset subtracts."""
+        return (*super().kernel_constants, self.k, self.k if self.scale_reset else 1.0, self._subtracted)
 
 
-def _reduce(neuron: Neuron, currents: Tensor, kind: PatternKind) -> Tensor:
-    if kind in ("last", "membrane"):
-        ((voltage, fires),) = deque(neuron.steps(currents), maxlen=1)
-        return pack_bits(voltage >= 0 if kind == "membrane" else fires)
-    counts = torch.zeros(currents.shape[1:], dtype=torch.int32, device=currents.device)
-    for _, fires in neuron.steps(currents):
-        counts += fires
-    return counts.to(torch.uint8 if len(currents) < 2**8 else torch.uint16)
+def _reset(h: Tensor, spike: Tensor, subtracted: float, v_reset: float | None) -> Tensor:
+    # Multiplied out, because spikingjelly does: an infinite voltage leaves NaN behind a hard reset.
+    return h - spike * subtracted if v_reset is None else spike * v_reset + (1 - spike) * h

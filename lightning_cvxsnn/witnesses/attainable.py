@@ -16,7 +16,7 @@ Kind = Literal["last", "mean", "sum"]
 Array = NDArray[np.float64]
 
 _THINNEST = 1e-7  # margins below it are ties
-_WIDEST = 1.0  # margins beyond it are not distinguished: cells may be unbounded
+_WIDEST = 1.0  # margins are cut at it, since cells may be unbounded
 _EXACTLY = {"primal_feasibility_tolerance": 1e-9, "dual_feasibility_tolerance": 1e-9}
 
 
@@ -83,7 +83,8 @@ def attainable_trains(neuron: Neuron, inputs: Tensor, *, bias: bool, max_trains:
         in weight space count as ties; a train is kept if some weights have it with ties that fire.
 
     Raises:
-        ValueError: If ``inputs`` is not a finite ``[T, N, F]`` with sizes of at least 1, or there are too many trains.
+        ValueError: If ``inputs`` is not a finite ``[T, N, F]`` with sizes of at least 1, there are too many trains, or
+            the neuron has no linear form (KLIF).
 
     Example:
         >>> found = attainable_trains(Neuron(tau=2.0), torch.tensor([[[1.0]], [[1.0]]]), bias=False)
@@ -113,13 +114,13 @@ def attainable_trains(neuron: Neuron, inputs: Tensor, *, bias: bool, max_trains:
 
 
 class _Search:
-    """Depth first over rows and steps; the voltage is ``slope @ w + offset``."""
+    """Depth first over rows and steps; the voltage is ``normal @ w + constant``."""
 
     def __init__(self, neuron: Neuron, data: Array, max_trains: int) -> None:
-        self.neuron, self.data, self.max_trains = neuron, data, max_trains
-        self.reset = 0.0 if neuron.v_reset is None else neuron.v_reset
-        self.initial = np.zeros(data.shape[2]), self.reset if neuron.v_initial is None else neuron.v_initial
-        self.normals: list[Array] = []  # of the cell at hand: normal @ w >= level, or < where it is negated
+        self.form, self.threshold = neuron.linear_form(), neuron.v_threshold
+        self.data, self.max_trains = data, max_trains
+        self.initial = np.zeros(data.shape[2]), neuron.initial_voltage
+        self.normals: list[Array] = []  # the present cell: normal @ w >= level where it fired, < where it did not
         self.levels: list[float] = []
         self.fired: list[bool] = []
         self.trains: list[list[bool]] = []
@@ -127,44 +128,34 @@ class _Search:
         self.margins: list[float] = []
         self.path: list[bool] = []
 
-    def descend(self, row: int, step: int, slope: Array, offset: float, witness: Array) -> None:
+    def descend(self, row: int, step: int, normal: Array, constant: float, witness: Array) -> None:
         """Add all trains that continue the path, from a voltage before ``step`` and a witness of the path."""
         steps, rows, _ = self.data.shape
         if row == rows:
             self._arrived()
             return
-        slope, offset = self._charge(slope, offset, self.data[step, row])
-        norm = float(np.linalg.norm(slope))
-        height = float(slope @ witness) + offset - self.neuron.v_threshold
+        normal, constant = self.form.charge_affine(normal, constant, self.data[step, row])
+        norm = float(np.linalg.norm(normal))
+        height = float(normal @ witness) + constant - self.threshold
         for fires in (False, True):
             if norm < 1e-300:  # the weights do not matter
-                if fires != (offset >= self.neuron.v_threshold):
+                if fires != (constant >= self.threshold):
                     continue
                 inner: Array | None = witness
             else:
-                self.normals.append(slope / norm)
-                self.levels.append((self.neuron.v_threshold - offset) / norm)
+                self.normals.append(normal / norm)
+                self.levels.append((self.threshold - constant) / norm)
                 self.fired.append(fires)
                 agrees = height > _THINNEST * norm if fires else height < -_THINNEST * norm
                 inner = witness if agrees else self._inside()
             if inner is not None:
                 self.path.append(fires)
-                after = self._after_spike(slope, offset) if fires else (slope, offset)
+                after = self.form.reset_affine(normal, constant) if fires else (normal, constant)
                 following = (row, step + 1, *after) if step + 1 < steps else (row + 1, 0, *self.initial)
                 self.descend(*following, inner)
                 self.path.pop()
             if norm >= 1e-300:
                 del self.normals[-1], self.levels[-1], self.fired[-1]
-
-    def _charge(self, slope: Array, offset: float, x: Array) -> tuple[Array, float]:
-        rate = 1 - self.neuron.leak
-        gain = rate if rate and self.neuron.decay_input else 1.0
-        return (1 - rate) * slope + gain * x, (1 - rate) * offset + rate * self.reset
-
-    def _after_spike(self, slope: Array, offset: float) -> tuple[Array, float]:
-        if self.neuron.v_reset is None:
-            return slope, offset - self.neuron.v_threshold
-        return np.zeros_like(slope), self.neuron.v_reset
 
     def _inside(self) -> Array | None:
         """Weights inside the cell; on its boundary where a tie fires; ``None`` if it is empty."""

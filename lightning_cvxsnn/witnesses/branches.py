@@ -22,7 +22,6 @@ from lightning_cvxsnn.runtime.work import count_work
 from lightning_cvxsnn.tasks.models import ParallelSNN
 from lightning_cvxsnn.witnesses.calibrate import factors_for
 from lightning_cvxsnn.witnesses.column_generation import Tried
-from lightning_cvxsnn.witnesses.layer import side_by_side
 
 _ROUNDS = 3
 _DRAWN = 4  # candidates of a round, times the branches of the network
@@ -255,7 +254,7 @@ class BranchSearch:
         return Branch(layers, SpikeDictionary(SpikeDictionary.from_values(values).counts.cpu(), scale))
 
     def _programme(self, branches: list[Branch]) -> CapturedProgramme:
-        return replace(self.problem, dictionary=side_by_side([branch.columns for branch in branches]))
+        return replace(self.problem, dictionary=SpikeDictionary.side_by_side([branch.columns for branch in branches]))
 
     def _solve(self, branches: list[Branch], rho: float, start: Solution | None) -> Solution:
         return self._programme(branches).solve(rho, _TOLERANCE, start, self._fitted)

@@ -17,7 +17,7 @@ from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.runtime.work import count_work
-from lightning_cvxsnn.witnesses.layer import WitnessLayer, side_by_side
+from lightning_cvxsnn.witnesses.layer import WitnessLayer
 from lightning_cvxsnn.witnesses.samplers import between, pairs
 
 #: Candidates of a pool, times the width: some three quarters of the work of column generation.
@@ -73,7 +73,7 @@ class Units:
 
     def join(self, other: "Units") -> "Units":
         """These, then ``other``."""
-        columns = side_by_side([self.columns, other.columns])
+        columns = SpikeDictionary.side_by_side([self.columns, other.columns])
         return Units(torch.cat([self.weight, other.weight]), torch.cat([self.bias, other.bias]), columns)
 
 

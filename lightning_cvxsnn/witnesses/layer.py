@@ -1,6 +1,6 @@
 """The last spiking layer: what reaches it, and the columns that other weights would make of that."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast, get_args
 
@@ -16,7 +16,8 @@ from lightning_cvxsnn.network.reduction import TimeReduction
 from lightning_cvxsnn.network.writable import why_not_writable
 from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
 from lightning_cvxsnn.patterns.kernels import Backend
-from lightning_cvxsnn.patterns.neuron import Neuron, PatternKind, spike_patterns
+from lightning_cvxsnn.patterns.neuron import Neuron
+from lightning_cvxsnn.patterns.spikes import PatternKind, spike_patterns
 from lightning_cvxsnn.witnesses.calibrate import factors_for
 
 Affine = nn.Linear | _ConvNd
@@ -128,9 +129,10 @@ class WitnessLayer:
                 values, scale = self.rows(run_neuron(self.neuron, currents))
                 blocks.append(SpikeDictionary.from_values(values, scale))
             else:
-                found = spike_patterns(self.constants, currents.flatten(2), cast(PatternKind, kind), self.backend)
-                blocks.append(SpikeDictionary(found.block(slice(0, inputs.shape[1])), found.scale))
-        return side_by_side(blocks)
+                blocks.append(
+                    spike_patterns(self.constants, currents.flatten(2), cast(PatternKind, kind), self.backend)
+                )
+        return SpikeDictionary.side_by_side(blocks)
 
     @torch.no_grad()
     def calibrated(self, inputs: Tensor, weight: Tensor, bias: Tensor, rate: float) -> tuple[Tensor, Tensor]:
@@ -187,13 +189,6 @@ def check_writable(module: nn.Module, name: str) -> None:
     """
     if reason := why_not_writable(module, name, f"'{name}'"):
         raise ValueError(f"{reason}, so new weights cannot be written there. Expected a plain layer. {INSTEAD}")
-
-
-def side_by_side(dictionaries: Sequence[SpikeDictionary]) -> SpikeDictionary:
-    """One dictionary of the columns of several of one scale, on the CPU."""
-    counts = [d.counts.cpu() for d in dictionaries]
-    dtype = max((c.dtype for c in counts), key=lambda d: (d.is_floating_point, d.itemsize))
-    return SpikeDictionary(torch.cat([c.to(dtype) for c in counts], 1), dictionaries[0].scale)
 
 
 def run_neuron(neuron: nn.Module, currents: Tensor) -> Tensor:

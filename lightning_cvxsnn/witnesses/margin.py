@@ -1,4 +1,4 @@
-"""Maximum-margin witnesses: weights with the same spikes, and their voltages as far from the threshold as can be."""
+"""Maximum-margin witnesses: weights with the same spikes whose voltages are as far from the threshold as possible."""
 
 from dataclasses import dataclass
 
@@ -56,7 +56,7 @@ def widen(neuron: Neuron, inputs: Tensor, weight: Tensor, bias: Tensor | None, t
         decided), ``before`` is negative by as much.
 
     Raises:
-        ValueError: If shapes disagree or numbers are not finite.
+        ValueError: If shapes disagree, numbers are not finite, or the neuron has no linear form (KLIF).
 
     Example:
         >>> from lightning_cvxsnn.patterns import spike_trains
@@ -83,7 +83,7 @@ def margins(neuron: Neuron, inputs: Tensor, weight: Tensor, bias: Tensor | None,
         tensor([0.0800], dtype=torch.float64)
     """
     data, point, fired = _checked(inputs, weight, bias, trains)
-    return torch.cat([_rooms(neuron, data, point[units], fired[..., units])[0] for units in _blocks(trains)])
+    return torch.cat([_slacks(neuron, data, point[units], fired[..., units])[0] for units in _blocks(trains)])
 
 
 def _checked(inputs: Tensor, weight: Tensor, bias: Tensor | None, trains: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,14 +113,14 @@ def _widen(neuron: Neuron, data: Tensor, point: Tensor, fired: Tensor) -> tuple[
     """Point ``[M, F]``, margins before and after and bounds ``[M]`` of a few units."""
     size = point.norm(dim=1)
     best = point.clone()
-    before, rooms = _rooms(neuron, data, point, fired)
+    before, slacks = _slacks(neuron, data, point, fired)
     after, bound = before.clone(), torch.full_like(before, torch.inf)
     normals = levels = None
     open_units = torch.arange(len(point))
     for _ in range(_ROUNDS):
         # About as many constraints bind as there are weights.
-        count = min(data.shape[2] if normals is None else data.shape[2] // 2 + 1, len(rooms))
-        tightest = rooms.topk(count, dim=0, largest=False).indices
+        count = min(data.shape[2] if normals is None else data.shape[2] // 2 + 1, len(slacks))
+        tightest = slacks.topk(count, dim=0, largest=False).indices
         added = [
             _constraints(neuron, data, fired[..., unit], places)
             for unit, places in zip(open_units, tightest.T, strict=True)
@@ -130,27 +130,27 @@ def _widen(neuron: Neuron, data: Tensor, point: Tensor, fired: Tensor) -> tuple[
         levels = their_levels if levels is None else torch.cat([levels, their_levels], 1)
         found, reached = _restricted(normals, levels, size[open_units])
         bound[open_units] = reached
-        margin, rooms = _rooms(neuron, data, found, fired[..., open_units])
+        margin, slacks = _slacks(neuron, data, found, fired[..., open_units])
         better = margin > after[open_units]
         best[open_units[better]], after[open_units[better]] = found[better], margin[better]
         going = bound[open_units] - after[open_units] > _TOLERANCE * bound[open_units].abs()
         if not bool(going.any()):
             break
-        open_units, normals, levels, rooms = open_units[going], normals[going], levels[going], rooms[:, going]
+        open_units, normals, levels, slacks = open_units[going], normals[going], levels[going], slacks[:, going]
     return best, before, after, bound
 
 
-def _rooms(neuron: Neuron, data: Tensor, point: Tensor, fired: Tensor) -> tuple[Tensor, Tensor]:
+def _slacks(neuron: Neuron, data: Tensor, point: Tensor, fired: Tensor) -> tuple[Tensor, Tensor]:
     """Margins ``[M]``, and by how much each voltage is on its side of the threshold, ``[T * N, M]``."""
-    reset = 0.0 if neuron.v_reset is None else neuron.v_reset
-    v = torch.full_like(fired[0], reset if neuron.v_initial is None else neuron.v_initial, dtype=torch.float64)
+    form = neuron.linear_form()
+    v = torch.full_like(fired[0], neuron.initial_voltage, dtype=torch.float64)
     voltages = []
     for x, fires in zip(F.linear(data, point), fired, strict=True):
-        h = neuron.leak * v + (1 - neuron.leak) * reset + _gain(neuron) * x
+        h = form.charge(v, x)
         voltages.append(h)
-        v = h - fires.double() * neuron.v_threshold if neuron.v_reset is None else torch.where(fires, reset, h)
-    rooms = (_side(fired) * (torch.stack(voltages) - neuron.v_threshold)).flatten(0, 1)
-    return rooms.amin(0), rooms
+        v = form.reset(h, fires)
+    slacks = (_side(fired) * (torch.stack(voltages) - neuron.v_threshold)).flatten(0, 1)
+    return slacks.amin(0), slacks
 
 
 def _side(fired: Tensor) -> Tensor:
@@ -158,33 +158,24 @@ def _side(fired: Tensor) -> Tensor:
     return torch.where(fired, 1.0, -1.0).double()
 
 
-def _gain(neuron: Neuron) -> float:
-    """What an input is multiplied by as it charges."""
-    return 1 - neuron.leak if neuron.leak < 1 and neuron.decay_input else 1.0
-
-
 def _constraints(neuron: Neuron, data: Tensor, fired: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-    """Normals ``[K, F]`` and levels ``[K]`` with ``room = normal @ w - level`` at ``which`` of the T * N places."""
+    """Normals ``[K, F]`` and levels ``[K]`` with ``slack = normal @ w - level`` at ``which`` of the T * N places."""
+    form = neuron.linear_form()
     step, row = which // data.shape[1], which % data.shape[1]
     normals = data.new_zeros(len(which), data.shape[2])
-    reset = 0.0 if neuron.v_reset is None else neuron.v_reset
-    offset = torch.full_like(normals[:, 0], reset if neuron.v_initial is None else neuron.v_initial)
+    constants = torch.full_like(normals[:, 0], neuron.initial_voltage)
     for t in range(int(step.max()) + 1):
         now = t <= step
         fires = fired[t, row] & (t < step)
-        normals[now] = neuron.leak * normals[now] + _gain(neuron) * data[t, row[now]]
-        offset[now] = neuron.leak * offset[now] + (1 - neuron.leak) * reset
-        if neuron.v_reset is None:
-            offset[fires] -= neuron.v_threshold
-        else:
-            normals[fires], offset[fires] = 0.0, reset
+        normals[now], constants[now] = form.charge_affine(normals[now], constants[now], data[t, row[now]])
+        normals[fires], constants[fires] = form.reset_affine(normals[fires], constants[fires])
     side = _side(fired).flatten()[which]
-    return side[:, None] * normals, side * (neuron.v_threshold - offset)
+    return side[:, None] * normals, side * (neuron.v_threshold - constants)
 
 
 def _restricted(normals: Tensor, levels: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Points ``[M, F]`` of at most norm ``size [M]`` with the largest margins ``[M]`` over the constraints at hand."""
-    import cvxpy as cp  # slow to import, and few need it
+    """Points ``[M, F]`` of at most norm ``size [M]`` with the largest margins ``[M]`` over the constraints so far."""
+    import cvxpy as cp  # slow to import, and seldom needed
     from cvxpylayers.torch import CvxpyLayer
 
     normal = cp.Parameter(normals.shape[1:])
