@@ -49,12 +49,12 @@ def _check_spikes(module: Any) -> None:
     if not torch.equal(fired, (probe >= 0).to(probe)):
         raise ValueError(
             f"The surrogate {type(module.surrogate_function).__name__} of {type(module).__name__} gives "
-            f"{fired.tolist()} for voltages {probe.tolist()} above the threshold. Expected 0 below and 1 from it on; if "
-            "it is in non-spiking mode, call set_spiking_mode(True)."
+            f"{fired.tolist()} for voltages {probe.tolist()} above the threshold. Expected 0 below and 1 from it on; "
+            "if it is in non-spiking mode, call set_spiking_mode(True)."
         )
 
 
-def _voltages(module: Any) -> dict[str, float | None]:
+def _voltages(module: Any) -> dict[str, Any]:
     """The voltages that all of spikingjelly's neurons have."""
     if module._neuron_precision is not None:
         raise ValueError(f"{type(module).__name__} keeps its voltage in a precision of its own. Expected float32.")

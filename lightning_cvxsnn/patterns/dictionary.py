@@ -132,7 +132,7 @@ class SpikeDictionary:
     @property
     def distinct(self) -> int:
         """Number of distinct columns."""
-        return len(self._keys().unique(dim=0))
+        return len(torch.unique(self._keys(), dim=0))
 
     @property
     def rate(self) -> float:
@@ -209,7 +209,7 @@ class SpikeDictionary:
             >>> found.witness.tolist(), found.owner.tolist(), found.multiplicity.tolist()
             ([0, 1], [0, 1, 0], [2, 1])
         """
-        _, group, multiplicity = self._keys().unique(dim=0, return_inverse=True, return_counts=True)
+        _, group, multiplicity = torch.unique(self._keys(), dim=0, return_inverse=True, return_counts=True)
         starts = multiplicity.cumsum(0) - multiplicity
         first = group.argsort(stable=True)[starts]
         witness, order = first.sort()

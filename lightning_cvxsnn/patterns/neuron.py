@@ -102,9 +102,11 @@ class Neuron:
             raise ValueError(f"Found tau={self.tau} and decay={self.decay}. Expected one of them: decay is 1/tau.")
         for name, (low, high) in self._ranges.items():
             value = getattr(self, name)
-            if value is None and name in self._optional:
-                continue
-            if not (low <= value <= high and abs(value) <= torch.finfo(torch.float32).max):
+            if value is None:
+                fine = name in self._optional
+            else:
+                fine = low <= value <= high and abs(value) <= torch.finfo(torch.float32).max
+            if not fine:
                 raise ValueError(
                     f"Found {name}={value!r}. Expected a number that is finite in float32, in [{low}, {high}]."
                 )
@@ -160,10 +162,9 @@ class Neuron:
             return v + x
         above = v - self.resting_voltage
         change = x - above if self.decay_input else above
-        if self.decay is None:
-            # On a GPU torch multiplies by the reciprocal of a Python number, which rounds twice; a tensor it divides by.
-            change = change / change.new_full((), self.tau)
-        else:
+        if self.tau is not None:
+            change = _divided(change, self.tau)
+        elif self.decay is not None:
             change = change * self.decay
         return v + change if self.decay_input else v - change + x
 
@@ -251,7 +252,7 @@ class KLIFNeuron(Neuron):
         """The voltage that is left of h after the spikes, zeros and ones of the dtype of h."""
         if not self.scale_reset:
             return super().reset(h, spike)
-        return _reset(h / h.new_full((), self.k), spike, self._subtracted, self.v_reset)
+        return _reset(_divided(h, self.k), spike, self._subtracted, self.v_reset)
 
     @property
     def _subtracted(self) -> float:
@@ -269,6 +270,11 @@ class KLIFNeuron(Neuron):
     def kernel_constants(self) -> tuple[float, ...]:
         """As of a LIF neuron; then k, what the reset divides by, and what a soft reset subtracts."""
         return (*super().kernel_constants, self.k, self.k if self.scale_reset else 1.0, self._subtracted)
+
+
+def _divided(values: Tensor, by: float) -> Tensor:
+    # On a GPU torch multiplies by the reciprocal of a Python number, which rounds twice; by a tensor it divides.
+    return values / values.new_full((), by)
 
 
 def _reset(h: Tensor, spike: Tensor, subtracted: float, v_reset: float | None) -> Tensor:

@@ -85,7 +85,7 @@ def spike_patterns(
             counts = kernels.spike_bits(currents, neuron, kind == "membrane")
         return SpikeDictionary(counts, scale, packed_columns)
     size = _BLOCK if currents.device.type == "cpu" else _DEVICE_BLOCK
-    blocks = [_reduce(neuron, part, kind) for part in currents.split(max(size // columns, 1), dim=1)]
+    blocks = [_reduce(neuron, part, kind) for part in torch.split(currents, max(size // columns, 1), dim=1)]
     return SpikeDictionary(torch.cat(blocks), scale, packed_columns)
 
 

@@ -17,11 +17,11 @@ def lif_like(node):
 
 
 def lif_nodes():
-    return modules().filter(lambda module: type(module) is neuron.LIFNode)
+    return modules([neuron.LIFNode])
 
 
 @settings(max_examples=100, deadline=None)
-@given(case=cases().filter(lambda case: type(case[0]) is neuron.LIFNode), step_mode=st.sampled_from("sm"))
+@given(case=cases([neuron.LIFNode]), step_mode=st.sampled_from("sm"))
 def test_spikes_are_those_of_spikingjelly_bit_for_bit(case, step_mode):
     node, currents = case
     lif = lif_like(node)
@@ -54,7 +54,7 @@ def test_gradients_are_those_of_spikingjelly(node, seed):
 
 
 @settings(max_examples=40, deadline=None)
-@given(case=cases().filter(lambda case: type(case[0]) is neuron.LIFNode))
+@given(case=cases([neuron.LIFNode]))
 def test_constants_are_read_for_patterns(case):
     node, currents = case
     lif = lif_like(node)

@@ -1,7 +1,6 @@
 // Runs kernels.cu on the CPU, thread by thread: the 32 threads of a warp are fibres that wait for one another at a
 // ballot. Compiled with -ffp-contract=off, so that float operations are rounded one by one as on the GPU.
 
-#include <cmath>
 #include <cstring>
 #include <ucontext.h>
 #include <utility>
@@ -19,8 +18,6 @@ static float __fadd_rn(float a, float b) { return a + b; }
 static float __fsub_rn(float a, float b) { return a - b; }
 static float __fmul_rn(float a, float b) { return a * b; }
 static float __fdiv_rn(float a, float b) { return a / b; }
-static void atomicAdd(unsigned long long *to, unsigned long long value) { *to += value; }
-using std::fma;
 
 struct Lane {
     ucontext_t context;
@@ -93,17 +90,9 @@ extern "C" int launch(const char *name, unsigned blocks_x, unsigned blocks_y, un
     body = nullptr;
 #define KERNEL(kernel) \
     if (!std::strcmp(name, #kernel)) body = [](void **a) { call(kernel, a); };
-#define COLUMN_KERNELS(kind)              \
-    KERNEL(column_sums_##kind)            \
-    KERNEL(column_hashes_##kind)          \
-    KERNEL(column_scores_##kind##_float32) \
-    KERNEL(column_scores_##kind##_float64)
     KERNEL(spike_bits)
     KERNEL(spike_counts_uint8)
     KERNEL(spike_counts_uint16)
-    COLUMN_KERNELS(bits)
-    COLUMN_KERNELS(uint8)
-    COLUMN_KERNELS(uint16)
     if (!body) return 1;
     parameters = arguments;
     gridDim = {blocks_x, blocks_y};

@@ -3,14 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_cvxsnn.patterns import SpikeDictionary, dictionary
+from lightning_cvxsnn.patterns import SpikeDictionary
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _many_small_blocks():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dictionary, "_BLOCK", 10)
-        yield
+LARGE = (400, 1500)  # more entries than are processed at a time
 
 
 def _matrices(largest, columns=8):
@@ -27,6 +22,20 @@ def test_counts_are_exact_and_statistics_are_those_of_the_matrix(entries):
     assert found.counts.dtype == (torch.uint8 if values.max() <= 255 else torch.uint16)
     for one in (found, found.packed()) if values.max() <= 1 else (found,):
         _check_statistics(one, entries)
+
+
+@pytest.mark.parametrize("largest", [1, 200, 65535])
+def test_large_matrices_have_the_same_statistics(largest):
+    values = torch.randint(largest + 1, LARGE, generator=torch.Generator().manual_seed(0))
+    values[:, ::7], values[:, 1::7], values[:, 2::7] = 0, largest, values[:, 3:4]
+    values[-1, 3] = largest - values[-2, 3]  # columns that only the last rows tell apart
+    plain = SpikeDictionary.from_values(values)
+    for found in (plain, plain.packed()) if largest == 1 else (plain,):
+        _check_statistics(found, values.tolist())
+        dual = torch.randn(len(values), 3, dtype=torch.float64)
+        torch.testing.assert_close(found.column_scores(dual), found.to_dense().T @ dual)
+        index = torch.arange(0, LARGE[1], 3)
+        assert torch.equal(found.columns(index).to_dense(), values[:, index].double())
 
 
 def _check_statistics(found, entries):
@@ -172,6 +181,24 @@ def test_rows():
 def test_what_is_no_dictionary_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         SpikeDictionary.from_values(values)
+
+
+@given(st.lists(st.tuples(_matrices(1, columns=9), st.sampled_from([1, 200, 300, 0.5])), min_size=1, max_size=4))
+def test_columns_side_by_side(parts):
+    rows = min(len(entries) for entries, _ in parts)
+    values = [torch.tensor(entries[:rows]) * factor for entries, factor in parts]
+    found = [SpikeDictionary.from_values(value, 0.5) for value in values]
+    for several in (found, [d.packed() if factor == 1 else d for d, (_, factor) in zip(found, parts, strict=True)]):
+        joined = SpikeDictionary.side_by_side(several)
+        assert torch.equal(joined.to_dense(), torch.cat([value.double() for value in values], 1) * 0.5)
+        assert joined.counts.dtype in {d.counts.dtype for d in found}
+
+
+def test_dictionaries_of_other_rows_or_scales_do_not_join():
+    one = SpikeDictionary(torch.zeros(2, 3, dtype=torch.uint8))
+    for others in ([], [one, one.rows(torch.tensor([0]))], [one, SpikeDictionary(one.counts, 0.5)]):
+        with pytest.raises(ValueError, match="same scale"):
+            SpikeDictionary.side_by_side(others)
 
 
 def test_columns():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from neurons import cases, spikes_of, ties
 
 from lightning_cvxsnn.network.neurons import neuron_of
-from lightning_cvxsnn.patterns import Neuron, SpikeDictionary, kernels, resolve_backend, spike_patterns
+from lightning_cvxsnn.patterns import Neuron, kernels, resolve_backend, spike_patterns
 
 FOLDER = Path(__file__).parent
 FOLDER_OF_KERNELS = Path(kernels.__file__).parent
@@ -44,7 +44,7 @@ def twin(tmp_path_factory):
                 assert value.is_contiguous()
                 values.append(ctypes.c_void_p(value.data_ptr()))
             else:
-                values.append(ctypes.c_longlong(value) if isinstance(value, int) else ctypes.c_float(value))
+                values.append(ctypes.c_longlong(value))
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         code = library.launch(name.encode(), *blocks, *threads, pointers)
         assert code == 0, {1: f"no kernel {name}", 2: "threads left a warp before its ballot"}[code]
@@ -63,13 +63,19 @@ def device(request, monkeypatch):
     return request.param
 
 
+def on_a_grid_of_one_row(launch):
+    """`kernels.launch` as for more rows than a grid has: every thread strides over the rows."""
+    return lambda name, blocks, threads, arguments: launch(name, (blocks[0], 1), threads, arguments)
+
+
 @thorough
-@given(case=cases(), kind=st.sampled_from(KINDS), blocks=st.sampled_from([1, 2**16 - 1]))
-def test_patterns_are_torchs_and_spikingjellys_bit_for_bit(device, case, kind, blocks):
+@given(case=cases(), kind=st.sampled_from(KINDS), strided=st.booleans())
+def test_patterns_are_torchs_and_spikingjellys_bit_for_bit(device, case, kind, strided):
     module, currents = case
     described = neuron_of(module)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_MOST_BLOCKS", blocks)
+        if strided:
+            patch.setattr(kernels, "launch", on_a_grid_of_one_row(kernels.launch))
         found = spike_patterns(described, currents.to(device), kind, backend="cupy")
     expected = spike_patterns(described, currents, kind, backend="torch")
     assert found.counts.device.type == device
@@ -97,42 +103,15 @@ def test_patterns_of_many_steps_and_of_strided_currents(device):
         assert torch.equal(found.to_dense().cpu(), expected.to_dense())
 
 
-@st.composite
-def dictionaries(draw):
-    rows, columns = draw(st.integers(1, 40)), draw(st.integers(1, 40))
-    largest = draw(st.sampled_from([2, 2**8, 2**16]))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
-    values = torch.randint(largest, (rows, columns), generator=generator)
-    found = SpikeDictionary(values.to(torch.uint8 if largest <= 2**8 else torch.uint16), 0.25)
-    return found.packed() if largest == 2 else found
-
-
-@thorough
-@given(found=dictionaries(), outputs=st.integers(1, 9), seed=st.integers(0, 3), part=st.sampled_from([3, 1024]))
-def test_columns_are_summed_hashed_and_scored_as_by_torch(device, found, outputs, seed, part):
-    on_device = SpikeDictionary(found.counts.to(device), found.scale, found.packed_columns)
-    assert torch.equal(on_device.column_sums("cupy").cpu(), found.column_sums("torch"))
-    assert torch.equal(found.column_sums("torch"), (found.to_dense().sum(0) * 4).long())
-    assert torch.equal(on_device.column_hashes(seed, "cupy").cpu(), found.column_hashes(seed, "torch"))
-    whole = torch.randint(-8, 9, (found.shape[0], outputs)).double()  # products are exact in any order
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_ROWS_OF_A_PART", part)
-        for dual in (whole, whole.float(), torch.randn_like(whole)):
-            scores = on_device.column_scores(dual.to(device), "cupy").cpu()
-            assert scores.dtype == dual.dtype
-            expected = found.to_dense().T @ dual.double()
-            if dual is whole:
-                assert torch.equal(scores, expected)
-            torch.testing.assert_close(scores.double(), expected, rtol=1e-6, atol=1e-6 * 2**16)
-            torch.testing.assert_close(found.column_scores(dual, "torch").double(), expected, rtol=1e-6, atol=0.1)
-
-
-def test_distinct_columns_on_the_kernels(device):
-    columns = torch.randint(2, (50, 20), dtype=torch.uint8)
-    index = torch.randint(20, (100,))
-    found = SpikeDictionary(columns[:, index].contiguous().to(device)).packed().distinct_columns()
-    assert torch.equal(found.dictionary.to_dense()[:, found.owner].cpu(), columns[:, index].double())
-    assert found.dictionary.shape[1] == len(index.unique())
+def test_the_columns_of_patterns_on_a_device_are_told_apart(device):
+    currents = torch.randn(3, 50, 20)[:, :, torch.randint(20, (100,))]
+    for kind in ("last", "sum"):
+        on_device = spike_patterns(Neuron(tau=2.0), currents.to(device), kind, backend="cupy")
+        expected = spike_patterns(Neuron(tau=2.0), currents, kind, backend="torch").distinct_columns()
+        found = on_device.distinct_columns()
+        assert found.dictionary.counts.device.type == device
+        assert torch.equal(found.dictionary.to_dense().cpu(), expected.dictionary.to_dense())
+        assert torch.equal(found.owner.cpu(), expected.owner)
 
 
 # ---- Compilation, by the library that CuPy compiles with.
@@ -173,7 +152,7 @@ def compile_kernels(architecture):
 def test_the_kernels_compile(architecture):
     binary = compile_kernels(architecture)
     assert binary.startswith(b"\x7fELF")
-    for name in ("spike_bits", "spike_counts_uint16", "column_hashes_bits", "column_scores_uint8_float64"):
+    for name in ("spike_bits", "spike_counts_uint8", "spike_counts_uint16"):
         assert f".text.{name}".encode() in binary
 
 

@@ -5,11 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from neurons import cases, spikes_of, ties
-from spikingjelly.activation_based import neuron, surrogate
+from spikingjelly.activation_based import neuron
 
 from lightning_cvxsnn.network.neurons import neuron_of
-from lightning_cvxsnn.patterns import Neuron, spike_patterns, spike_trains
-from lightning_cvxsnn.patterns import neuron as dynamics
+from lightning_cvxsnn.patterns import KLIFNeuron, Neuron, spike_patterns, spike_trains
+
+KINDS_OF_PATTERN = ["last", "membrane", "mean", "sum"]
 
 
 @settings(max_examples=300, deadline=None)
@@ -24,23 +25,6 @@ def test_ties_of_rounded_voltages_fire_as_in_the_module():
         spikes = spikes_of(module, currents)
         assert spikes.any()
         assert torch.equal(spike_trains(neuron_of(module), currents), spikes)
-
-
-def test_a_module_in_training_is_only_read():
-    module = neuron.LIFNode(v_reset=0.25)
-    module(torch.ones(2, 3, requires_grad=True))
-    voltage, value = module.v, module.v.clone()
-    assert neuron_of(module).v_initial == 0.25
-    assert module.v is voltage
-    assert torch.equal(module.v, value)
-
-
-def test_the_initial_voltage_is_that_of_a_reset_and_not_of_the_reset_value():
-    module = neuron.LIFNode(v_reset=0.25)
-    module.v_reset = -1.0  # its memory still resets to 0.25
-    currents = torch.randn(5, 3, 4)
-    assert torch.equal(spike_trains(neuron_of(module), currents), spikes_of(module, currents))
-    assert neuron_of(module).v_initial == 0.25
 
 
 @pytest.mark.parametrize("v_reset", [None, 0.0, -0.5, 0.25])
@@ -65,13 +49,21 @@ def test_an_infinite_current_silences_a_hard_reset_and_not_a_soft_one():
 
 
 @settings(max_examples=300, deadline=None)
-@given(cases(), st.sampled_from(["last", "membrane", "mean", "sum"]), st.integers(1, 200))
-def test_patterns_are_what_a_readout_receives_from_the_spikes(case, kind, block):
-    module, currents = case
+@given(cases(), st.sampled_from(KINDS_OF_PATTERN))
+def test_patterns_are_what_a_readout_receives_from_the_spikes(case, kind):
+    _check_patterns(*case, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_PATTERN)
+def test_patterns_of_more_rows_than_are_processed_at_a_time(kind):
+    for columns in (300, 2**17 + 3):
+        currents = torch.randn(3, 3 * 2**17 // columns + 2, columns)
+        _check_patterns(neuron.LIFNode(v_reset=None, v_threshold=0.5), currents, kind)
+
+
+def _check_patterns(module, currents, kind):
     described = neuron_of(module)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamics, "_BLOCK", block)
-        found = spike_patterns(described, currents, kind)
+    found = spike_patterns(described, currents, kind)
     spikes = spikes_of(module, currents).double()
     *_, (voltage, _) = described.steps(currents)
     expected = {
@@ -99,35 +91,6 @@ def test_counts_beyond_a_byte():
     assert found.to_dense().tolist() == [[300.0, 300.0]]
 
 
-class Subclass(neuron.LIFNode):
-    pass
-
-
-def _precise():
-    module = neuron.LIFNode(step_mode="m")
-    module._neuron_precision = (torch.float16, "fp32", "fp32")
-    return module
-
-
-@pytest.mark.parametrize(
-    ("module", "message"),
-    [
-        (neuron.QIFNode(), "class QIFNode"),
-        (neuron.SimpleLIFNode(2.0, True), "class SimpleLIFNode"),
-        (Subclass(), "not a subclass"),
-        (torch.nn.ReLU(), "class ReLU"),
-        (neuron.LIFNode(surrogate_function=surrogate.ATan(spiking=False)), "non-spiking mode"),
-        (neuron.IFNode(surrogate_function=lambda x: (x > 0).to(x)), "0 below and 1 from it on"),
-        (neuron.ParametricLIFNode().double(), "float64"),
-        (_precise(), "precision of its own"),
-        (neuron.LIFNode(v_threshold=math.inf), "finite in float32"),
-    ],
-)
-def test_neurons_of_another_kind_are_refused(module, message):
-    with pytest.raises(ValueError, match=message):
-        neuron_of(module)
-
-
 @pytest.mark.parametrize(
     "constants",
     [{"tau": 0.5}, {"decay": 1.5}, {"tau": 2.0, "decay": 0.5}, {"v_reset": math.nan}, {"v_threshold": 1e39}],
@@ -135,6 +98,12 @@ def test_neurons_of_another_kind_are_refused(module, message):
 def test_constants_out_of_range_are_refused(constants):
     with pytest.raises(ValueError, match=r"Found .* Expected"):
         Neuron(**constants)
+
+
+@pytest.mark.parametrize("constants", [{"tau": None}, {"tau": 0.5}, {"decay": 0.5}, {"k": math.inf}, {"k": None}])
+def test_constants_of_klif_out_of_range_are_refused(constants):
+    with pytest.raises(ValueError, match=r"Found .* Expected"):
+        KLIFNeuron(**constants)
 
 
 @pytest.mark.parametrize(
@@ -156,3 +125,50 @@ def test_an_unknown_kind_is_refused():
 @pytest.mark.parametrize(("described", "leak"), [(Neuron(), 1.0), (Neuron(tau=4.0), 0.75), (Neuron(decay=0.25), 0.75)])
 def test_leak(described, leak):
     assert described.leak == leak
+
+
+@pytest.mark.parametrize("tau", [1.0, 1.3, 2.0, 7.3, 100.0])
+@pytest.mark.parametrize("decay_input", [True, False])
+@pytest.mark.parametrize(
+    "constants", [{}, {"v_reset": None, "v_threshold": 0.3}, {"v_reset": -0.3, "v_initial": 0.2}, {"v_reset": 0.25}]
+)
+def test_the_firing_current_is_the_least_that_fires(tau, decay_input, constants):
+    for described in (
+        Neuron(tau=tau, decay_input=decay_input, **constants),
+        Neuron(decay=1 / tau, decay_input=decay_input, **constants),
+        KLIFNeuron(tau=tau, decay_input=decay_input, k=1.7, **constants),
+    ):
+        least = described.firing_current
+        assert spike_trains(described, torch.tensor([[least - 1e-4 * tau, least + 1e-4 * tau]])).tolist() == [[0, 1]]
+
+
+def test_no_current_makes_a_klif_neuron_of_another_sign_fire():
+    assert KLIFNeuron(k=-1.0).firing_current == KLIFNeuron(v_threshold=0.0).firing_current == math.inf
+    assert Neuron(decay=0.0).firing_current == math.inf
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases([neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode]), st.integers(0, 2**32))
+def test_the_linear_form_is_the_step_in_exact_arithmetic(case, seed):
+    module, currents = case
+    described = neuron_of(module)
+    form = described.linear_form()
+    currents = torch.randn(currents.shape, generator=torch.Generator().manual_seed(seed))
+    weights = currents.double().flatten(1).T  # the voltage as a function of weights is probed at weights of one
+    v = torch.full_like(currents[0], described.initial_voltage).double().flatten()
+    normal, constant = torch.zeros_like(weights), v.clone()
+    for step, (h, fires) in enumerate(described.steps(currents)):
+        x = torch.zeros_like(weights)
+        x[:, step] = weights[:, step]
+        v = form.charge(v, weights[:, step])
+        normal, constant = form.charge_affine(normal, constant, x)
+        torch.testing.assert_close(v, h.double().flatten(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(normal.sum(1) + constant, v)
+        fires = fires.flatten()
+        v = form.reset(v, fires)
+        normal[fires], constant[fires] = form.reset_affine(normal[fires], constant[fires])
+
+
+def test_a_voltage_that_is_cut_has_no_linear_form():
+    with pytest.raises(ValueError, match=r"KLIF neuron cuts its voltage at zero.* Expected IF, LIF or parametric LIF"):
+        KLIFNeuron().linear_form()

@@ -7,7 +7,7 @@ from spikingjelly.activation_based import neuron
 
 from lightning_cvxsnn.network import reset_neurons
 from lightning_cvxsnn.network.neurons import neuron_of
-from lightning_cvxsnn.patterns import Neuron
+from lightning_cvxsnn.patterns import KLIFNeuron, Neuron
 from lightning_cvxsnn.witnesses import attainable_trains
 
 NODES = {
@@ -135,3 +135,5 @@ def test_refusals():
         attainable_trains(neuron_, x, bias=True, max_trains=5)
     with pytest.raises(ValueError, match="kind='all'"):
         attainable_trains(neuron_, x, bias=True).dictionary("all")
+    with pytest.raises(ValueError, match="KLIF neuron cuts its voltage at zero"):
+        attainable_trains(KLIFNeuron(), x, bias=True)

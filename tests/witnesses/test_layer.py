@@ -57,6 +57,7 @@ NETS = {
     "no bias": lambda: without_bias(Net()),
     "IF": lambda: with_neuron(neuron.IFNode(step_mode="m")),
     "parametric": lambda: with_neuron(neuron.ParametricLIFNode(step_mode="m")),
+    "KLIF": lambda: with_neuron(neuron.KLIFNode(step_mode="m")),
     "encoded once": lambda: Shaped("encoded once"),
     "samples first": lambda: Shaped("samples first"),
     "flat": lambda: Shaped("flat", "sum"),
