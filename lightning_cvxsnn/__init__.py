@@ -15,8 +15,8 @@ from lightning_cvxsnn.tasks.data import AdditionDataModule, DigitsDataModule, Se
 from lightning_cvxsnn.tasks.models import AdditionSNN, LitSNN, ParallelSNN
 from lightning_cvxsnn.training.callback import ConvexReconstruction
 from lightning_cvxsnn.witnesses.kinds import calibrate
+from lightning_cvxsnn.witnesses.margin import MarginReport, widen_margins
 from lightning_cvxsnn.witnesses.pruning import prune
-from lightning_cvxsnn.witnesses.widening import MarginReport, widen_margins
 
 __all__ = [
     "AdditionDataModule",

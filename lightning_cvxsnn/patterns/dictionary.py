@@ -78,10 +78,11 @@ class SpikeDictionary:
                 f"Found dictionaries of (rows, scale) {sorted(found)}. Expected at least one, all of the same rows and "
                 "the same scale."
             )
-        unpacked = [d.counts if d.packed_columns is None else d.block(slice(None)) for d in dictionaries]
-        counts = [c.cpu() for c in unpacked]
-        dtype = widest_dtype(c.dtype for c in counts)
-        return cls(torch.cat([c.to(dtype) for c in counts], 1), dictionaries[0].scale)
+        ((rows, scale),), widths = found, [d.shape[1] for d in dictionaries]
+        joined = torch.empty(rows, sum(widths), dtype=widest_dtype(d.counts.dtype for d in dictionaries))
+        for part, one in zip(torch.split(joined, widths, dim=1), dictionaries, strict=True):
+            part.copy_(one.counts if one.packed_columns is None else one.block(slice(None)))
+        return cls(joined, scale)
 
     def packed(self) -> "SpikeDictionary":
         """The same dictionary with zeros and ones stored as bits: an eighth of the memory, products a little slower.
