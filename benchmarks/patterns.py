@@ -1,10 +1,10 @@
 """Spike patterns per second: `python benchmarks/patterns.py` (some minutes; `--quick` a few seconds).
 
 For given input currents of M candidates on N rows and T steps: the kernels (on a CUDA device, with CuPy), the torch
-path and spikingjelly's module followed by the reduction, as 0/1 bits (`last`, `membrane`) and counts (`mean`); then
-column sums, hashes, scores and distinct columns of the dictionary. Bytes moved are those that must be: currents in,
-patterns out; they are compared with what a copy of a large tensor moves on the same device. All backends must give the
-same patterns. Medians of `--repeats` runs after one to warm up; results/patterns.json.
+path and spikingjelly's module followed by the reduction, as 0/1 bits (`last`, `membrane`) and counts (`mean`); then the
+distinct columns of the dictionary. Bytes moved are those that must be: currents in, patterns out; they are compared
+with what a copy of a large tensor moves on the same device. All backends must give the same patterns. Medians of
+`--repeats` runs after one to warm up; results/patterns.json.
 """
 
 import argparse
@@ -34,7 +34,6 @@ NEURONS = {
 }
 SIZES = {"cuda": [(4, 6000, 100_000), (8, 8192, 32_768)], "cpu": [(4, 6000, 2048), (8, 2000, 4096)]}
 QUICK = [(4, 64, 100)]
-OUTPUTS = 10  # of the dual point
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -102,7 +101,10 @@ def compare(size: tuple[int, int, int], device: torch.device, copied: float, rep
             elif "cupy" in runs:
                 assert torch.equal(runs["cupy"]().counts, expected.counts)
             rows += rows_of(f"{kind}, {name}", size, runs, moved, device, copied, repeats)
-    rows += columns(expected, device, copied, repeats, backends, size)
+    bits = SpikeDictionary((expected.counts > 0).to(torch.uint8)).packed()
+    for storage, found in (("bits", bits), ("uint8", expected)):
+        distinct = {"torch": found.distinct_columns}
+        rows += rows_of(f"distinct columns of {storage}", size, distinct, found.counts.nbytes, device, copied, repeats)
     return rows
 
 
@@ -114,32 +116,6 @@ def of_module(module: torch.nn.Module, currents: Tensor, kind: PatternKind) -> S
     if kind == "last":
         return SpikeDictionary(spikes[-1].to(torch.uint8)).packed()
     return SpikeDictionary(spikes.sum(0).to(torch.uint8), 1 / len(spikes))
-
-
-def columns(
-    counts: SpikeDictionary,
-    device: torch.device,
-    copied: float,
-    repeats: int,
-    backends: list[str],
-    size: tuple[int, int, int],
-) -> list[dict[str, Any]]:
-    """The statistics of the columns of counts and of their bits."""
-    dual = torch.randn(size[1], OUTPUTS, device=device)
-    bits = SpikeDictionary((counts.counts > 0).to(torch.uint8)).packed()
-    rows = []
-    for storage, found in (("bits", bits), ("uint8", counts)):
-        operations = {
-            "sums": found.column_sums,
-            "hashes": partial(found.column_hashes, 0),
-            f"scores, {OUTPUTS} outputs": partial(found.column_scores, dual),
-        }
-        for name, operation in operations.items():
-            runs = {backend: partial(operation, backend) for backend in backends}
-            rows += rows_of(f"{name} of {storage}", size, runs, found.counts.nbytes, device, copied, repeats)
-        distinct = {backends[-1]: found.distinct_columns}
-        rows += rows_of(f"distinct columns of {storage}", size, distinct, found.counts.nbytes, device, copied, repeats)
-    return rows
 
 
 def rows_of(
