@@ -58,7 +58,7 @@ def test_the_pattern_benchmark_runs(tmp_path):
     rows = written["results"]["rows"]
     assert {row["backend"] for row in rows} == {"torch", "spikingjelly"}
     assert all(row["seconds"] > 0 for row in rows)
-    assert sum("scores" in row["what"] for row in rows) == 2
+    assert sum("distinct" in row["what"] for row in rows) == 2
 
 
 def test_the_training_benchmark_runs_and_adds_to_what_is_there(tmp_path):

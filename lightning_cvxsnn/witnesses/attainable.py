@@ -76,7 +76,7 @@ def attainable_trains(neuron: Neuron, inputs: Tensor, *, bias: bool, max_trains:
         neuron: Its constants; they are not part of the search.
         inputs: ``[T, N, F]``, finite.
         bias: Whether the input current has a bias.
-        max_trains: Refuse beyond this many.
+        max_trains: The largest number of trains.
 
     Returns:
         The trains in the order of the search: no spike before spike, rows one after the other. Cells narrower than 1e-7
@@ -132,7 +132,7 @@ class _Search:
         """Add all trains that continue the path, from a voltage before ``step`` and a witness of the path."""
         steps, rows, _ = self.data.shape
         if row == rows:
-            self._arrived()
+            self._add_train()
             return
         normal, constant = self.form.charge_affine(normal, constant, self.data[step, row])
         norm = float(np.linalg.norm(normal))
@@ -158,13 +158,13 @@ class _Search:
                 del self.normals[-1], self.levels[-1], self.fired[-1]
 
     def _inside(self) -> Array | None:
-        """Weights inside the cell; on its boundary where a tie fires; ``None`` if it is empty."""
+        """Weights of the cell, on its boundary if only ties that fire are in it; ``None`` if it is empty."""
         weights, margin = self._widest(np.ones(len(self.fired)))
         if abs(margin) <= _THINNEST:
             weights, margin = self._widest(1.0 - np.array(self.fired))
         return weights if margin > _THINNEST else None
 
-    def _arrived(self) -> None:
+    def _add_train(self) -> None:
         if len(self.trains) == self.max_trains:
             raise ValueError(
                 f"Found more than {self.max_trains} attainable spike trains. Expected fewer: use fewer rows, steps or "
@@ -181,7 +181,7 @@ class _Search:
         self.margins.append(margin)
 
     def _widest(self, wanted: Array) -> tuple[Array, float]:
-        """Weights whose distance to the planes with ``wanted`` 1 is largest, and that distance; the rest may touch."""
+        """Weights of the cell that are furthest from its planes with ``wanted`` 1, and that distance."""
         sign = np.where(self.fired, 1.0, -1.0)
         planes = np.column_stack([-sign[:, None] * np.array(self.normals), wanted])
         size = planes.shape[1] - 1

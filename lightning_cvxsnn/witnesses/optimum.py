@@ -1,4 +1,4 @@
-"""The best that any weights of one hidden layer could do: the convex programme over all attainable patterns."""
+"""The optimum over all weights of one hidden layer: the convex programme over all attainable patterns."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,8 +7,7 @@ from torch import Tensor
 
 from lightning_cvxsnn.convex import Loss, Solution, solve
 from lightning_cvxsnn.patterns import Neuron, SpikeDictionary
-from lightning_cvxsnn.witnesses import AttainableTrains, attainable_trains
-from lightning_cvxsnn.witnesses.attainable import Kind
+from lightning_cvxsnn.witnesses.attainable import Kind, attainable_trains
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +59,9 @@ def network_optimum(
     Args:
         neuron: Constants of the hidden units.
         inputs: ``[T, N, F]``.
-        targets: Integer labels ``[N]``, or floats ``[N, C]`` for squared.
+        targets: Integer labels ``[N]``, or floats ``[N, C]`` for the squared loss.
         kind: What the readout receives: ``last``, ``mean`` or ``sum`` of the spikes over time.
-        loss: ``"cross_entropy"``, ``"hinge"`` or ``"squared"``.
+        loss: See :func:`~lightning_cvxsnn.convex.solve`.
         rho: Penalty on each readout weight; hidden weights are not penalised.
         bias: Whether hidden units have a bias.
         fit_intercept: Whether the readout has a bias, which is not penalised.
@@ -74,7 +73,7 @@ def network_optimum(
         The optimum, certified, and a network that attains it.
 
     Raises:
-        ValueError: For inputs that :func:`~lightning_cvxsnn.patterns.attainable_trains` or
+        ValueError: For inputs that :func:`~lightning_cvxsnn.witnesses.attainable_trains` or
             :func:`~lightning_cvxsnn.convex.solve` refuses.
 
     Source: threshold networks as a convex programme over all their patterns: Ergen et al., ICLR 2023 (arXiv
@@ -88,7 +87,7 @@ def network_optimum(
         >>> best.trains, round(best.solution.primal, 6), best.solution.converged
         (14, 0.04, True)
     """
-    attainable: AttainableTrains = attainable_trains(neuron, inputs, bias=bias, max_trains=max_trains)
+    attainable = attainable_trains(neuron, inputs, bias=bias, max_trains=max_trains)
     dictionary, witness = attainable.dictionary(kind)
     solution = solve(
         dictionary, targets.cpu(), loss=loss, rho=rho, fit_intercept=fit_intercept, num_outputs=num_outputs,
