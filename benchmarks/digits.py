@@ -8,10 +8,8 @@ medians over seeds and writes results/digits.json.
 from dataclasses import asdict
 from statistics import median
 
-from machine import write
-from rich.console import Console
+from common import show, write
 from rich.progress import Progress
-from rich.table import Table
 
 from lightning_cvxsnn.demo import DemoRow, run_demo, train
 
@@ -50,13 +48,8 @@ def main() -> None:
                     "runs": [asdict(row) for row in rows],
                 }
             )
-    table = Table(title=f"digits, median of {len(SEEDS)} seeds; accuracies in %")
-    columns = [key for key in results[0] if key != "runs"]
-    for column in columns:
-        table.add_column(column)
-    for result in results:
-        table.add_row(*(f"{result[c]:.0e}" if c == "largest_gap" else str(result[c]) for c in columns))
-    Console().print(table)
+    shown = [{key: value for key, value in result.items() if key != "runs"} for result in results]
+    show(f"digits, median of {len(SEEDS)} seeds; accuracies in %", shown)
     write("digits", {"seeds": SEEDS, "learning_rate": LEARNING_RATE, "rows": results})
 
 
