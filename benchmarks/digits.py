@@ -11,7 +11,7 @@ from statistics import median
 from common import show, write
 from rich.progress import Progress
 
-from lightning_cvxsnn.demo import DemoRow, run_demo, train
+from lightning_cvxsnn.demo import DemoRow, DemoSettings, run_demo, train
 
 SEEDS = (0, 1, 2)
 EPOCHS = 20
@@ -21,10 +21,9 @@ NETWORKS = {"two layers": (128, 128), "nine layers": (128,) * 9}
 
 def run(hidden: tuple[int, ...], seed: int) -> list[DemoRow]:
     rows = run_demo(EPOCHS, hidden, LEARNING_RATE, seed)
-    epochs = round(EPOCHS * rows[2].seconds / rows[1].seconds)
+    longer = DemoSettings(round(EPOCHS * rows[2].seconds / rows[1].seconds), hidden, LEARNING_RATE, seed)
     with Progress(transient=True) as progress:
-        name = "SG, calibrated, equal time"
-        rows.append(train(name, progress, epochs=epochs, hidden=hidden, lr=LEARNING_RATE, seed=seed, calibrated=True))
+        rows.append(train("SG, calibrated, equal time", longer, progress, calibrated=True))
     return rows
 
 

@@ -42,9 +42,9 @@ def main(args: ArgsType = None) -> None:
     if isinstance(arguments, list) and (not arguments or arguments[0] in ("-h", "--help")):
         print(_USAGE, end="")
     elif isinstance(arguments, list) and arguments[0] == "demo":
-        from lightning_cvxsnn.demo import demo
+        from lightning_cvxsnn.demo import show_demo
 
-        auto_cli(demo, args=arguments[1:], as_positional=False)
+        auto_cli(show_demo, args=arguments[1:], as_positional=False)
     else:
         CvxsnnCLI(
             pl.LightningModule,
