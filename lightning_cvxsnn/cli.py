@@ -7,7 +7,7 @@ from jsonargparse import auto_cli
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from typing_extensions import override
 
-import lightning_cvxsnn  # noqa: F401  classes that are imported can be named without their package
+import lightning_cvxsnn  # noqa: F401  LightningCLI finds classes that are imported by their bare names
 
 _USAGE = """\
 usage: cvxsnn {demo,fit,validate,test} ...
@@ -22,7 +22,7 @@ Each command answers --help. `cvxsnn fit --print_config` writes a configuration 
 
 
 class CvxsnnCLI(LightningCLI):
-    """LightningCLI with the subcommands that a spiking classifier needs."""
+    """LightningCLI with ``fit``, ``validate`` and ``test`` only."""
 
     @staticmethod
     @override

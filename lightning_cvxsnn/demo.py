@@ -29,9 +29,9 @@ class DemoRow:
         validation: Validation accuracy after each epoch.
         test: Test accuracy at the end.
         gap: Largest certified relative duality gap of its solves; None without solves.
-        solves: Solves that were accepted, and all.
+        solves: Numbers of accepted solves and of all.
         seconds: Wall-clock seconds of the fit, solves included.
-        seconds_solves: Seconds of these that went into solves and pattern passes.
+        seconds_solves: Those of the solves and their pattern passes.
     """
 
     name: str
@@ -184,7 +184,7 @@ def show_demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning's messages out of the table."""
+    """Suppress Lightning's messages and all warnings."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
