@@ -243,6 +243,18 @@ def test_the_picture_is_drawn_from_the_ground_up():
         assert below <= set(drawn[:place]), room
 
 
+def test_the_docs_show_the_same_house():
+    text = (ROOT / "docs/pages/architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|.*\|(.*)\|$", text, re.M)
+    assert [(room, set(re.findall(r"\w+", below))) for room, below in rows] == list(HOUSE.items())
+
+
+def test_the_files_that_the_docs_send_one_to_are_there():
+    text = (ROOT / "docs/pages/architecture.md").read_text()
+    files = set(re.findall(r"`([\w/]+\.\w+|[\w/]+/)`", text)) - {"convex/losses/NAME.py"}
+    assert [file for file in sorted(files) if not ((PACKAGE / file).exists() or (ROOT / file).exists())] == []
+
+
 def test_libraries_stay_behind_their_walls():
     assert behind_walls(PACKAGE, LIBRARIES) == []
 
