@@ -8,12 +8,10 @@ medians over seeds and writes results/digits.json.
 from dataclasses import asdict
 from statistics import median
 
-from machine import write
-from rich.console import Console
+from common import show, write
 from rich.progress import Progress
-from rich.table import Table
 
-from lightning_cvxsnn.demo import DemoRow, run_demo, train
+from lightning_cvxsnn.demo import DemoRow, DemoSettings, run_demo, train
 
 SEEDS = (0, 1, 2)
 EPOCHS = 20
@@ -23,10 +21,9 @@ NETWORKS = {"two layers": (128, 128), "nine layers": (128,) * 9}
 
 def run(hidden: tuple[int, ...], seed: int) -> list[DemoRow]:
     rows = run_demo(EPOCHS, hidden, LEARNING_RATE, seed)
-    epochs = round(EPOCHS * rows[2].seconds / rows[1].seconds)
+    longer = DemoSettings(round(EPOCHS * rows[2].seconds / rows[1].seconds), hidden, LEARNING_RATE, seed)
     with Progress(transient=True) as progress:
-        name = "SG, calibrated, equal time"
-        rows.append(train(name, progress, epochs=epochs, hidden=hidden, lr=LEARNING_RATE, seed=seed, calibrated=True))
+        rows.append(train("SG, calibrated, equal time", longer, progress, calibrated=True))
     return rows
 
 
@@ -50,13 +47,8 @@ def main() -> None:
                     "runs": [asdict(row) for row in rows],
                 }
             )
-    table = Table(title=f"digits, median of {len(SEEDS)} seeds; accuracies in %")
-    columns = [key for key in results[0] if key != "runs"]
-    for column in columns:
-        table.add_column(column)
-    for result in results:
-        table.add_row(*(f"{result[c]:.0e}" if c == "largest_gap" else str(result[c]) for c in columns))
-    Console().print(table)
+    shown = [{key: value for key, value in result.items() if key != "runs"} for result in results]
+    show(f"digits, median of {len(SEEDS)} seeds; accuracies in %", shown)
     write("digits", {"seeds": SEEDS, "learning_rate": LEARNING_RATE, "rows": results})
 
 

@@ -18,9 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from machine import PACKAGES, RESULTS, write
-from rich.console import Console
-from rich.table import Table
+from common import PACKAGES, RESULTS, show, write
 from spikingjelly.activation_based import functional, neuron
 from torch import Tensor
 
@@ -51,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     for size in QUICK if options.quick else SIZES[device.type]:
         rows += compare(size, device, copied, options.repeats)
-    show(rows)
+    show("spike patterns", rows)
     command = "python benchmarks/patterns.py " + " ".join(sys.argv[1:] if arguments is None else arguments)
     results = {"command": command, "load": os.getloadavg(), "device": str(device), "copy_bandwidth": copied}
     write("patterns", {**results, "rows": rows}, (*PACKAGES, "cupy-cuda12x", "cupy-cuda13x"), options.output)
@@ -141,15 +139,6 @@ def rows_of(
         }
         for name, taken in seconds.items()
     ]
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(title="spike patterns")
-    for key in rows[0]:
-        table.add_column(key, justify="left" if isinstance(rows[0][key], str) else "right")
-    for row in rows:
-        table.add_row(*("" if v is None else f"{v:.3g}" if isinstance(v, float) else v for v in row.values()))
-    Console(width=max(Console().width, 130)).print(table)
 
 
 if __name__ == "__main__":

@@ -15,18 +15,22 @@ from unittest import mock
 
 import lightning.pytorch as pl
 import torch
-from machine import RESULTS, write
+from common import RESULTS, accuracy, quiet, sequential_mnist, write
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
-from witnesses import ABLATIONS, accuracy, quiet, sequential_mnist
 
 from lightning_cvxsnn import reconstruct
 from lightning_cvxsnn.tasks.models import LitSNN
 from lightning_cvxsnn.witnesses import kinds as hidden
 from lightning_cvxsnn.witnesses.column_generation import POOL, Priced, Pricer
 
-SEARCHES: dict[str, dict[str, bool]] = {"priced": {}, **ABLATIONS, "pool": {}}
+SEARCHES: dict[str, dict[str, bool]] = {
+    "priced": {},
+    "priced, no ascent": {"ascend": False},
+    "priced, no mutation": {"mutate": False},
+    "pool": {},
+}
 
 
 def start(name: str, beta: Any, pool: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:

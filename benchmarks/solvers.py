@@ -29,11 +29,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import PACKAGES, RESULTS, write
+from common import PACKAGES, RESULTS, Row, show, write
 from peers import PEERS, Peer, quietly
 from problems import BETAS, Problem, mixture, mnist, problems, programme, teacher, xor
-from rich.console import Console
-from rich.table import Table
 
 from lightning_cvxsnn.convex import certificate, path, solve
 
@@ -41,7 +39,6 @@ TOLERANCE = 1e-6
 REPEATS = ((2.0, 5), (10.0, 3))  # up to so many seconds, so many runs; one beyond
 MNIST = Path(__file__).parents[1] / "../shared/data/mnist10k"
 OWN = "lightning_cvxsnn"
-Row = dict[str, Any]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -80,18 +77,6 @@ def main(arguments: list[str] | None = None) -> None:
             results[part] += rows
             write("solvers" if on_cpu else "solvers_cuda", results, packages, options.output)
         show(part, results[part])
-
-
-def show(title: str, rows: list[Row]) -> None:
-    """Print rows of equal keys as one table."""
-    if not rows:
-        return
-    table = Table(title=title)
-    for key in rows[0]:
-        table.add_column(key, justify="left" if isinstance(rows[0][key], str) else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*("" if v is None else f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
-    Console(width=max(Console().width, 150)).print(table)
 
 
 def timed(run: Callable[[], Any], most: int, device: str = "cpu") -> tuple[float, int, Any]:

@@ -8,16 +8,14 @@ Times are CPU seconds of one process.
 
 import argparse
 import json
-import logging
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from common import RESULTS, accuracy, quiet, trainer, write
 from lightning.pytorch.callbacks import EarlyStopping
-from machine import RESULTS, write
 
 from lightning_cvxsnn import (
     AdditionDataModule,
@@ -40,18 +38,12 @@ NEURONS = {
 RATE = 0.2  # spikes per unit and step, of calibrated weights for XOR
 
 
-def trainer(epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
+def fit(net: pl.LightningModule, data: pl.LightningDataModule, epochs: int, callbacks: list[pl.Callback]) -> int:
+    """Train until every validation row is right; the number of epochs that took."""
     stop = EarlyStopping("val_accuracy", mode="max", patience=epochs, stopping_threshold=1 - 1e-6)
-    return pl.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        callbacks=[*callbacks, stop],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    run = trainer(epochs, [*callbacks, stop], num_sanity_val_steps=0)
+    run.fit(net, datamodule=data)
+    return run.current_epoch
 
 
 class Annealed(ParallelSNN):
@@ -78,15 +70,10 @@ def xor(steps: int, depth: int, method: str, seed: int, options: argparse.Namesp
             callbacks = [ConvexReconstruction(witnesses="keep", warm_start=False, every_n_epochs=0, seed=seed)]
         elif method == "defaults":
             callbacks = [ConvexReconstruction()]
-        run = trainer(options.epochs, callbacks)
-        run.fit(net, datamodule=data)
-        epochs = run.current_epoch
+        epochs = fit(net, data, options.epochs, callbacks)
     seconds = time.process_time() - started
-    x, y = data.test.tensors
-    with torch.no_grad():
-        test = float((net(x).argmax(1) == y).float().mean())
     settings |= {"batch_size": options.batch, "anneal": options.anneal, "epochs": epochs}
-    return settings | {"test": test, "cpu_seconds": seconds}
+    return settings | {"test": accuracy(net, data.test), "cpu_seconds": seconds}
 
 
 def addition(base: int, neuron: str, method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -99,9 +86,7 @@ def addition(base: int, neuron: str, method: str, seed: int, options: argparse.N
     solve: dict[str, Any] = {"beta": options.beta, "max_samples": options.numbers, "gap_tolerance": 1e-2, "seed": seed}
     solve["witnesses"] = "priced" if method == "priced branches" else "gaussian_standard"
     if method == "SG + CVX":
-        run = trainer(options.epochs, [ConvexReconstruction(every_n_epochs=0, **solve)])
-        run.fit(net, datamodule=data)
-        epochs = run.current_epoch
+        epochs = fit(net, data, options.epochs, [ConvexReconstruction(every_n_epochs=0, **solve)])
     else:
         reconstruct(net, data.train_dataloader(), **solve)
     seconds = time.process_time() - started
@@ -154,9 +139,13 @@ def main() -> None:
     parser.add_argument("--numbers", type=int, default=2000, help="numbers (six rows each) in a solve, at most")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    with quiet():
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    """All cells that were asked for."""
     for seed in options.seeds:
         if options.task == "xor":
             for method in options.methods or XOR_METHODS:

@@ -12,26 +12,18 @@ how much CPU time a unit of the solves' work takes compared with a unit of train
 import argparse
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
-from unittest import mock
 
 import lightning.pytorch as pl
 import torch
-from machine import RESULTS, write
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from witnesses import quiet, sequential_mnist
+from common import RESULTS, accuracy, digits, quiet, sequential_mnist, show, trainer, write
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_cvxsnn import ConvexReconstruction, DigitsDataModule, calibrate
-from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
-from lightning_cvxsnn.tasks.models import LitSNN
+from lightning_cvxsnn import ConvexReconstruction, LitSNN, calibrate
 
 MATCHED = (5, 10, 20, 40)  # epochs at which runs are compared
 LOOKS = (*range(1, 8), *range(10, 41, 5))  # epochs after which runs are evaluated
@@ -70,33 +62,46 @@ POLICIES: dict[str, dict[str, Any] | None] = {
 }
 
 
-def data_of(name: str, seed: int, options: argparse.Namespace) -> tuple[Dataset, Tensor, Tensor]:
-    """Training rows, and inputs and labels of all others."""
-    if name == "mnist":
-        train, *others = sequential_mnist(options.mnist, seed, options.rows)
-        pairs = [rows.tensors for rows in others]
-    else:
-        digits = DigitsDataModule(seed=seed)
-        digits.setup("fit")
-        train = digits.train
-        pairs = [(torch.stack([x for x, _ in part]), torch.stack([y for _, y in part])) for part in
-                 (digits.val, digits.test)]  # fmt: skip
-    return train, torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+class Timed(ConvexReconstruction):
+    """The callback, and the CPU seconds of each of its solves."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.cpu_seconds: list[float] = []
+
+    def time(self, hook: Callable[..., None], *arguments: Any) -> None:
+        solves, started = len(self.reports), time.process_time()
+        hook(*arguments)
+        if len(self.reports) > solves:
+            self.cpu_seconds.append(time.process_time() - started)
+
+    def on_train_start(self, *arguments: Any) -> None:
+        self.time(super().on_train_start, *arguments)
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self.time(super().on_train_batch_end, *arguments)
+
+    def on_train_end(self, *arguments: Any) -> None:
+        self.time(super().on_train_end, *arguments)
+
+    def told(self) -> list[dict[str, Any]]:
+        """The reports, with their CPU seconds and the work of an epoch that they are held against."""
+        epoch = {"epoch_work": self.state_dict()["reconstructor"]["budget"]["epoch"]}
+        pairs = zip(self.reports, self.cpu_seconds, strict=True)
+        return [report.state() | {"cpu_seconds": seconds} | epoch for report, seconds in pairs]
 
 
 class Curve(pl.Callback):
     """Accuracy over CPU time; put it after the callback that solves."""
 
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.x, self.y, self.looking = x, y, 0.0
+    def __init__(self, *data: TensorDataset) -> None:
+        self.data, self.looking = data, 0.0
         self.points: list[tuple[int, float, float]] = []
         self.started = time.process_time()
 
     def look(self, net: pl.LightningModule, epoch: int) -> None:
         now = time.process_time()
-        with torch.no_grad():
-            accuracy = float((net(self.x).argmax(1) == self.y).float().mean())
-        self.points.append((epoch, now - self.started - self.looking, 100 * accuracy))
+        self.points.append((epoch, now - self.started - self.looking, 100 * accuracy(net, *self.data)))
         self.looking += time.process_time() - now
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -110,40 +115,20 @@ class Curve(pl.Callback):
 def train(task: str, policy: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One network, one policy."""
     data, hidden, reduction, lr, batch, epochs = TASKS[task]
-    rows, x, y = data_of(data, seed, options)
+    parts = digits(seed) if data == "digits" else sequential_mnist(options.mnist, seed, options.rows)
+    rows, *others = parts
     pl.seed_everything(seed, verbose=False)
-    net = LitSNN(x.shape[-1], hidden, lr=lr, reduction=reduction)
+    net = LitSNN(rows.tensors[0].shape[-1], hidden, lr=lr, reduction=reduction)
     loader = DataLoader(rows, batch, shuffle=True)
     arguments = POLICIES[policy]
-    ours = [] if arguments is None else [ConvexReconstruction(**arguments)]
-    curve = Curve(x, y)
-    with quiet(), timed_solves() as solving:
+    ours = [] if arguments is None else [Timed(**arguments)]
+    curve = Curve(*others)
+    with quiet():
         if policy == CALIBRATED:
             calibrate(net, loader)
-        pl.Trainer(
-            accelerator="cpu", max_epochs=min(epochs, options.epochs), callbacks=[*ours, curve], logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        ).fit(net, loader)  # fmt: skip
-    reports = [report.state() for callback in ours for report in callback.reports]
-    for report, (seconds, epoch) in zip(reports, solving, strict=True):
-        report |= {"cpu_seconds": seconds, "epoch_work": epoch}
+        trainer(min(epochs, options.epochs), [*ours, curve]).fit(net, loader)
+    reports = [report for callback in ours for report in callback.told()]
     return {"task": task, "policy": policy, "seed": seed, "points": curve.points, "reports": reports}
-
-
-@contextmanager
-def timed_solves() -> Iterator[list[tuple[float, float]]]:
-    """CPU seconds of each solve in this context, and the work of an epoch that it is held against."""
-    seconds: list[tuple[float, float]] = []
-    run = Reconstructor.run
-
-    def timed(reconstructor: Reconstructor, *arguments: Any) -> Any:
-        started = time.process_time()
-        report = run(reconstructor, *arguments)
-        seconds.append((time.process_time() - started, reconstructor.budget.epoch))
-        return report
-
-    with mock.patch.object(Reconstructor, "run", timed):
-        yield seconds
 
 
 def at(points: list[list[float]], when: float, axis: int) -> float | None:
@@ -232,11 +217,9 @@ def main() -> None:
                     write("training", runs, folder=options.output)
     for task in TASKS:
         names, rows = table_rows(task, runs)
-        table = Table("policy", "seeds", *names, title=f"{task}: means over seeds")
-        for cells in rows:
-            table.add_row(*cells)
-        if rows:
-            Console(width=220).print(table)
+        show(
+            f"{task}: means over seeds", [dict(zip(("policy", "seeds", *names), row, strict=True)) for row in rows], 220
+        )
 
 
 if __name__ == "__main__":

@@ -12,71 +12,28 @@ batch 64.
 
 import argparse
 import json
-import logging
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest import mock
 
 import lightning.pytorch as pl
 import torch
-from machine import RESULTS, write
-from rich.console import Console
-from rich.table import Table
+from common import RESULTS, Row, accuracy, digits, quiet, sequential_mnist, show, trainer, write
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_cvxsnn import ConvexReconstruction, DigitsDataModule, SequentialMNISTDataModule, calibrate
-from lightning_cvxsnn.tasks.models import LitSNN
-from lightning_cvxsnn.witnesses.column_generation import Pricer
+from lightning_cvxsnn import ConvexReconstruction, LitSNN, calibrate
 
+FIGURES = ("test", "objective", "active", "candidates")
 EPOCHS = (0, 5, 10, 12, 20, 40)
 TRAINING = {"mnist": {"learning_rate": 1e-3, "batch": 128}, "digits": {"learning_rate": 1e-2, "batch": 64}}
 SG = ("SG, default weights", "SG, calibrated weights")
-ABLATIONS = {"priced, no ascent": {"ascend": False}, "priced, no mutation": {"mutate": False}}
 KINDS = (
     "auto", "calibrated", "gaussian_standard", "gaussian_normalized", "gaussian_orthogonal", "pairs", "pool", "priced",
 )  # fmt: skip
-
-
-def sequential_mnist(folder: Path, seed: int, rows: int) -> list[TensorDataset]:
-    """Training, validation and test rows ``(x [T, F] in [0, 1], y)``; ``rows`` of them in all."""
-    fifth = rows // 5
-    data: Any = SequentialMNISTDataModule(str(folder), sizes=(rows - 2 * fifth, fifth, fifth), seed=seed)
-    data.setup("fit")
-    return [data.train, data.val, data.test]
-
-
-def digits(seed: int) -> list[TensorDataset]:
-    """Training, validation and test rows of scikit-learn's digits."""
-    data = DigitsDataModule(seed=seed)
-    data.setup("fit")
-    parts = [torch.utils.data.default_collate(list(part)) for part in (data.train, data.val, data.test)]
-    return [TensorDataset(*part) for part in parts]
-
-
-def accuracy(net: pl.LightningModule, data: TensorDataset) -> float:
-    x, y = data.tensors
-    mode = net.training
-    with torch.no_grad():
-        right = net.eval()(x).argmax(1) == y
-    net.train(mode)
-    return float(right.float().mean())
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Lightning's messages out of the table."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 class Convolutional(pl.LightningModule):
@@ -145,34 +102,17 @@ def train(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     if name == SG[1]:
         calibrate(net, loader)
     elif name not in SG:
-        kind: Any = name.split(",")[0]
+        kind: Any = name
         callbacks = [
             ConvexReconstruction(witnesses=kind, beta=options.beta, every_n_epochs=0, final_solve=False, seed=seed)
         ]
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=options.epochs,
-        callbacks=[*callbacks, record],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    found: list[Any] = []
-    run = Pricer.run
-
-    def noted(*args: Any, **kwargs: Any) -> Any:
-        found.append(run(*args, **(kwargs | ABLATIONS.get(name, {}))))
-        return found[-1]
-
-    with mock.patch.object(Pricer, "run", noted), quiet():
-        trainer.fit(net, loader)
+    with quiet():
+        trainer(options.epochs, [*callbacks, record]).fit(net, loader)
     result: dict[str, Any] = {"seed": seed, "epochs": options.epochs, "validation": record.validation}
     result |= {"test": accuracy(net, test), "cpu_seconds": record.cpu_seconds}
     for report in callbacks[0].reports if callbacks else []:
         result |= {"objective": report.primal, "accepted": report.accepted, "active": report.active}
-    for priced in found:
-        result |= {"work": priced.work}
+        result |= {"candidates": report.candidates}
     return result
 
 
@@ -189,7 +129,7 @@ def summary(kind: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
             if all(epoch in run["cpu_seconds"] for run in runs)
         },
     }
-    for key in ("objective", "active", "work"):
+    for key in FIGURES[1:]:
         if all(key in run for run in runs):
             row[key] = median(run[key] for run in runs)
     return {**row, "runs": runs}
@@ -202,7 +142,7 @@ def main() -> None:
     parser.add_argument("--hidden", nargs="+", type=int, default=[512], help="width of each hidden layer")
     parser.add_argument("--channels", type=int, help="of a convolution, instead of --hidden; mnist only")
     parser.add_argument("--norm", action="store_true", help="a batch norm behind the convolution")
-    parser.add_argument("--kinds", nargs="+", default=[*SG, *KINDS, *ABLATIONS])
+    parser.add_argument("--kinds", nargs="+", default=[*SG, *KINDS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=max(EPOCHS))
     parser.add_argument("--rows", type=int, default=10_000, help="MNIST rows in all, for a quick look")
@@ -228,20 +168,17 @@ def main() -> None:
     for seed in options.seeds:
         for kind in options.kinds:
             runs.setdefault(kind, {})[seed] = train(kind, seed, options)
-            rows = [summary(k, list(runs[k].values())) for k in sorted(runs, key=[*SG, *KINDS, *ABLATIONS].index)]
+            rows = [summary(k, list(runs[k].values())) for k in sorted(runs, key=[*SG, *KINDS].index)]
             write(name, settings | {"results": rows}, folder=options.output)
-    table = Table(title=f"{options.data}, hidden {hidden}: medians over seeds; validation accuracy in %")
-    keys = ("test", "objective", "active", "work")
-    for column in ("witnesses", *(f"ep {epoch}" for epoch in EPOCHS), *keys, "CPU s, warm start", "CPU s"):
-        table.add_column(column, no_wrap=True)
-    for row in rows:
-        accuracies = [str(row["validation"].get(str(epoch), "-")) for epoch in EPOCHS]
-        others = [f"{row[k]:.3g}" if k in row else "-" for k in keys]
-        spent = row["cpu_seconds"]
-        table.add_row(
-            row["witnesses"], *accuracies, *others, str(spent.get("0", "-")), str(next(reversed(spent.values()), "-"))
-        )
-    Console(width=200).print(table)
+    show(f"{options.data}, hidden {hidden}: medians over seeds; validation accuracy in %", list(map(shown, rows)), 200)
+
+
+def shown(row: Row) -> Row:
+    """A line of the table."""
+    accuracies = {f"ep {epoch}": row["validation"].get(str(epoch)) for epoch in EPOCHS}
+    spent = list(row["cpu_seconds"].values())
+    seconds = {"CPU s, warm start": row["cpu_seconds"].get("0"), "CPU s": spent[-1] if spent else None}
+    return {"witnesses": row["witnesses"]} | accuracies | {key: row.get(key) for key in FIGURES} | seconds
 
 
 if __name__ == "__main__":

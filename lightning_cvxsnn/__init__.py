@@ -10,6 +10,7 @@ from lightning_cvxsnn.metrics import (
 )
 from lightning_cvxsnn.network.programme import spike_dictionary
 from lightning_cvxsnn.reconstruction.standalone import reconstruct
+from lightning_cvxsnn.reports import plots
 from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.tasks.data import AdditionDataModule, DigitsDataModule, SequentialMNISTDataModule, XORDataModule
 from lightning_cvxsnn.tasks.models import AdditionSNN, LitSNN, ParallelSNN
@@ -36,6 +37,7 @@ __all__ = [
     "TokenAccuracy",
     "XORDataModule",
     "calibrate",
+    "plots",
     "prune",
     "reconstruct",
     "spike_dictionary",

@@ -7,7 +7,7 @@ from jsonargparse import auto_cli
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from typing_extensions import override
 
-import lightning_cvxsnn  # noqa: F401  classes that are imported can be named without their package
+import lightning_cvxsnn  # noqa: F401  LightningCLI finds classes that are imported by their bare names
 
 _USAGE = """\
 usage: cvxsnn {demo,fit,validate,test} ...
@@ -22,7 +22,7 @@ Each command answers --help. `cvxsnn fit --print_config` writes a configuration 
 
 
 class CvxsnnCLI(LightningCLI):
-    """LightningCLI with the subcommands that a spiking classifier needs."""
+    """LightningCLI with ``fit``, ``validate`` and ``test`` only."""
 
     @staticmethod
     @override
@@ -42,9 +42,9 @@ def main(args: ArgsType = None) -> None:
     if isinstance(arguments, list) and (not arguments or arguments[0] in ("-h", "--help")):
         print(_USAGE, end="")
     elif isinstance(arguments, list) and arguments[0] == "demo":
-        from lightning_cvxsnn.demo import demo
+        from lightning_cvxsnn.demo import show_demo
 
-        auto_cli(demo, args=arguments[1:], as_positional=False)
+        auto_cli(show_demo, args=arguments[1:], as_positional=False)
     else:
         CvxsnnCLI(
             pl.LightningModule,

@@ -16,10 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 from typing_extensions import override
 
-from lightning_cvxsnn.tasks.data import DigitsDataModule
-from lightning_cvxsnn.tasks.models import LitSNN
-from lightning_cvxsnn.training.callback import ConvexReconstruction
-from lightning_cvxsnn.witnesses.kinds import calibrate
+from lightning_cvxsnn import ConvexReconstruction, DigitsDataModule, LitSNN, calibrate
 
 
 @dataclass
@@ -32,9 +29,9 @@ class DemoRow:
         validation: Validation accuracy after each epoch.
         test: Test accuracy at the end.
         gap: Largest certified relative duality gap of its solves; None without solves.
-        solves: Solves that were accepted, and all.
+        solves: Numbers of accepted solves and of all.
         seconds: Wall-clock seconds of the fit, solves included.
-        seconds_solves: Seconds of these that went into solves and pattern passes.
+        seconds_solves: Those of the solves and their pattern passes.
     """
 
     name: str
@@ -48,7 +45,7 @@ class DemoRow:
 
 
 class _Record(pl.Callback):
-    """Accuracy at the start and after each epoch."""
+    """Validation accuracy before the first epoch and after each."""
 
     def __init__(self, row: DemoRow, progress: Progress) -> None:
         self.row, self.progress = row, progress
@@ -67,14 +64,28 @@ class _Record(pl.Callback):
         self.progress.advance(self.task)
 
 
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the runs of a comparison share.
+
+    Attributes:
+        epochs: Epochs of each run.
+        hidden: Width of each LIF layer, first to last.
+        lr: Learning rate of Adam.
+        seed: Seed of weights, split and batches.
+    """
+
+    epochs: int
+    hidden: tuple[int, ...]
+    lr: float
+    seed: int
+
+
 def train(
     name: str,
+    settings: DemoSettings,
     progress: Progress,
     *,
-    epochs: int,
-    hidden: tuple[int, ...],
-    lr: float,
-    seed: int,
     calibrated: bool = False,
     callback: ConvexReconstruction | None = None,
 ) -> DemoRow:
@@ -82,25 +93,23 @@ def train(
 
     Args:
         name: What to call the run.
+        settings: Those of all runs.
         progress: Shows it.
-        epochs: Number of epochs.
-        hidden: Width of each LIF layer.
-        lr: Learning rate of Adam.
-        seed: Seed of weights, split and batches.
         calibrated: Whether hidden weights are calibrated first.
         callback: Convex reconstruction, or None: surrogate gradients alone.
     """
     row = DemoRow(name)
     with _quiet():
-        pl.seed_everything(seed, verbose=False)
-        data, net = DigitsDataModule(seed=seed), LitSNN(hidden=list(hidden), lr=lr)
+        pl.seed_everything(settings.seed, verbose=False)
+        data = DigitsDataModule(seed=settings.seed)
+        net = LitSNN(hidden=list(settings.hidden), lr=settings.lr)
         data.setup("fit")
         started = time.perf_counter()
         if calibrated:
             calibrate(net, data.train_dataloader())
         trainer = pl.Trainer(
             accelerator="cpu",
-            max_epochs=epochs,
+            max_epochs=settings.epochs,
             callbacks=[*([] if callback is None else [callback]), _Record(row, progress)],
             logger=False,
             enable_checkpointing=False,
@@ -123,7 +132,7 @@ def run_demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float =
 
     Args:
         epochs: Epochs of each run.
-        hidden: Width of each LIF layer.
+        hidden: Width of each LIF layer, first to last.
         lr: Learning rate of Adam.
         seed: Seed of weights, split and batches.
 
@@ -131,7 +140,7 @@ def run_demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float =
         One row for surrogate gradients (SG) from default weights, one from calibrated weights, one for the callback.
     """
     with Progress(transient=True) as progress:
-        run = partial(train, progress=progress, epochs=epochs, hidden=hidden, lr=lr, seed=seed)
+        run = partial(train, settings=DemoSettings(epochs, hidden, lr, seed), progress=progress)
         return [
             run("SG, default weights"),
             run("SG, calibrated weights", calibrated=True),
@@ -139,7 +148,7 @@ def run_demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float =
         ]
 
 
-def demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float = 1e-2, seed: int = 0) -> None:
+def show_demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float = 1e-2, seed: int = 0) -> None:
     """Train a spiking network on real digits with and without convex reconstruction and print the comparison.
 
     Args:
@@ -152,8 +161,9 @@ def demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float = 1e-
     early = min(5, epochs)
     table = Table(
         title=f"scikit-learn digits, {len(hidden)} LIF layers {list(hidden)}, {epochs} epochs, seed {seed}",
-        caption="Accuracies in %: validation before training (start) and after epochs (ep), test at the end. "
-        "gap: the largest certified gap of the run's solves, over their dictionaries. seconds: in all; solving: of it.",
+        caption="Accuracies in %: validation before training (start) and after epochs (ep), test at the end. gap: "
+        "largest certified gap of the run's solves, over their dictionaries. written: accepted solves, of all solves. "
+        "seconds: wall clock of the run; solving: its part in pattern passes and solves.",
         box=SIMPLE_HEAD,
         padding=0,
     )
@@ -174,7 +184,7 @@ def demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float = 1e-
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning's messages out of the table."""
+    """Suppress Lightning's messages and all warnings."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,5 @@
 import gzip
+import importlib
 import json
 import struct
 import subprocess
@@ -118,3 +119,30 @@ def test_the_witness_benchmark_runs(mnist):
     assert trained["witnesses"] == "SG, calibrated weights"
     assert paired["validation"]["0"] > 50 > trained["validation"]["0"]
     assert paired["runs"][0]["accepted"]
+
+
+def test_the_comparison_of_two_commits_tells_rounding_from_another_solution(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    same = importlib.import_module("same")
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    same.record(before, "solve, squared, no intercept")
+    recorded = before.read_text()
+    after.write_text(recorded)
+    assert same.compare(before, after) == 0
+
+    (case,) = json.loads(recorded).values()
+    solution = case["steps"][0]
+    primal = float.fromhex(solution["primal"])
+    for field, value, failed in (
+        ("primal", (primal * (1 + 1e-12)).hex(), 0),
+        ("primal", (primal * (1 + 1e-8)).hex(), 1),
+        ("active", solution["active"] + 1, 1),
+    ):
+        solution_changed = solution | {field: value}
+        after.write_text(json.dumps({"case": case | {"steps": [solution_changed, *case["steps"][1:]]}}))
+        before.write_text(json.dumps({"case": case}))
+        assert same.compare(before, after) == failed
+        assert f"solve 0: {field} " in capsys.readouterr().out
+
+    after.write_text("{}")
+    assert same.compare(before, after) == 1

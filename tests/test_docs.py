@@ -1,6 +1,7 @@
 """Every code block of the README and the docs runs, and every number in the README is in a committed result file."""
 
 import importlib
+import inspect
 import json
 import re
 import shlex
@@ -11,7 +12,10 @@ from statistics import median
 
 import pytest
 import yaml
+from lightning.pytorch import LightningDataModule, LightningModule
 
+import lightning_cvxsnn
+from lightning_cvxsnn import ConvexReconstruction
 from lightning_cvxsnn.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -172,6 +176,23 @@ def test_the_site_builds(tmp_path):
     assert "ConvexReconstruction" in (tmp_path / "site/api/index.html").read_text()
 
 
-def test_configurations_name_real_classes():
-    for path in (ROOT / "examples/configs").glob("*.yaml"):
-        assert yaml.safe_load(path.read_text())["trainer"]["callbacks"]
+@pytest.mark.parametrize("path", sorted((ROOT / "examples/configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_configurations_name_real_classes_and_arguments(path):
+    configuration = yaml.safe_load(path.read_text())
+    entries = [configuration["model"], configuration["data"], *configuration["trainer"]["callbacks"]]
+    kinds = [LightningModule, LightningDataModule, *[ConvexReconstruction] * (len(entries) - 2)]
+    assert len(entries) > 2
+    for entry, kind in zip(entries, kinds, strict=True):
+        given = entry if isinstance(entry, dict) else {"class_path": entry}
+        found = getattr(lightning_cvxsnn, given["class_path"].removeprefix("lightning_cvxsnn."))
+        assert issubclass(found, kind)
+        assert given.get("init_args", {}).keys() <= inspect.signature(found).parameters.keys()
+
+
+def test_the_api_page_has_every_public_name():
+    page = re.findall(r"^::: (\S+)$", (ROOT / "docs/pages/api.md").read_text(), re.M)
+    for package in ("lightning_cvxsnn", "lightning_cvxsnn.convex", "lightning_cvxsnn.patterns"):
+        for name in importlib.import_module(package).__all__:
+            public = getattr(importlib.import_module(package), name)
+            if inspect.isclass(public) or inspect.isfunction(public):
+                assert f"{package}.{name}" in page

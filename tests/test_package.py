@@ -13,17 +13,6 @@ def test_import_needs_no_cupy_and_no_cvxpy():
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
 
 
-def test_the_convex_core_knows_nothing_of_spikes_and_the_patterns_nothing_of_losses():
-    for folder, forbidden in (
-        ("convex", ("spikingjelly", "lightning.", "lightning_cvxsnn.patterns", "lightning_cvxsnn.re")),
-        ("patterns", ("lightning.pytorch", "lightning.fabric", "lightning_cvxsnn.convex", "lightning_cvxsnn.re")),
-    ):
-        for path in (ROOT / "lightning_cvxsnn" / folder).glob("*.py"):
-            imports = [line for line in path.read_text().splitlines() if line.strip().startswith(("import ", "from "))]
-            for name in forbidden:
-                assert not any(name in line for line in imports), f"{path.name} imports {name}"
-
-
 def test_public_names():
     for name in lightning_cvxsnn.__all__:
         assert getattr(lightning_cvxsnn, name).__doc__

@@ -1,4 +1,4 @@
-"""What the metrics share: a plot, and states whose size is known with the first rows."""
+"""The base class of the metrics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from typing_extensions import override
 
 
 class SpikingMetric(Metric):
-    """What the classes share: a plot, and states whose size is known with the first rows."""
+    """A metric with a plot and with states that take their size from the first rows."""
 
     is_differentiable = False
     full_state_update = False
@@ -38,11 +38,11 @@ class SpikingMetric(Metric):
 
 
 def _gather(state: Tensor, group: Any = None) -> list[Tensor]:
-    """``gather_all_tensors`` for states that have no size yet in a process that has seen no rows."""
+    """``gather_all_tensors`` where processes without rows have states of no size yet."""
     states: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(states, (state.numel() > 0, state.dtype, tuple(state.shape)), group=group)
     _, dtype, shape = max(states, key=lambda s: (len(s[2]), s[0]))
-    if state.dim() == 0:  # the neutral element, whatever the size
+    if state.dim() == 0:  # zeros, of the size that the others have
         state = state.expand(shape)
     elif state.numel() == 0:
         state = state.new_zeros((0, *shape[1:]), dtype=dtype)

@@ -10,7 +10,7 @@ from lightning_cvxsnn.metrics.base import SpikingMetric
 
 
 class _Accuracy(SpikingMetric):
-    """Hits among what counts."""
+    """Share of hits among the entries that count, in integer sums."""
 
     higher_is_better = True
     plot_lower_bound = 0.0

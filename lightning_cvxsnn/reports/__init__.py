@@ -1,1 +1,1 @@
-"""What a solve found and did, for people: the report, advice read off it, figures."""
+"""What a solve found and did: the report, warnings derived from it, figures."""

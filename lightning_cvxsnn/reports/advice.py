@@ -1,6 +1,6 @@
-"""What a person should learn from a run's solves. Each finding is told once: what was found, what it means, what to do.
+"""Warnings derived from a run's reports, each given once: what was found, what it means, what to do.
 
-Findings are read off the reports alone, which travel in checkpoints: a resumed run repeats nothing.
+They depend on the reports alone, which checkpoints keep, so a resumed run repeats none.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from lightning_cvxsnn.reports.solve_report import SolveReport
 
 
 def advise(reports: Sequence[SolveReport]) -> None:
-    """Warn of what the newest of a run's reports shows for the first time.
+    """Give the warnings that the newest report calls for and no earlier one did.
 
     Args:
         reports: All reports of the run, newest last.

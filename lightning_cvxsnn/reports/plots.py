@@ -1,6 +1,6 @@
-"""Figures of what the solves did and of what the readout receives. Needs matplotlib, the extra ``plot``.
+"""Figures of a run's solves and of a dictionary. Needs matplotlib, the extra ``plot``.
 
-Figures are objects of their own: nothing is shown, no backend is chosen, and pyplot's state stays as it is.
+Figures are made without pyplot: none is shown, no backend is chosen, and pyplot's state stays as it is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 
 
 def solves(reports: Sequence[SolveReport]) -> Figure:
-    """What a run's solves found and did, over the Trainer's steps; a panel below the other.
+    """Draw a run's solves over the Trainer's steps, in three or four panels.
 
     - *objective*: the solution's and its certified lower bound, the gap between them shaded (at 1e-6 no wider than
       the line; its largest value is in the title), and, lighter, up to the objective of the readout as it is stored
@@ -88,7 +88,7 @@ def solves(reports: Sequence[SolveReport]) -> Figure:
     units.set_ylim(bottom=0)
     units.set_ylabel("units")
 
-    for axes, (name, field) in zip(panels[2:], (("loss", "objective"), ("accuracy", "accuracy")), strict=False):
+    for axes, (name, field) in zip(panels[2:], (("loss", "held_out_loss"), ("accuracy", "accuracy")), strict=False):
         before, after = ([getattr(r, f"{field}_{when}") for r in reports] for when in ("before", "after"))
         axes.plot(steps, before, color=_GREY, marker=".", label="before")
         axes.plot(steps, after, color=_BLUE, linewidth=1, label="after")
@@ -103,9 +103,9 @@ def solves(reports: Sequence[SolveReport]) -> Figure:
 
 
 def raster(before: SpikeDictionary, after: SpikeDictionary | None = None, *, rows: int = 64) -> Figure:
-    """What the readout receives: a line for each training row, a point for each unit, the darker the more it fires.
+    """Draw a dictionary: a line for each training row, a column for each unit, the darker the more it fires.
 
-    White columns are silent units, evenly dark ones saturated, equal ones no use to each other.
+    White columns are silent units, evenly dark ones saturated; equal columns are one unit to the readout.
 
     Args:
         before: The dictionary of a network, such as `spike_dictionary` gives it.
@@ -146,7 +146,7 @@ def raster(before: SpikeDictionary, after: SpikeDictionary | None = None, *, row
 
 
 def log_solves(loggers: Sequence[Logger], reports: Sequence[SolveReport], step: int) -> None:
-    """Send the figure of `solves` to the TensorBoard loggers among ``loggers``; without matplotlib, nothing.
+    """Log the figure of `solves` to the TensorBoard loggers among ``loggers``, if matplotlib is installed.
 
     Args:
         loggers: Those of the Trainer.
@@ -170,7 +170,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _mark(axes: Axes, reports: Sequence[SolveReport], values: Sequence[float | None]) -> None:
-    """Which solves were written."""
+    """Mark accepted solves by filled circles, rejected ones by crosses."""
     for accepted, marker, label in ((True, "o", "written"), (False, "x", "rejected")):
         points = [(r.step, v) for r, v in zip(reports, values, strict=True) if r.accepted is accepted]
         if points:

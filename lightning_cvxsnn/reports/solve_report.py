@@ -19,7 +19,7 @@ class SolveReport:
         gap: ``primal - dual``.
         gap_written: Objective at the readout as it is stored after the solve (scaled, rounded, or kept) minus the best
             bound known then, ``dual`` or a tighter one.
-        scope: Over what the bound holds: ``"dictionary"``, these columns.
+        scope: What the bound holds over: ``"dictionary"``, the columns at hand.
         rows: Rows of the programme: all where the solution was accepted, else the four fifths that the guard fitted.
         columns: Units that the readout receives.
         distinct: Distinct columns.
@@ -28,7 +28,7 @@ class SolveReport:
         active: Columns with a non-zero coefficient.
         scale: Factor on the readout as written.
         accepted: Whether the readout was (or with ``dry_run`` would have been) written.
-        reason: The occasion and why the decision fell as it did.
+        reason: The occasion, and why the solution was accepted or rejected.
         held_out_loss_before: Unpenalised loss on the held-out rows before the solve.
         held_out_loss_after: The same with the candidate, fitted on the other rows and scaled.
         seconds_patterns: Wall-clock seconds of the pattern passes.
@@ -43,7 +43,7 @@ class SolveReport:
             ``squared``, unless firing rates decide (a spiking output layer).
         accuracy_after: The same with the candidate.
         beta_edge: ``"largest"`` or ``"smallest"`` where this solve chose beta at that end of its grid.
-        repaired: Dead layers that were brought to life first, and how.
+        repaired: Dead layers that were repaired before the solve, and how.
     """
 
     epoch: int

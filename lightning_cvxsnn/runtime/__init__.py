@@ -1,1 +1,1 @@
-"""What any computation here needs of the machine: ranks, work counted, memory left, progress shown."""
+"""The machine a computation runs on: ranks, work counted in multiply-adds, free memory, progress bars."""

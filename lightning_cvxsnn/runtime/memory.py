@@ -1,4 +1,4 @@
-"""Refuse what does not fit into memory before it is captured."""
+"""Estimates of memory: a programme or a search that does not fit is refused before its patterns are captured."""
 
 import contextlib
 import os
@@ -9,23 +9,23 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-#: The dictionary, its fitted rows, their distinct columns, the dictionary of the network as found, and what the
-#: allocator loses: with these figures the estimate was 0.97 to 1.9 times the measured growth of a process.
+#: Copies of the dictionary held together: all rows, the fitted rows, their distinct columns, the dictionary of the
+#: network as found, and one for the allocator's losses. Estimates were 0.97 to 1.9 times a process's measured growth.
 _COPIES = 5
 #: Float64 numbers per row and output: targets, outputs, gradients, dual points and their trial values.
 _PER_OUTPUT = 12
-#: Entries that the solvers convert to float64 at a time, and how many such blocks are alive together.
+#: Entries that the solvers convert to float64 at a time, and the number of such blocks held together.
 _BLOCK, _BLOCKS = 2**23, 5
-#: Inputs of the layer whose witnesses are searched: as they come and in one piece, then in one piece and without the
-#: rows that judge. With this figure a process grew by 1.0 to 1.1 times the estimate.
+#: Copies of the layer's inputs held together: the batches and their concatenation, later the concatenation and its
+#: fitted rows. A process grew by 1.0 to 1.1 times the estimate.
 _INPUTS = 2
 
 
 def check_memory(rows: int, columns: int, outputs: int, captured: int, solved: int) -> None:
-    """Refuse a programme that needs more memory than there is.
+    """Refuse a programme that needs more memory than is available.
 
-    Columns of the working sets in float64 (hinge) and second-order models come on top: they grow with the solution,
-    which is not known yet.
+    Not counted: columns of working sets in float64 (hinge) and second-order models, which grow with the number of
+    units in the solution.
 
     Args:
         rows: n.
@@ -51,7 +51,7 @@ def check_memory(rows: int, columns: int, outputs: int, captured: int, solved: i
 
 
 def check_witness_memory(inputs: Tensor, samples: int) -> None:
-    """Refuse a search for witnesses whose inputs do not fit onto the device that they are on.
+    """Refuse a search for witnesses whose inputs do not fit into the memory of their device.
 
     Args:
         inputs: ``[T, N, ...]``, what the layer receives of one batch.
@@ -75,7 +75,7 @@ def check_witness_memory(inputs: Tensor, samples: int) -> None:
 def free_memory(device: torch.device) -> int | None:
     """Bytes that this process can still take on ``device``, or None where the system does not tell.
 
-    On a GPU: what its driver has left, and what torch holds there and does not use.
+    On a GPU: the driver's free memory plus what torch's allocator has reserved and does not use.
     """
     if device.type != "cuda":
         return available_memory()
@@ -116,7 +116,7 @@ def _limits(root: Path) -> Iterator[int]:
 
 
 def _left(mount: Path, group: str, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
-    """What is left in a control group and in each that it is part of; a container may see its own as the root."""
+    """Bytes left in a control group and in each of its ancestors; a container may see its own group as the root."""
     folder = mount / group.lstrip("/")
     for level in (folder, *folder.parents):
         if not level.is_relative_to(mount):

@@ -1,4 +1,4 @@
-"""Show a stage of work while it runs."""
+"""The interface through which a computation shows its progress."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager

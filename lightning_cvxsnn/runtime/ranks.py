@@ -1,6 +1,6 @@
-"""Processes that work in step: what one tells the others, and how none waits for another that has failed.
+"""Collectives of a process group in which no rank waits for one that has failed.
 
-Plain values are exchanged by all at once; tensors travel in their own type and are compared by checksum.
+Plain values are gathered on all ranks; tensors are sent in their own type and compared by checksum.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ __all__ = ["Ranks", "checksum"]
 
 
 class Ranks:
-    """The ranks of a group, in step: before every collective they tell each other that none has failed.
+    """The ranks of a process group. Before every collective they exchange whether one of them has failed.
 
-    Use it as a context. An exception in it is told to the others where they meet next, and raised there too; so between
-    two meetings a rank may do what it likes, and none waits for a rank that has left.
+    Use it as a context manager. An exception inside it is sent to the other ranks at their next collective and raised
+    there too, so none waits for a rank that has left. Between two collectives ranks may do different work.
 
     Args:
         group: The process group; ``None``: all processes, or this one if there is no process group.
-        alone: Be one rank whatever process group there is.
+        alone: Act as a single rank, whatever process group there is.
+
+    Raises:
+        ValueError: If this process is not in ``group``.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, *, alone: bool = False) -> None:
@@ -47,7 +50,7 @@ class Ranks:
             self.exchange(error=error)
 
     def exchange(self, value: Any = None, error: BaseException | None = None) -> list[Any]:
-        """The plain values that the ranks pass, in rank order; raises on this rank if another one has failed."""
+        """The plain values of all ranks, in rank order; raises on this rank if another one has failed."""
         if self.size == 1:
             return [value]
         told: list[Any] = [None] * self.size
@@ -62,7 +65,7 @@ class Ranks:
         return [value for value, _ in told]
 
     def total(self, partial: Tensor) -> Tensor:
-        """The sum over ranks."""
+        """The sum of ``partial`` over all ranks."""
         if self.size == 1:
             return partial
         buffer = partial.to(self.device, copy=True).contiguous()
@@ -71,7 +74,7 @@ class Ranks:
         return buffer.to(partial.device)
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """The tensor of rank 0, on this rank's device; others pass one of its shape and type."""
+        """The tensor of rank 0, on the device of ``tensor``; the other ranks pass one of its shape and type."""
         if self.size == 1:
             return tensor
         buffer = tensor.detach().to(self.device, copy=True).contiguous()
@@ -83,12 +86,12 @@ class Ranks:
     def collect(self, value: Any, device: torch.device) -> list[Any] | None:
         """On rank 0 the values of all ranks, in rank order; elsewhere ``None``.
 
-        Tensors travel as raw bytes in the type they have, to ``device``; what else a value is made of is pickled.
+        Tensors are sent as raw bytes in their own type and put on ``device``; the rest of a value is pickled.
         """
         if self.size == 1:
             return [value]
         frame = io.BytesIO()
-        pickler = _Stripped(frame)
+        pickler = _TensorlessPickler(frame)
         pickler.dump(value)
         told = self.exchange((frame.getvalue(), [(tensor.dtype, tuple(tensor.shape)) for tensor in pickler.tensors]))
         if self.rank > 0:
@@ -106,12 +109,12 @@ class Ranks:
                 self._receive(buffer, rank)
         frames = [io.BytesIO(frame) for frame, _ in told[1:]]
         return [value] + [
-            _Dressed(frame, [buffer.to(device) for buffer in buffers]).load()
+            _TensorRestorer(frame, [buffer.to(device) for buffer in buffers]).load()
             for frame, buffers in zip(frames, theirs, strict=True)
         ]
 
     def deal(self, parts: list[Tensor], like: Tensor) -> Tensor:
-        """The part that rank 0 has for this rank; ``like`` has its shape and type, and is where it goes."""
+        """Scatter: this rank's entry of rank 0's ``parts``, of the shape and type of ``like`` and on its device."""
         if self.rank > 0:
             buffer = torch.empty_like(like, device=self.device)
             self.exchange()
@@ -145,28 +148,28 @@ def _raw(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
-class _Stripped(pickle.Pickler):
-    """Pickles an object without its tensors, which it keeps."""
+class _TensorlessPickler(pickle.Pickler):
+    """Pickles an object with its tensors replaced by positions in ``tensors``."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
         self.tensors: list[Tensor] = []
 
     def persistent_id(self, obj: Any) -> int | None:
-        """The position of a tensor."""
+        """The position of a tensor in ``tensors``; None for other objects."""
         if not isinstance(obj, Tensor):
             return None
         self.tensors.append(obj.detach())
         return len(self.tensors) - 1
 
 
-class _Dressed(pickle.Unpickler):
-    """Gives an object that was pickled without its tensors these ones."""
+class _TensorRestorer(pickle.Unpickler):
+    """Unpickles what `_TensorlessPickler` pickled, with these tensors."""
 
     def __init__(self, file: io.BytesIO, tensors: list[Tensor]) -> None:
         super().__init__(file)
         self.tensors = tensors
 
     def persistent_load(self, pid: int) -> Tensor:
-        """The tensor at a position."""
+        """The tensor at position ``pid``."""
         return self.tensors[pid]

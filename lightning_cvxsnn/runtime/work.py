@@ -1,4 +1,4 @@
-"""What a solve costs, counted in multiply-adds of float64 numbers, so that it is the same on every machine."""
+"""Work of a solve in multiply-adds of float64 numbers: the same on every machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Work", "count_work", "counting"]
 
 
 class Work:
-    """Multiply-adds so far: products with the dictionary, Hessians, Cholesky factors, and what others `count_work`."""
+    """Multiply-adds passed to `count_work` so far: products with the dictionary, Hessians, Cholesky factors, ..."""
 
     def __init__(self) -> None:
         self.multiply_adds = 0
@@ -21,7 +21,7 @@ _open: ContextVar[tuple[Work, ...]] = ContextVar("_open", default=())
 
 @contextmanager
 def counting(work: Work | None = None) -> Iterator[Work]:
-    """Count what is spent in this context, inner contexts included, on top of ``work`` or anew."""
+    """Count the work of this context, inner contexts included; ``work`` is added to where it is given."""
     work = work or Work()
     token = _open.set((*_open.get(), work))
     try:
@@ -31,6 +31,6 @@ def counting(work: Work | None = None) -> Iterator[Work]:
 
 
 def count_work(multiply_adds: int) -> None:
-    """Add to every count that is open."""
+    """Add to the counts of all contexts that enclose the call."""
     for work in _open.get():
         work.multiply_adds += multiply_adds

@@ -1,1 +1,1 @@
-"""Networks and data modules that are ready to train: the demonstration's and the paper's."""
+"""Networks and data modules that are ready to train: those of the demonstration and of the paper."""

@@ -285,7 +285,7 @@ class AdditionSNN(ParallelSNN):
             digits: int64 ``[N, T, 2]``, the digits of both numbers.
 
         Returns:
-            int64 ``[N, T]``, what the network takes the sum of each column to be.
+            int64 ``[N, T]``, the network's answer for the sum of each column, carry included.
         """
         reset_neurons(self.branches)
         carry = digits.new_zeros(len(digits))
@@ -299,7 +299,7 @@ class AdditionSNN(ParallelSNN):
 
     @override
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Accuracy of one batch ``(x, y)``, of whose inputs the carries are not used."""
+        """Accuracy of one batch ``(x, y)``; of its inputs the digits are used, not the carries."""
         x, y = batch
         digits = (x[..., :2] * (self.base - 1)).round().long()
         right = self.add(digits) % self.base == y % self.base
@@ -320,7 +320,7 @@ def _check_sizes(depth: int, branches: int, width: int, last_width: int) -> None
 
 
 def _range(name: str, value: Constant, above: float) -> tuple[float, float]:
-    """The range that a constant lies in."""
+    """A constant as a range ``(low, high)``, checked."""
     low, high = value if isinstance(value, (tuple, list)) else (value, value)
     if not above < low <= high < float("inf"):
         raise MisconfigurationException(

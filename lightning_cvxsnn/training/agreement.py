@@ -1,4 +1,4 @@
-"""Is the loss that is solved the loss that is trained?"""
+"""Compares the programme's loss with the loss that the module trains, on one batch."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,8 +15,8 @@ from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.rows import unpack
 from lightning_cvxsnn.network.targets import row_targets, row_weights
 
-_TOLERANCE = 1e-2  # relative,
-_SMALL = 1e-2  # to this at least: losses near zero are alike
+_TOLERANCE = 1e-2  # relative difference of losses taken for equal
+_SMALL = 1e-2  # losses below it are compared as if they were as large
 
 
 def batch_loss(
@@ -30,9 +30,7 @@ def batch_loss(
 ) -> float | None:
     """The programme's loss of the network on one training batch, in training mode.
 
-    None where targets are given for several outputs: what is trained is then no single output's loss.
-
-    Nothing is disturbed: not the state of neurons, not batch-norm statistics, not random number generators.
+    States of neurons, batch-norm statistics and random number generators stay as they are.
 
     Args:
         module: The LightningModule.
@@ -41,6 +39,9 @@ def batch_loss(
         index: Position of the batch, for messages.
         loss: Loss of the programme.
         precision: The context of a training forward.
+
+    Returns:
+        The loss; None where targets are given for several outputs, whose losses are trained together.
     """
     reduction, num_outputs = readout.reduction, readout.module.out_features
     x, y, weight = unpack(module, batch, index)
@@ -57,7 +58,7 @@ def batch_loss(
 
 
 def warn_unless_same_loss(ours: float, theirs: float, *, loss: Loss, num_outputs: int) -> None:
-    """Warn if what the module trains is not what is solved. torch's ``mse_loss`` is 2/C times ours: no warning."""
+    """Warn if the two losses differ by more than 1 %; torch's ``mse_loss``, 2/C times ``squared``, is accepted."""
     factors = [1.0, 2.0 / num_outputs] if loss == "squared" else [1.0]
     if not any(abs(f * ours - theirs) <= _TOLERANCE * max(abs(theirs), abs(ours), _SMALL) for f in factors):
         rank_zero_warn(

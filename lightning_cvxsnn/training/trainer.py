@@ -1,4 +1,4 @@
-"""What the callback asks of a Trainer beside its hooks."""
+"""Reads a Trainer: batch transfer, callbacks that compare or average, checkpoint folders, progress bars."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -25,14 +25,14 @@ from lightning_cvxsnn.runtime.progress import no_progress
 
 
 def transfer(trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any) -> Any:
-    """What Lightning's training loop does to a batch before ``training_step`` sees it."""
+    """A batch as ``training_step`` receives it: converted to the precision, transferred to the device."""
     batch = trainer.precision_plugin.convert_input(batch)
     batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
 def watcher(trainer: "pl.Trainer") -> str:
-    """What acts on a validation that is no better than an earlier one; "" if nothing does in this fit."""
+    """Name of what compares validations of different epochs in this fit, early stopping or a plateau; "" if none."""
     epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
     stopping = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
     if any(not 0 <= epochs <= c.patience for c in stopping):
@@ -46,8 +46,8 @@ def averages(trainer: "pl.Trainer") -> list[Callback]:
 
 
 def save_beside_checkpoints(trainer: "pl.Trainer") -> None:
-    """Save ``convex-last.ckpt`` where the user's checkpoints are; never over a file."""
-    # A full checkpoint would hold the average in the place of the network.
+    """Save ``convex-last.ckpt`` into the folders of the user's checkpoints; existing files are kept."""
+    # WeightAveraging puts the average into a full checkpoint in place of the network's weights.
     weights_only = any(isinstance(c, WeightAveraging) for c in averages(trainer))
     folders = {
         os.path.dirname(path)
@@ -66,7 +66,7 @@ def save_beside_checkpoints(trainer: "pl.Trainer") -> None:
 
 @contextmanager
 def unlogged(module: nn.Module) -> Iterator[None]:
-    """Drop what the forwards of LightningModules log in this context: its passes are no steps of training."""
+    """Discard what LightningModules log in this context, whose forward passes are not training steps."""
     logging = [m for m in module.modules() if isinstance(m, LightningModule)]
     own = [vars(m).get("log") for m in logging]
     try:
@@ -87,18 +87,18 @@ def _drop(*_: object, **__: object) -> None:
 
 @contextmanager
 def trainer_progress(trainer: "pl.Trainer", stage: str, total: int | None) -> Iterator[Callable[[], object]]:
-    """A stage named ``stage`` of ``total`` steps (None: unknown); nothing is shown where the Trainer shows nothing.
+    """Show a stage in the Trainer's progress bar, if it has one.
 
     Args:
         trainer: The Trainer; its ``RichProgressBar`` gets a task, its ``TQDMProgressBar`` a bar below.
-        stage: What is being done.
-        total: Number of steps.
+        stage: Name of the stage.
+        total: Number of steps; None: unknown.
     """
     bar = trainer.progress_bar_callback
     description = f"Convex: {stage.removeprefix('convex ')}"
     if isinstance(bar, RichProgressBar) and bar.progress is not None and bar.is_enabled:
         progress, steps = bar.progress, 1 if total is None else total
-        # One task, hidden between stages and used again: Lightning counts on the positions of its own tasks.
+        # One task for all stages, hidden in between: Lightning finds its own tasks by their positions.
         task = next((t.id for t in progress.tasks if t.fields.get("convex")), None)
         if task is None:
             task = progress.add_task(description, total=steps, convex=True)

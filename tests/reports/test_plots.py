@@ -63,7 +63,7 @@ def test_the_figure_holds_the_reports():
     for label, field in (("all", "columns"), ("distinct", "distinct"), ("active", "active")):
         assert lines(units)[label] == [(r.step, getattr(r, field)) for r in reports]
     assert lines(units)["dead"] == [(r.step, r.silent + r.saturated) for r in reports]
-    for axes, field in ((loss, "objective"), (accuracy, "accuracy")):
+    for axes, field in ((loss, "held_out_loss"), (accuracy, "accuracy")):
         drawn = lines(axes)
         for when in ("before", "after"):
             assert drawn[when] == [(r.step, getattr(r, f"{field}_{when}")) for r in reports]
