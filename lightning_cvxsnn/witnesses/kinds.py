@@ -3,20 +3,16 @@
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.network.activity import LayerActivity, is_spiking
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import Network
-from lightning_cvxsnn.network.programme import CapturedProgramme
-from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.network.transaction import all_or_nothing
 from lightning_cvxsnn.patterns import Backend
@@ -24,7 +20,7 @@ from lightning_cvxsnn.runtime.memory import check_witness_memory
 from lightning_cvxsnn.witnesses.branches import Branched
 from lightning_cvxsnn.witnesses.calibrate import CalibratedLayer, Manner, calibrate_layers
 from lightning_cvxsnn.witnesses.find_layer import find_witness_layer
-from lightning_cvxsnn.witnesses.samplers import GaussianKind, affine_names, is_initialised, write_gaussian
+from lightning_cvxsnn.witnesses.samplers import is_initialised
 
 Witnesses = Literal[
     "auto",

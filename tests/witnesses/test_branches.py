@@ -1,5 +1,4 @@
 from dataclasses import replace
-from importlib import import_module
 
 import pytest
 import torch
