@@ -13,7 +13,6 @@ from lightning_cvxsnn.network import reset_neurons
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.runtime.work import count_work
 from lightning_cvxsnn.witnesses.calibrate import factors_for
-from lightning_cvxsnn.witnesses.layer import side_by_side
 
 _CALIBRATION_SAMPLES = 256
 _BLOCK = 2**22  # spikes of one layer held at once
@@ -64,7 +63,7 @@ class Branches:
     @cached_property
     def columns(self) -> SpikeDictionary:
         """The columns of all, ``[n, P]``."""
-        return side_by_side([branch.columns for branch in self.branches])
+        return SpikeDictionary.side_by_side([branch.columns for branch in self.branches])
 
 
 class BranchSampler:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.runtime.work import count_work
-from lightning_cvxsnn.witnesses.layer import WitnessLayer, side_by_side
+from lightning_cvxsnn.witnesses.layer import WitnessLayer
 from lightning_cvxsnn.witnesses.restricted import RestrictedMaster
 from lightning_cvxsnn.witnesses.samplers import between, pairs
 from lightning_cvxsnn.witnesses.scores import UnitScores
@@ -47,7 +47,7 @@ class Units:
 
     def join(self, other: "Units") -> "Units":
         """These, then ``other``."""
-        columns = side_by_side([self.columns, other.columns])
+        columns = SpikeDictionary.side_by_side([self.columns, other.columns])
         return Units(torch.cat([self.weight, other.weight]), torch.cat([self.bias, other.bias]), columns)
 
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from networks import trainer
+from networks import Net, trainer
 
 from lightning_cvxsnn import AdditionDataModule, AdditionSNN, ConvexReconstruction, ParallelSNN, reconstruct
 from lightning_cvxsnn.network import LIF, undisturbed
@@ -13,6 +13,7 @@ from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.runtime.progress import no_progress
 from lightning_cvxsnn.witnesses.branch_search import BranchProposer, BranchSearchSettings
+from lightning_cvxsnn.witnesses.branches import Branched
 from lightning_cvxsnn.witnesses.column_generation import ColumnGeneration
 from lightning_cvxsnn.witnesses.kinds import WitnessOptions
 from lightning_cvxsnn.witnesses.proposers import propose_branches
@@ -56,6 +57,11 @@ def proposer(net, inputs, problem, seed=0, price=True):
 
 def search(net, inputs, problem, rho=None, seed=0, price=True):
     return ColumnGeneration(proposer(net, inputs, problem, seed, price)).search(rho)
+
+
+def test_a_network_of_branches_is_known_by_what_it_offers():
+    assert isinstance(network(), Branched)
+    assert not isinstance(Net(), Branched)
 
 
 @pytest.mark.parametrize(("reduction", "price"), [("last", True), ("mean", False), ("membrane", True), ("all", False)])
