@@ -11,45 +11,62 @@ import argparse
 from pathlib import Path
 from statistics import mean
 from typing import Any
-from unittest import mock
 
 import lightning.pytorch as pl
 import torch
 from common import RESULTS, accuracy, quiet, sequential_mnist, write
+from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from lightning_cvxsnn import reconstruct
-from lightning_cvxsnn.tasks.models import LitSNN
-from lightning_cvxsnn.witnesses import kinds as hidden
-from lightning_cvxsnn.witnesses.column_generation import POOL, Priced, Pricer
+from lightning_cvxsnn import LitSNN, reconstruct
+from lightning_cvxsnn.network import undisturbed
+from lightning_cvxsnn.network.network import Network
+from lightning_cvxsnn.network.programme import capture_programme
+from lightning_cvxsnn.network.rows import rows_of
+from lightning_cvxsnn.runtime.progress import no_progress
+from lightning_cvxsnn.witnesses.column_generation import ColumnGeneration
+from lightning_cvxsnn.witnesses.kinds import WitnessOptions
+from lightning_cvxsnn.witnesses.layer_search import LayerSearchSettings
+from lightning_cvxsnn.witnesses.proposers import propose_units
+from lightning_cvxsnn.witnesses.search import SearchResult
+from lightning_cvxsnn.witnesses.units import Units
 
-SEARCHES: dict[str, dict[str, bool]] = {
-    "priced": {},
-    "priced, no ascent": {"ascend": False},
-    "priced, no mutation": {"mutate": False},
-    "pool": {},
+SEARCHES = {
+    "priced": LayerSearchSettings(),
+    "priced, no ascent": LayerSearchSettings(ascent_steps=0),
+    "priced, no mutation": LayerSearchSettings(mutated=0.0),
 }
 
 
-def start(name: str, beta: Any, pool: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def search(net: LitSNN, loader: DataLoader, settings: LayerSearchSettings, beta: Any, seed: int) -> SearchResult[Units]:
+    """Write the units that a search finds into the network's hidden layer."""
+    network = Network(net, rows_of(net, loader, seed=seed))
+    with isolate_rng(), undisturbed(net):
+        net.eval()
+        programme = capture_programme(
+            network, loss="cross_entropy", seed=seed, progress=no_progress, stage="patterns as found"
+        )
+        assert programme is not None
+        proposer = propose_units(network, programme, WitnessOptions("priced", seed, "auto"), settings)
+        found = ColumnGeneration(proposer).search(None if beta == "auto" else beta / proposer.width**0.5)
+        proposer.write(network, found)
+    return found
+
+
+def start(settings: LayerSearchSettings, beta: Any, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The network that one search leaves, after its solve."""
     train, *others = sequential_mnist(options.mnist, seed, options.rows)
     pl.seed_everything(seed, verbose=False)
     net = LitSNN(train.tensors[0].shape[2], [options.width])
-    found: list[Priced] = []
-    run = Pricer.run
-
-    def noted(*args: Any, **kwargs: Any) -> Priced:
-        found.append(run(*args, **(kwargs | SEARCHES[name])))
-        return found[-1]
-
-    kind: Any = name.split(",")[0]
-    with quiet(), mock.patch.object(Pricer, "run", noted), mock.patch.object(hidden, "POOL", pool):
-        report = reconstruct(net, DataLoader(train, 128), witnesses=kind, beta=beta, seed=seed)
-    right = [accuracy(net, rows) for rows in others]
-    return {"accuracy": 100 * mean(right), "objective": report.primal, "active": report.active, "work": found[0].work}
+    loader = DataLoader(train, 128)
+    with quiet():
+        found = search(net, loader, settings, beta, seed)
+        report = reconstruct(net, loader, witnesses="keep", beta=found.rho * options.width**0.5, seed=seed)
+    right = mean(accuracy(net, rows) for rows in others)
+    work = found.candidate_passes
+    return {"accuracy": 100 * right, "objective": report.primal, "active": report.active, "work": work}
 
 
 def main() -> None:
@@ -70,10 +87,13 @@ def main() -> None:
     results = []
     for text in options.betas:
         beta: Any = text if text == "auto" else float(text)
-        priced = [start("priced", beta, POOL, seed, options) for seed in options.seeds]
-        pool = round(mean(run["work"] for run in priced) / training / options.width)
-        for name in SEARCHES:
-            runs = priced if name == "priced" else [start(name, beta, pool, seed, options) for seed in options.seeds]
+        searches = {
+            name: [start(settings, beta, seed, options) for seed in options.seeds]
+            for name, settings in SEARCHES.items()
+        }
+        pool = round(mean(run["work"] for run in searches["priced"]) / training / options.width) * options.width
+        searches["pool"] = [start(LayerSearchSettings(pool=pool), beta, seed, options) for seed in options.seeds]
+        for name, runs in searches.items():
             row = {key: mean(run[key] for run in runs) for key in runs[0]}
             results.append({"beta": text, "search": name, **row, "runs": runs})
             cells = (

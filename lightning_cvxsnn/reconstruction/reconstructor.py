@@ -30,14 +30,9 @@ from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.runtime.ranks import checksum
 from lightning_cvxsnn.runtime.work import Work, counting
 from lightning_cvxsnn.witnesses.calibrate import CalibratedLayer
-from lightning_cvxsnn.witnesses.column_generation import Priced, Tried
-from lightning_cvxsnn.witnesses.kinds import (
-    describe_repairs,
-    recycle_units,
-    repair_dead_layers,
-    replace_witnesses,
-    wants_pairs,
-)
+from lightning_cvxsnn.witnesses.kinds import describe_repairs, repair_dead_layers, wants_pairs
+from lightning_cvxsnn.witnesses.replace import Replacement, recycle_units, replace_witnesses
+from lightning_cvxsnn.witnesses.search import SearchStatistics
 
 _TOLERANCE = 1e-3  # of a forward pass, relative
 _LOW_PRECISION_TOLERANCE = 3e-2
@@ -180,7 +175,7 @@ class Reconstructor:
             search = self._recycle(network, programme, outcome.rho, context)
         if prepared.replaced and not outcome.accepted:
             layers = self._take_back(network, prepared)
-        tried = network.rows.ranks.exchange(search and Tried(search.candidates, search.violation))[0]
+        tried = network.rows.ranks.exchange(search)[0]
         return Finished(outcome, layers, tried, captured - started, time.perf_counter() - captured)
 
     def _capture(self, network: Network, context: TrainerContext, stage: str) -> CapturedProgramme | None:
@@ -200,20 +195,18 @@ class Reconstructor:
         as_found = self._capture(network, context, "patterns as found") if network.norms or replaced else None
         network.refresh_norms()
         found: list[tuple[Tensor, Tensor]] = []
-        layers: list[CalibratedLayer] = []
-        search = None
+        done = Replacement([])
         if replaced:
             found = [(t, t.detach().clone()) for t in (*network.module.parameters(), *network.constants)]
             if as_found is not None:  # on rank 0, whose parameters the others then take over
                 with context.progress("witnesses", None), counting(self._once):
-                    search, layers = replace_witnesses(network, as_found, settings.witness_options, self.beta)
-                if isinstance(search, Priced):
-                    self.beta = search.rho * network.readout.module.in_features**0.5
+                    done = replace_witnesses(network, as_found, settings.witness_options, self.beta)
+                self.beta = self.beta if done.beta is None else done.beta
         elif settings.witnesses != "keep":
             everything = fresh and settings.witnesses == "calibrated"
-            layers = repair_dead_layers(network, only_dead=not everything, untrained=fresh)
+            done = Replacement(repair_dead_layers(network, only_dead=not everything, untrained=fresh))
         network.synchronise()
-        return Prepared(as_found, replaced, found, layers, search)
+        return Prepared(as_found, replaced, found, done.layers, done.statistics, done.rough)
 
     @torch.no_grad()
     def _take_back(self, network: Network, prepared: Prepared) -> list[CalibratedLayer]:
@@ -233,8 +226,7 @@ class Reconstructor:
         if it wins clearly.
         """
         tolerance, columns = self.settings.gap_tolerance, programme.dictionary.shape[1]
-        rough = prepared.search.solution if isinstance(prepared.search, Priced) else None
-        beta, edge = self.beta, None
+        rough, beta, edge = prepared.rough, self.beta, None
         if beta is None:
             start = policy.chooses_start_beta(self.beta)
             with counting(self._once):
@@ -323,7 +315,7 @@ class Reconstructor:
 
     def _recycle(
         self, network: Network, programme: CapturedProgramme | None, rho: float, context: TrainerContext
-    ) -> Tried | None:
+    ) -> SearchStatistics | None:
         """Give units that contribute nothing other weights, on rank 0."""
         seed = self.settings.seed + context.step  # other candidates each time
         tried = None

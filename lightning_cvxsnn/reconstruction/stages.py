@@ -9,7 +9,7 @@ from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.reconstruction.guard import Judgement
 from lightning_cvxsnn.witnesses.calibrate import CalibratedLayer
-from lightning_cvxsnn.witnesses.column_generation import Priced, Tried
+from lightning_cvxsnn.witnesses.search import SearchStatistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,14 +22,16 @@ class Prepared:
         replaced: Whether hidden weights were given new values, to be taken back if the solution is rejected.
         found: Parameters and neuron constants with the values that they had, if they were replaced.
         layers: What was done to layers that keep their weights but for factors and biases.
-        search: What a search for witnesses found; None without one, and in all processes but rank 0.
+        search: What a search for witnesses tried; None without one, and in all processes but rank 0.
+        rough: The rough solution that it left; None without one.
     """
 
     as_found: CapturedProgramme | None
     replaced: bool
     found: list[tuple[Tensor, Tensor]]
     layers: list[CalibratedLayer]
-    search: Priced | Tried | None
+    search: SearchStatistics | None
+    rough: Solution | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,13 +85,13 @@ class Finished:
     Attributes:
         outcome: Of the solve.
         layers: Layers that keep their weights but for factors and biases, in the network as it is left.
-        search: How hard the search for witnesses tried; None without one.
+        search: What a search for witnesses tried; None without one.
         seconds_patterns: Wall-clock seconds of the pattern passes.
         seconds_solve: Of the rest.
     """
 
     outcome: Outcome
     layers: list[CalibratedLayer]
-    search: Tried | None
+    search: SearchStatistics | None
     seconds_patterns: float
     seconds_solve: float

@@ -1,26 +1,24 @@
 from dataclasses import replace
-from importlib import import_module
 
 import pytest
 import torch
-from networks import trainer
+from networks import Net, trainer
 
 from lightning_cvxsnn import AdditionDataModule, AdditionSNN, ConvexReconstruction, ParallelSNN, reconstruct
-from lightning_cvxsnn.network import LIF
+from lightning_cvxsnn.network import LIF, undisturbed
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.neurons import neuron_of
-from lightning_cvxsnn.network.programme import CapturedProgramme
+from lightning_cvxsnn.network.programme import CapturedProgramme, capture_programme
+from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.patterns import SpikeDictionary
-from lightning_cvxsnn.witnesses import branches
-from lightning_cvxsnn.witnesses.branches import BranchSearch
+from lightning_cvxsnn.runtime.progress import no_progress
+from lightning_cvxsnn.witnesses.branch_search import BranchProposer, BranchSearchSettings
+from lightning_cvxsnn.witnesses.branches import Branched
+from lightning_cvxsnn.witnesses.column_generation import ColumnGeneration
+from lightning_cvxsnn.witnesses.kinds import WitnessOptions
+from lightning_cvxsnn.witnesses.proposers import propose_branches
 
 STEPS, SAMPLES, RATE = 6, 120, 0.15
-
-
-@pytest.fixture(autouse=True)
-def _few_candidates(monkeypatch):
-    monkeypatch.setattr(branches, "_DRAWN", 2)
-    monkeypatch.setattr(branches, "_ROUNDS", 2)
 
 
 def network(reduction="last", **options):
@@ -53,40 +51,50 @@ def planted(reduction="last", **options):
     return net, inputs, programme(net, inputs, per_step if reduction == "all" else late)
 
 
-def search(net, inputs, problem, seed=0):
-    return BranchSearch(net, inputs, problem, RATE, seed)
+def proposer(net, inputs, problem, seed=0, price=True):
+    return BranchProposer(net, inputs, problem, RATE, seed, BranchSearchSettings(rounds=2, drawn=2, price=price))
+
+
+def search(net, inputs, problem, rho=None, seed=0, price=True):
+    return ColumnGeneration(proposer(net, inputs, problem, seed, price)).search(rho)
+
+
+def test_a_network_of_branches_is_known_by_what_it_offers():
+    assert isinstance(network(), Branched)
+    assert not isinstance(Net(), Branched)
 
 
 @pytest.mark.parametrize(("reduction", "price"), [("last", True), ("mean", False), ("membrane", True), ("all", False)])
 def test_the_columns_found_are_what_the_network_then_reads(reduction, price):
     net, inputs, problem = planted(reduction)
-    found = search(net, inputs, problem)
-    chosen = found.run(0.005, price=price)
-    assert len(chosen.branches) == 2
-    found.write(chosen.branches)
+    proposing = proposer(net, inputs, problem, price=price)
+    found = ColumnGeneration(proposing).search(0.005)
+    assert len(found.chosen.branches) == 2
+    proposing.write(Network(net, rows_of(net, [(inputs, problem.targets)])), found)
     received = []
     net.readout.register_forward_pre_hook(lambda _, args: received.append(args[0]))
     with torch.no_grad():
         net(inputs)
     rows = received[0].transpose(0, 1).flatten(0, 1) if reduction == "all" else received[0]
-    columns = torch.cat([branch.columns.to_dense(torch.float32) for branch in chosen.branches], 1)
+    columns = torch.cat([branch.columns.to_dense(torch.float32) for branch in found.chosen.branches], 1)
     assert columns.shape == rows.shape
     assert ((columns - rows).abs() < 1e-6).float().mean() > 0.999  # products round by the batch's size
 
 
 @pytest.mark.parametrize(("price", "rho"), [(False, None), (True, 0.01)])
 def test_the_objective_never_rises_and_falls(price, rho):
-    chosen = search(*planted()).run(rho, price=price)
-    assert all(b <= a + 1e-9 for a, b in zip(chosen.objectives, chosen.objectives[1:], strict=False))
-    assert chosen.objectives[-1] < 0.97 * chosen.objectives[0]
-    assert chosen.candidates == 8
+    proposing = proposer(*planted(), price=price)
+    found = ColumnGeneration(proposing).search(rho)
+    assert all(b <= a + 1e-9 for a, b in zip(found.objectives, found.objectives[1:], strict=False))
+    assert found.objectives[-1] < 0.97 * found.objectives[0]
+    assert proposing.drawn == 8
 
 
 def test_pricing_beats_the_pool():
     """Same number of candidates, same penalty; means of two seeds."""
     net, inputs, problem = planted()
     pool, priced = (
-        sum(search(net, inputs, problem, seed).run(0.005, price=price).objectives[-1] for seed in range(2)) / 2
+        sum(search(net, inputs, problem, 0.005, seed, price).objectives[-1] for seed in range(2)) / 2
         for price in (False, True)
     )
     assert priced < 0.97 * pool
@@ -97,13 +105,13 @@ def test_the_constants_that_the_task_needs_are_chosen():
     net, inputs, problem = planted("all", depth=2, branches=1)
     problem = replace(problem, targets=(inputs[..., 0] + inputs[..., 1] > 0).long().flatten())
     for seed in range(2):
-        chosen = search(net, inputs, problem, seed).run(0.005, price=True)
-        assert neuron_of(chosen.branches[0].layers[1]).leak < 0.4  # drawn uniformly from 0.05 to 0.99
+        found = search(net, inputs, problem, 0.005, seed)
+        assert neuron_of(found.chosen.branches[0].layers[1]).leak < 0.4  # drawn uniformly from 0.05 to 0.99
 
 
 def test_constants_out_of_the_ranges_are_not_drawn():
     net, inputs, problem = planted(tau=(2.0, 3.0), reset="hard", v_threshold=0.7)
-    for branch in search(net, inputs, problem).run(0.005, price=True).branches:
+    for branch in search(net, inputs, problem, 0.005).chosen.branches:
         constants = neuron_of(branch.layers[1])
         assert 2 <= constants.tau <= 3
         assert (constants.v_reset, constants.decay_input) == (0.0, False)
@@ -115,11 +123,11 @@ def test_runs_repeat_and_leave_the_network_and_random_generators_alone():
     net, inputs, problem = planted()
     saved = {name: value.clone() for name, value in net.state_dict().items()}
     state = torch.get_rng_state()
-    first, second, other = (search(net, inputs, problem, seed).run(0.01, price=True) for seed in (1, 1, 2))
+    first, second, other = (search(net, inputs, problem, 0.01, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, saved[name]) for name, value in net.state_dict().items())
     assert first.objectives == second.objectives != other.objectives
-    for one, two in zip(first.branches, second.branches, strict=True):
+    for one, two in zip(first.chosen.branches, second.chosen.branches, strict=True):
         assert all(
             torch.equal(a, b)
             for a, b in zip(one.layers.state_dict().values(), two.layers.state_dict().values(), strict=True)
@@ -129,14 +137,14 @@ def test_runs_repeat_and_leave_the_network_and_random_generators_alone():
 def test_held_out_rows_fit_nothing():
     net, inputs, problem = planted()
     targets = torch.where(problem.held_out, 1 - problem.targets, problem.targets)
-    one, two = (search(net, inputs, p).run(0.01, price=True) for p in (problem, replace(problem, targets=targets)))
+    one, two = (search(net, inputs, p, 0.01) for p in (problem, replace(problem, targets=targets)))
     assert one.objectives == two.objectives
 
 
 def test_inputs_that_tell_nothing_are_refused():
     net, inputs, problem = planted()
     with pytest.raises(ValueError, match="fire alike on every training row"):
-        search(net, torch.zeros_like(inputs), problem).run(price=True)
+        search(net, torch.zeros_like(inputs), problem)
 
 
 # -- through the callback
@@ -218,24 +226,18 @@ def test_pairs_ask_for_one_branch():
 
 
 @pytest.mark.parametrize("reduction", ["last", "all"])
-def test_branches_are_chosen_on_some_samples_and_their_own_targets(reduction, monkeypatch):
-    hidden = import_module("lightning_cvxsnn.witnesses.kinds")
-    monkeypatch.setattr(hidden, "_BRANCH_SAMPLES", 50)
-    searched = []
-
-    class Noted(BranchSearch):
-        def __init__(self, net, inputs, problem, *others):
-            searched.append((inputs, problem.targets))
-            super().__init__(net, inputs, problem, *others)
-
-    monkeypatch.setattr(hidden, "BranchSearch", Noted)
+def test_branches_are_chosen_on_some_samples_and_their_own_targets(reduction):
     inputs = torch.randn(SAMPLES, STEPS, 3, generator=torch.Generator().manual_seed(1))
     targets = (inputs[..., 0] > 0).long()
     if reduction != "all":
         targets = targets[:, -1]
     batches = list(zip(inputs.split(32), targets.split(32), strict=True))  # the last one is smaller
-    reconstruct(network(reduction), batches, witnesses="pool", beta=0.01)
-    ((chosen, labels),) = searched
+    net = network(reduction)
+    with undisturbed(net):
+        asked = Network(net.eval(), rows_of(net, batches))
+        captured = capture_programme(asked, loss="cross_entropy", seed=0, progress=no_progress, stage="patterns")
+        found = propose_branches(asked, net, captured, WitnessOptions("pool", 0, "torch"), most=50)
+    chosen, labels = found.inputs, found.programme.problem.targets
     assert chosen.shape == (50, STEPS, 3)
     assert len(chosen.unique(dim=0)) == 50
     expected = chosen[..., 0] > 0 if reduction == "all" else chosen[:, -1, 0] > 0

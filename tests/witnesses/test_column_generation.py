@@ -12,8 +12,11 @@ from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.runtime.work import counting
-from lightning_cvxsnn.witnesses.column_generation import Pricer
+from lightning_cvxsnn.witnesses.column_generation import ColumnGeneration
 from lightning_cvxsnn.witnesses.layer import WitnessLayer
+from lightning_cvxsnn.witnesses.layer_search import LayerProposer, LayerSearchSettings
+from lightning_cvxsnn.witnesses.restricted import RestrictedMaster
+from lightning_cvxsnn.witnesses.units import UnitSampler
 
 N, WIDTH, RATE = 200, 16, 0.1
 
@@ -68,8 +71,13 @@ def planted_maps(pool=None, channels=8, samples=150):
     return found, programme((fired[:, 0] > fired[:, 1]).long(), samples, outputs=2)
 
 
-def price(found, problem, width=WIDTH, rho=None, seed=0, **options):
-    return Pricer(found, problem, RATE, seed).run(width, rho, **options)
+def sampler(found, problem, seed=0):
+    return UnitSampler(found, RestrictedMaster(problem), RATE, seed)
+
+
+def price(found, problem, width=WIDTH, rho=None, seed=0, **settings):
+    proposer = LayerProposer(found, problem, RATE, seed, LayerSearchSettings(**settings), width)
+    return ColumnGeneration(proposer).search(rho)
 
 
 def correlations(first, second):
@@ -80,13 +88,12 @@ def correlations(first, second):
 @pytest.mark.parametrize(("loss", "outputs"), [("squared", 3), ("cross_entropy", 1), ("hinge", 1)])
 def test_planted_witnesses_are_found(loss, outputs):
     found, problem, columns = planted(loss=loss, outputs=outputs)
-    pricer = Pricer(found, problem, RATE, 0)
-    drawn = correlations(columns, found.columns(found.inputs, *pricer.draw(WIDTH))).amax(1)
+    drawn = correlations(columns, found.columns(found.inputs, *sampler(found, problem).draw(WIDTH))).amax(1)
     priced = price(found, problem)
     assert drawn.min() < 0.75
-    assert correlations(columns, priced.units.columns).amax(1).min() > 0.85
-    assert replace(problem, dictionary=priced.units.columns).held_out_loss(
-        priced.units.columns.rows(problem.held_out) @ priced.solution.coef + priced.solution.intercept
+    assert correlations(columns, priced.chosen.columns).amax(1).min() > 0.85
+    assert replace(problem, dictionary=priced.chosen.columns).held_out_loss(
+        priced.chosen.columns.rows(problem.held_out) @ priced.solution.coef + priced.solution.intercept
     ) < 0.5 * problem.held_out_loss(problem.outputs[problem.held_out])
 
 
@@ -94,10 +101,10 @@ def test_planted_witnesses_are_found(loss, outputs):
 def test_channels_found_by_the_programme_serve_it_better_than_those_drawn(pool):
     found, problem = planted_maps(pool, samples=600)
     priced = price(found, problem, 8)
-    drawn = found.columns(found.inputs, *Pricer(found, problem, RATE, 1).draw(8))
+    drawn = found.columns(found.inputs, *sampler(found, problem, 1).draw(8))
     objectives = [
         replace(problem, dictionary=columns).solve(priced.rho, 1e-3, None, ~problem.held_out).primal
-        for columns in (priced.units.columns, drawn)
+        for columns in (priced.chosen.columns, drawn)
     ]
     assert objectives[0] < 0.85 * objectives[1]
 
@@ -106,7 +113,7 @@ def test_channels_found_by_the_programme_serve_it_better_than_those_drawn(pool):
 def test_what_is_found_of_maps_is_what_the_convolution_would_do(options, rho):
     found, problem = planted_maps()
     priced = price(found, problem, 8, rho, **options)
-    units = priced.units
+    units = priced.chosen
     assert units.weight.shape == (8, 18)
     assert priced.solution.coef.shape == (8 * 36, 2)
     again = found.columns(found.inputs, units.weight, units.bias).to_dense()
@@ -122,19 +129,19 @@ def test_what_is_found_of_maps_is_what_the_convolution_would_do(options, rho):
 
 
 def test_candidates_are_counted_as_multiply_adds_half_those_of_float64():
-    pricer = Pricer(*planted()[:2], RATE, 0)
+    drawing = sampler(*planted()[:2])
     with FlopCounterMode(display=False) as flops, counting() as work:
-        pricer.draw(10)
-    assert pricer.work == 10 * 128
-    assert work.multiply_adds * 2 == pricer.work * STEPS * FEATURES == flops.get_total_flops() / 2
-    pricer = Pricer(*planted_maps(), RATE, 0)
+        drawing.draw(10)
+    assert drawing.passes == 10 * 128
+    assert work.multiply_adds * 2 == drawing.passes * STEPS * FEATURES == flops.get_total_flops() / 2
+    drawing = sampler(*planted_maps())
     with FlopCounterMode(display=False) as flops, counting() as work:
-        pricer.draw(10)
-    assert work.multiply_adds * 2 == pricer.work * STEPS * 36 * 18
+        drawing.draw(10)
+    assert work.multiply_adds * 2 == drawing.passes * STEPS * 36 * 18
     assert flops.get_total_flops() / 2 == pytest.approx(work.multiply_adds * 2, rel=0.1)  # patches of pairs besides
     with counting() as work:
-        priced = pricer.run(WIDTH)
-    assert 2 * work.multiply_adds > (priced.work - 10 * 128) * STEPS * FEATURES  # the rest are solves
+        priced = price(*planted_maps())
+    assert 2 * work.multiply_adds > priced.candidate_passes * STEPS * FEATURES  # the rest are solves
 
 
 @pytest.mark.parametrize("rho", [None, 0.01])
@@ -162,7 +169,7 @@ def test_the_objective_falls_from_round_to_round(rho, pool):
 def test_the_result_is_what_the_layer_would_do(kind, loss, outputs, bias):
     found, problem, _ = planted(kind, loss, outputs, bias)
     priced = price(found, problem)
-    units = priced.units
+    units = priced.chosen
     assert units.weight.shape == (WIDTH, FEATURES)
     assert bool(units.bias.any()) == bias
     again = found.columns(found.inputs, units.weight, units.bias).to_dense()
@@ -188,12 +195,12 @@ def test_units_that_somebody_has_trained_compete(pool):
     teacher = found.calibrated(found.inputs, torch.randn(3, FEATURES, generator=generator), torch.zeros(3), RATE)
     bare = Network(found.affine, rows_of(found.affine, [(torch.zeros(1, FEATURES), torch.zeros(1))]))  # no batch norm
     found.write(bare, torch.tensor([2, 5, 11]), *teacher)
-    kept, other = (price(found, problem, rho=0.01, own=own, pool=pool) for own in (True, False))
-    assert (correlations(columns, kept.units.columns).amax(1) > 0.9999).all()
-    assert len(kept.units) == len(other.units) == WIDTH
+    kept, other = (price(found, problem, rho=0.01, keep_current=own, pool=pool) for own in (True, False))
+    assert (correlations(columns, kept.chosen.columns).amax(1) > 0.9999).all()
+    assert len(kept.chosen) == len(other.chosen) == WIDTH
     assert kept.objectives[-1] < other.objectives[-1]
     assert torch.equal(
-        kept.units.columns.to_dense(), found.columns(found.inputs, kept.units.weight, kept.units.bias).to_dense()
+        kept.chosen.columns.to_dense(), found.columns(found.inputs, kept.chosen.weight, kept.chosen.bias).to_dense()
     )
 
 
@@ -202,13 +209,13 @@ def test_a_layer_that_never_fires_does_not_compete():
     with torch.no_grad():
         found.affine.weight.zero_()
         found.affine.bias.zero_()
-    priced = price(found, problem, own=True)
-    assert torch.equal(priced.units.weight, price(found, problem, own=False).units.weight)
+    priced = price(found, problem, keep_current=True)
+    assert torch.equal(priced.chosen.weight, price(found, problem, keep_current=False).chosen.weight)
 
 
 def test_units_are_distinct_and_at_the_rate():
     found, problem, _ = planted(samples=400)
-    units = price(found, problem).units
+    units = price(found, problem).chosen
     assert units.columns.distinct == WIDTH
     alike = correlations(units.columns, units.columns).fill_diagonal_(0)
     assert (alike.amax(1) > 0.95).sum() <= 2
@@ -222,10 +229,10 @@ def test_runs_repeat_and_leave_random_generators_modes_and_gradients_alone():
     state = torch.get_rng_state()
     first, second, other = (price(found, problem, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first.units.weight, second.units.weight)
+    assert torch.equal(first.chosen.weight, second.chosen.weight)
     assert torch.equal(first.solution.coef, second.solution.coef)
-    assert first.work == second.work
-    assert not torch.equal(first.units.weight, other.units.weight)
+    assert first.candidate_passes == second.candidate_passes
+    assert not torch.equal(first.chosen.weight, other.chosen.weight)
     assert not found.neuron.training
     assert found.affine.weight.grad is None
 
@@ -234,7 +241,7 @@ def test_held_out_rows_fit_nothing():
     found, problem, _ = planted()
     targets = torch.where(problem.held_out, (problem.targets + 1) % 3, problem.targets)
     first, second = price(found, problem, rho=0.01), price(found, replace(problem, targets=targets), rho=0.01)
-    assert torch.equal(first.units.weight, second.units.weight)
+    assert torch.equal(first.chosen.weight, second.chosen.weight)
 
 
 def test_ascent_and_new_candidates_are_worth_their_work():
@@ -242,7 +249,7 @@ def test_ascent_and_new_candidates_are_worth_their_work():
     found, problem, _ = planted(loss="squared")
     ways = {
         "priced": {},
-        "no ascent": {"ascend": False},
+        "no ascent": {"ascent_steps": 0},
     }
     end = {name: [] for name in (*ways, "pool")}
     for seed in range(3):
@@ -250,9 +257,9 @@ def test_ascent_and_new_candidates_are_worth_their_work():
             priced = price(found, problem, rho=1e-3, seed=seed, **options)
             end[name].append(priced.objectives[-1])
             if name == "priced":
-                work = priced.work
+                work = priced.candidate_passes
         pool = price(found, problem, rho=1e-3, seed=seed, pool=-(-work // N))
-        assert pool.work >= work
+        assert pool.candidate_passes >= work
         end["pool"].append(pool.objectives[-1])
     mean = {name: sum(values) / 3 for name, values in end.items()}
     assert mean["priced"] < min(mean["no ascent"], mean["pool"])
@@ -261,7 +268,7 @@ def test_ascent_and_new_candidates_are_worth_their_work():
 @pytest.mark.parametrize(("width", "rho"), [(1, None), (2, None), (5, None), (8, 100.0)])
 def test_few_units_and_a_penalty_at_which_none_is_used(width, rho):
     priced = price(*planted()[:2], width, rho)
-    assert len(priced.units) == len(priced.solution.coef) == width
+    assert len(priced.chosen) == len(priced.solution.coef) == width
     assert bool(priced.solution.coef.any()) == (rho is None)
 
 
@@ -277,9 +284,9 @@ def test_no_round_begins_when_the_work_is_done(rho):
     found, problem, _ = planted()
     full, short = (price(found, problem, rho=rho, budget=budget) for budget in (50, 5))
     assert len(short.objectives) < len(full.objectives)
-    assert short.work < full.work
-    assert short.candidates < full.candidates
-    assert len(short.units) == WIDTH
+    assert short.candidate_passes < full.candidate_passes
+    assert short.statistics.candidates < full.statistics.candidates
+    assert len(short.chosen) == WIDTH
     assert rho in (None, short.rho)
 
 
@@ -287,5 +294,5 @@ def test_the_search_ends_where_no_candidate_violates():
     found, problem, _ = planted()
     unused, full = price(found, problem, rho=100.0), price(found, problem, rho=0.003)
     assert len(unused.objectives) == 1
-    assert unused.violation < 1 < full.violation
-    assert unused.candidates < full.candidates
+    assert unused.statistics.violation < 1 < full.statistics.violation
+    assert unused.statistics.candidates < full.statistics.candidates

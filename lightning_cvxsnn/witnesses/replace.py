@@ -1,0 +1,189 @@
+"""Hidden weights replaced before a solve, or while a network trains where they have no part in its answers."""
+
+from dataclasses import dataclass
+from typing import cast, get_args
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.network.network import Network
+from lightning_cvxsnn.network.programme import CapturedProgramme
+from lightning_cvxsnn.witnesses.branches import Branched
+from lightning_cvxsnn.witnesses.calibrate import CalibratedLayer, calibrate_layers
+from lightning_cvxsnn.witnesses.column_generation import ColumnGeneration
+from lightning_cvxsnn.witnesses.kinds import PAIRED_SAMPLES, TARGET_RATE, WitnessOptions, repair_dead_layers
+from lightning_cvxsnn.witnesses.proposers import propose, propose_branches, propose_units
+from lightning_cvxsnn.witnesses.samplers import GaussianKind, affine_names, write_gaussian
+from lightning_cvxsnn.witnesses.search import SearchStatistics
+
+_TOLD_ROWS = 256  # on which the activity of replaced units is measured for the report
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """How hidden weights were replaced.
+
+    Attributes:
+        layers: What was done to layers that keep their weights but for factors and biases.
+        statistics: What a search for the others tried; None for the kinds that do not search.
+        beta: Regularisation that the search has chosen or was given; None: it is still to be chosen.
+        rough: A rough solution over the new columns; None without one.
+    """
+
+    layers: list[CalibratedLayer]
+    statistics: SearchStatistics | None = None
+    beta: float | None = None
+    rough: Solution | None = None
+
+
+@torch.no_grad()
+def replace_witnesses(
+    network: Network, programme: CapturedProgramme, options: WitnessOptions, beta: float | None
+) -> Replacement:
+    """Write the hidden weights of ``options.kind``; for ``"auto"``, those of ``"pairs"``.
+
+    Args:
+        network: The network, changed in place; its batch norms are estimated anew after each change.
+        programme: The programme as found: the rows' targets, and which of them judge.
+        options: Which witnesses.
+        beta: Regularisation in use; None: a search of units chooses.
+    """
+    module, kind = network.module, options.kind
+    if kind != "auto":
+        _warn_of_others(network)
+    if kind in get_args(GaussianKind):
+        names = affine_names(module, network.inputs()[0], network.readout.module)
+        write_gaussian(module, names, cast(GaussianKind, kind), options.seed)
+        network.refresh_norms()
+        calibrate_layers(network, rate=TARGET_RATE, only_dead=False, manner=lambda affine, layer: "scale_dead")
+        return Replacement([])
+    rho = None if beta is None else beta / network.readout.module.in_features**0.5
+    if isinstance(module, Branched) and kind != "pairs":
+        return _replace_branches(network, module, programme, options, rho)
+    layers = repair_dead_layers(network, only_dead=kind == "auto", untrained=True, skip_last=True)
+    if kind in ("auto", "pairs"):
+        return Replacement([*layers, _replace_by_pairs(network, programme, options)])
+    return _replace_units(network, programme, options, rho, layers)
+
+
+def _warn_of_others(network: Network) -> None:
+    """Say that other outputs lose what they have learned over hidden weights that are replaced."""
+    readout = network.readout
+    others = readout.others(network.module, network.first().x)
+    if others:
+        rank_zero_warn(
+            f"Hidden weights get new values for '{readout.name}' alone, and the network also returns {list(others)}. "
+            "Where these outputs depend on the same layers they answer something else now, and have to be trained "
+            "after it. Use witnesses='auto', which keeps hidden weights that somebody has trained."
+        )
+
+
+def _replace_by_pairs(network: Network, programme: CapturedProgramme, options: WitnessOptions) -> CalibratedLayer:
+    """Give the last hidden layer weights that tell pairs of training points apart."""
+    proposer = propose_units(network, programme, options, most=PAIRED_SAMPLES)
+    layer, width = proposer.layer, proposer.width
+    before = network.last_activity(_TOLD_ROWS)
+    layer.write(network, torch.arange(width), *proposer.sampler.draw_pairs(width))
+    after = network.last_activity(_TOLD_ROWS)
+    rank_zero_info(
+        f"ConvexReconstruction gave the {width} units of '{layer.affine_name}' weights that tell pairs of training "
+        "points apart."
+    )
+    return CalibratedLayer(before.name, layer.affine_name, before, after, replaced=True)
+
+
+def _replace_units(
+    network: Network,
+    programme: CapturedProgramme,
+    options: WitnessOptions,
+    rho: float | None,
+    layers: list[CalibratedLayer],
+) -> Replacement:
+    """Give the last hidden layer the units that ``pool`` or ``priced`` finds."""
+    proposer = propose_units(network, programme, options)
+    found = ColumnGeneration(proposer).search(rho)
+    proposer.write(network, found)
+    tried = found.statistics
+    violates = "" if tried.violation is None else f"; the last ones violate optimality by up to {tried.violation:.2f}"
+    rank_zero_info(
+        f"ConvexReconstruction chose {proposer.width} witnesses for '{proposer.layer.affine_name}' among "
+        f"{tried.candidates} candidates on {proposer.layer.inputs.shape[1]} samples: objective "
+        f"{found.objectives[0]:.4g} -> {found.objectives[-1]:.4g} in {len(found.objectives)} rounds{violates}."
+    )
+    return Replacement(layers, tried, found.rho * network.readout.module.in_features**0.5, found.solution)
+
+
+def _replace_branches(
+    network: Network,
+    branched: Branched,
+    programme: CapturedProgramme,
+    options: WitnessOptions,
+    rho: float | None,
+) -> Replacement:
+    """Write whole branches, constants included, that ``pool`` or ``priced`` finds; their rho only compares them."""
+    proposer = propose_branches(network, branched, programme, options)
+    found = ColumnGeneration(proposer).search(rho)
+    proposer.write(network, found)
+    rank_zero_info(
+        f"ConvexReconstruction chose {len(found.chosen.branches)} branches among {proposer.drawn} on "
+        f"{len(proposer.inputs)} samples: objective {found.objectives[0]:.4g} -> {found.objectives[-1]:.4g}."
+    )
+    return Replacement([], found.statistics)
+
+
+@torch.no_grad()
+def recycle_units(
+    network: Network, programme: CapturedProgramme, options: WitnessOptions, rho: float, start: Solution | None
+) -> SearchStatistics | None:
+    """Write priced witnesses for last hidden units that have no part in the answers to the training rows.
+
+    Their readout row is zero, or made zero first because their column is constant: the bias takes over what they
+    contribute. What takes their places starts with that row, so that no answer changes.
+
+    Args:
+        network: The network, changed in place; its batch norms are estimated anew after each change.
+        programme: The programme over its columns.
+        options: Seed and backend of the search.
+        rho: Penalty of the programme.
+        start: A point to start its solve from.
+
+    Returns:
+        What was tried; None where no unit is free and unused.
+    """
+    readout = network.readout
+    coef, intercept = readout.read()
+    idle = _idle_columns(network, programme)
+    free = ~coef.any(1) | idle
+    if not bool(free.any()):
+        return None
+    proposer = propose(network, programme, options)
+    idle &= proposer.units(free).repeat_interleave(len(free) // proposer.width)  # a channel in use keeps its places
+    x, tensors = network.first().x, [*network.module.parameters()]
+    before, answers = [t.detach().clone() for t in tensors], network.answers(x)
+    if bool(coef[idle].any()):
+        values = programme.dictionary.block(slice(0, 1))[0].double().cpu() * programme.dictionary.scale
+        contributed = values[idle] @ coef[idle]
+        readout.write(torch.where(idle[:, None], 0.0, coef), contributed + (0.0 if intercept is None else intercept))
+    found = ColumnGeneration(proposer).recycle(free, rho, start)
+    if found is not None:
+        proposer.write(network, found)
+    same = zip(answers, network.answers(x), strict=True)
+    if not all(bool((a - b).abs().max() <= network.tolerance * a.abs().max()) for a, b in same):
+        for tensor, value in zip(tensors, before, strict=True):
+            tensor.copy_(value)
+        network.refresh_norms()
+        rank_zero_warn(
+            f"Units that '{readout.name}' does not use were not given other weights: something else that the network "
+            "returns depends on them. Use witnesses='auto' for such a network."
+        )
+    return None if found is None else found.statistics
+
+
+def _idle_columns(network: Network, programme: CapturedProgramme) -> Tensor:
+    """``[P]`` bool: silent units and, where there is a bias to take over what they contribute, saturated ones."""
+    if network.readout.neuron is not None:  # spiking outputs also depend on when a unit fires
+        return torch.zeros(programme.dictionary.shape[1], dtype=torch.bool)
+    constant = programme.dictionary.constant.cpu()
+    return constant if programme.fit_intercept else constant & (programme.dictionary.rates.cpu() == 0)
