@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.convex import Point, Solution
 from lightning_cvxsnn.network import reset_neurons
 from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.patterns import SpikeDictionary
@@ -119,11 +119,11 @@ class BranchSearch:
                     kept, solution = self._challenged(kept, solution, rho, price, vary=index > 0)
                 if price:
                     kept = self._exchanged(kept, solution, ~solution.coef.any(1), rho)
-                    solution = self._solve(kept, rho, solution)
+                    solution = self._solve(kept, rho, solution.point)
                 objectives.append(solution.primal)
         return ChosenBranches(kept, rho, objectives, self.candidates, Tried(self._units, self._violation))
 
-    def recycle(self, free: Tensor, rho: float, start: Solution | None) -> Tried:
+    def recycle(self, free: Tensor, rho: float, start: Point | None) -> Tried:
         """Write new units into the places of those that are free and that the programme does not use.
 
         Lower layers and constants stay. The work counts in `convex.work`.
@@ -171,7 +171,8 @@ class BranchSearch:
                 : self._width
             ]
             branch = self._cut(branch, units)
-            start = replace(wide, coef=torch.cat([wide.coef[: len(held)], wide.coef[len(held) :][units]]))
+            coef = torch.cat([wide.coef[: len(held)], wide.coef[len(held) :][units]])
+            start = Point(coef, wide.intercept, wide.dual_point)
         else:
             branch = self._branch(self._calibrated(layers))
             self._units += branch.columns.shape[1]
@@ -256,12 +257,13 @@ class BranchSearch:
     def _programme(self, branches: list[Branch]) -> CapturedProgramme:
         return replace(self.problem, dictionary=SpikeDictionary.side_by_side([branch.columns for branch in branches]))
 
-    def _solve(self, branches: list[Branch], rho: float, start: Solution | None) -> Solution:
+    def _solve(self, branches: list[Branch], rho: float, start: Point | None) -> Solution:
         return self._programme(branches).solve(rho, _TOLERANCE, start, self._fitted)
 
-    def _padded(self, solution: Solution, coef: Tensor, units: int) -> Solution:
+    def _padded(self, solution: Solution, coef: Tensor, units: int) -> Point:
         """A point at ``coef`` and zeros for some units more."""
-        return replace(solution, coef=torch.cat([coef, coef.new_zeros(units, coef.shape[1])]))
+        coef = torch.cat([coef, coef.new_zeros(units, coef.shape[1])])
+        return Point(coef, solution.intercept, solution.dual_point)
 
     def _masses(self, branches: list[Branch], solution: Solution) -> Tensor:
         """How much each unit contributes: its coefficients times how much it varies, float64 ``[units]``."""

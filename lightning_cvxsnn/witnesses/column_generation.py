@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.convex import Point, Solution
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.patterns import SpikeDictionary
@@ -180,7 +180,7 @@ class Pricer:
         last = _RHO_RANGE[1] * largest if rho is None else rho
         value = max(_RHO_RANGE[0] * largest, last)
         factor = (last / value) ** (1 / (_ROUNDS - 1))
-        start: Solution | None = None
+        start: Point | None = None
         objectives: list[float] = []
         best_loss = math.inf
         violation: float | None = None
@@ -197,7 +197,7 @@ class Pricer:
             used = self._any(solution.coef.any(1)).nonzero()[:, 0]
             if len(used):
                 units, solution = units.pick(used), self._kept(solution, used)
-            start = solution
+            start = solution.point
             moving = falling and value > last
             final = index + 1 == _ROUNDS or self.work >= affordable
             wanted = (width if final else first + (width - first) * (index + 1) // _ROUNDS) - len(units)
@@ -230,7 +230,7 @@ class Pricer:
         )
 
     @torch.no_grad()
-    def recycle(self, free: Tensor, rho: float, start: Solution | None, network: Network) -> Tried:
+    def recycle(self, free: Tensor, rho: float, start: Point | None, network: Network) -> Tried:
         """Write better weights into units of the layer that are free and that the programme does not use.
 
         Those of constant columns are replaced in any case, others as long as there are candidates that violate. The

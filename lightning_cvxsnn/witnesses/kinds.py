@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.convex import Point
 from lightning_cvxsnn.network.activity import LayerActivity, is_spiking
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import Network
@@ -215,7 +215,7 @@ def _warn_of_others(network: Network) -> None:
 
 @torch.no_grad()
 def recycle_units(
-    network: Network, programme: CapturedProgramme, options: WitnessOptions, rho: float, start: Solution | None
+    network: Network, programme: CapturedProgramme, options: WitnessOptions, rho: float, start: Point | None
 ) -> Tried | None:
     """Write priced witnesses for last hidden units that have no part in the answers to the training rows.
 

@@ -84,7 +84,7 @@ def test_the_end_of_the_sequence_is_told(copied: float, edge: str | None) -> Non
 
 
 @pytest.mark.parametrize("least_gain", [0.02, 0.15, 0.5])
-@pytest.mark.parametrize("loss", ["cross_entropy", "hinge"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "hinge", "squared_hinge"])
 def test_it_ends_where_little_more_is_gained(loss: str, least_gain: float) -> None:
     generator = torch.Generator().manual_seed(6)
     matrix = torch.randint(0, 2, (300, 20), generator=generator)
