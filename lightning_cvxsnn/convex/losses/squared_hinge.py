@@ -29,7 +29,7 @@ class SquaredHinge(MarginLoss, SmoothLoss):
 
     @override
     def curvature(self, outputs: Tensor, encoded: Tensor) -> Tensor:
-        return 2.0 * (encoded * outputs < 1)
+        return 2 * (encoded * outputs < 1).to(outputs)
 
     @override
     def constant(self, encoded: Tensor, weight: Tensor) -> Tensor:
