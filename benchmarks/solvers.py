@@ -309,7 +309,7 @@ def in_turn(
         problem = Problem(
             f"{name}-{beta:g}", dictionary, targets, "cross_entropy", beta / dictionary.shape[1] ** 0.5, True
         )
-        seconds, runs, solution = timed(partial(own, problem, init=solution), 1, options.device)
+        seconds, runs, solution = timed(partial(own, problem, init=solution and solution.point), 1, options.device)
         total += seconds
         row: Row = {"problem": problem.name, "seconds": seconds, "seconds so far": total, "runs": runs}
         row |= {"certified": solution.converged, "gap": solution.gap, "used": int(solution.coef.any(1).sum())}
@@ -332,7 +332,7 @@ def resolves(options: argparse.Namespace) -> Iterator[list[Row]]:
             old, new = (on(options, programme(f"{source}-{loss}-{beta:g}", each, loss, beta)) for each in data)
             before = own(old)
             cold, runs, first = timed(partial(own, new), options.repeats, options.device)
-            warm, _, second = timed(partial(own, new, init=before), options.repeats, options.device)
+            warm, _, second = timed(partial(own, new, init=before.point), options.repeats, options.device)
             row: Row = {"problem": new.name, "entries changed": float((old.matrix != new.matrix).double().mean())}
             row |= {"cold": cold, "warm": warm, "runs": runs, "ratio": cold / warm}
             yield [row | {"certified": first.converged and second.converged}]

@@ -3,31 +3,56 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.convex.losses import Loss, check_weights, encode_targets
-from lightning_cvxsnn.convex.matrix import DictionaryLike, Entries, Matrix, PackedDictionary
+from lightning_cvxsnn.convex.losses import LossFunction
+from lightning_cvxsnn.convex.matrix import Blocks, DictionaryLike, Entries, Matrix, PackedDictionary
+from lightning_cvxsnn.convex.solution import Point
 
-__all__ = ["Dictionary", "check_dictionary", "check_problem", "check_rho"]
+__all__ = [
+    "Data", "Dictionary", "check_data", "check_dictionary", "check_held_out", "check_point", "check_rho",
+    "check_weights",
+]  # fmt: skip
 
-Dictionary = Tensor | DictionaryLike
-
-_DENSE_ENTRIES = 2**23  # dictionaries up to this size (64 MiB in float64) are converted once and for all
+Dictionary = Tensor | DictionaryLike | Matrix
 
 
-def check_dictionary(dictionary: Dictionary) -> Matrix:
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Checked rows of a programme, on the dictionary's device.
+
+    Attributes:
+        matrix: ``[n, P]``.
+        encoded: ``[n, C]`` float64 encoded targets.
+        weight: ``[n]`` float64 sample weights.
+    """
+
+    matrix: Matrix
+    encoded: Tensor
+    weight: Tensor
+
+    def subset(self, rows: Tensor) -> Data:
+        """Some of the rows, a bool mask ``[n]`` or int64 positions."""
+        return Data(self.matrix[rows], self.encoded[rows], self.weight[rows])
+
+
+def check_dictionary(dictionary: Dictionary, blocks: Blocks | None = None) -> Matrix:
     """The dictionary as a matrix on its own device: float64 if it is small, packed as it comes if it is not.
 
     Args:
         dictionary: ``[n, P]`` tensor (bool, integer or float), or an object with ``to_dense(dtype)``. One that is a
-            ``PackedDictionary`` is not written out if it is large.
+            ``PackedDictionary`` is not written out if it is large. A ``Matrix`` is one that has been checked.
+        blocks: How many entries are converted at a time.
 
     Raises:
         ValueError: Not a matrix, complex, no rows, no columns, NaN or infinity.
         TypeError: Neither a tensor nor an object with ``to_dense``.
     """
+    if isinstance(dictionary, Matrix):
+        return dictionary
     source: PackedDictionary
     if isinstance(dictionary, Tensor):
         source = Entries(dictionary.detach().to_dense())
@@ -53,9 +78,10 @@ def check_dictionary(dictionary: Dictionary) -> Matrix:
         raise ValueError("dictionary has no columns (P = 0); expected at least one unit. Check the readout's input.")
     if isinstance(source, Entries):
         source = Entries(source.values.contiguous())
-    if shape[0] * shape[1] <= _DENSE_ENTRIES:
+    blocks = blocks or Blocks()
+    if shape[0] * shape[1] <= blocks.whole:
         source = Entries(source.block(slice(0, shape[0])).to(torch.float64), source.scale)
-    matrix = Matrix(source)
+    matrix = Matrix(source, blocks=blocks)
     if matrix.dtype.is_floating_point or not math.isfinite(source.scale):
         _check_finite(matrix)
     return matrix
@@ -88,15 +114,75 @@ def check_rho(rho: float) -> float:
     return value
 
 
-def check_problem(
-    dictionary: Dictionary, targets: Tensor, loss: Loss, num_outputs: int | None, sample_weight: Tensor | None
-) -> tuple[Matrix, Tensor, Tensor]:
-    """Checked ``(D [n, P], Y [n, C], s [n])`` on the dictionary's device, the last two float64."""
+def check_weights(sample_weight: Tensor | None, rows: int, device: torch.device) -> Tensor:
+    """Sample weights as float64 ``[n]``; ones when ``None``. Never renormalised.
+
+    Raises:
+        ValueError: Wrong shape, NaN, infinite or negative entries.
+    """
+    if sample_weight is None:
+        return torch.ones(rows, dtype=torch.float64, device=device)
+    weight = torch.as_tensor(sample_weight, device=device).detach()
+    if tuple(weight.shape) != (rows,):
+        raise ValueError(
+            f"sample_weight has shape {tuple(weight.shape)}; expected ({rows},), one weight for each dictionary row."
+        )
+    weight = weight.to(torch.float64)
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("sample_weight holds NaN or infinite entries; expected finite numbers >= 0.")
+    if bool((weight < 0).any()):
+        raise ValueError(
+            f"sample_weight has a negative entry ({float(weight.min())}); expected numbers >= 0. Use 0 to drop a row."
+        )
+    return weight
+
+
+def check_data(
+    dictionary: Dictionary, targets: Tensor, loss: LossFunction, num_outputs: int | None, sample_weight: Tensor | None
+) -> Data:
+    """The rows of a programme, checked."""
     matrix = check_dictionary(dictionary)
-    encoded = encode_targets(targets, loss=loss, num_outputs=num_outputs).to(matrix.device)
+    encoded = loss.encode(targets, num_outputs).to(matrix.device)
     if encoded.shape[0] != matrix.shape[0]:
         raise ValueError(
             f"targets has {encoded.shape[0]} rows and dictionary has {matrix.shape[0]}; expected the same number. "
             "Pair every dictionary row with its target."
         )
-    return matrix, encoded, check_weights(sample_weight, matrix.shape[0], matrix.device)
+    return Data(matrix, encoded, check_weights(sample_weight, matrix.shape[0], matrix.device))
+
+
+def check_held_out(held_out: Tensor, data: Data) -> Tensor:
+    """The mask of the rows that score, on the matrix's device; refuses one that leaves nothing to fit or to score."""
+    rows = data.matrix.shape[0]
+    held_out = torch.as_tensor(held_out, device=data.matrix.device)
+    if held_out.dtype != torch.bool or tuple(held_out.shape) != (rows,):
+        raise ValueError(
+            f"held_out has dtype {held_out.dtype} and shape {tuple(held_out.shape)}; expected torch.bool ({rows},), "
+            "one entry for each dictionary row."
+        )
+    if bool(held_out.all()) or not bool(held_out.any()):
+        raise ValueError(
+            f"held_out marks {int(held_out.sum())} of {rows} rows; expected at least one row held out and one fitted."
+        )
+    return held_out
+
+
+def check_point(data: Data, coef: Tensor, intercept: Tensor | None, dual_point: Tensor | None) -> Point:
+    """A point to certify, as float64 on the matrix's device."""
+    (rows, columns), outputs, device = data.matrix.shape, data.encoded.shape[1], data.matrix.device
+    coef = _finite(coef, "coef", (columns, outputs), device)
+    if intercept is None:
+        intercept = torch.zeros(outputs, dtype=torch.float64, device=device)
+    intercept = _finite(intercept, "intercept", (outputs,), device)
+    if dual_point is not None:
+        dual_point = _finite(dual_point, "dual_point", (rows, outputs), device)
+    return Point(coef, intercept, dual_point)
+
+
+def _finite(tensor: Tensor, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape}.")
+    tensor = tensor.detach().to(device=device, dtype=torch.float64)
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"{name} holds NaN or infinite entries; expected finite numbers.")
+    return tensor

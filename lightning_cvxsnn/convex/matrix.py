@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Protocol, overload, runtime_checkable
 
 import torch
@@ -16,11 +15,29 @@ from torch import Tensor
 
 from lightning_cvxsnn.runtime.work import count_work
 
-__all__ = ["DictionaryLike", "Entries", "Matrix", "PackedDictionary", "Stacked"]
+__all__ = ["Blocks", "DictionaryLike", "Entries", "Matrix", "PackedDictionary"]
 
-_BLOCK = 2**18  # entries converted at a time in products: they stay in the processor's cache
-_DEVICE_BLOCK = 2**26  # the same on any other device
-_LARGE_BLOCK = 2**23  # entries of gathered columns, or of a matrix in float64, looked at at a time
+
+@dataclass(frozen=True)
+class Blocks:
+    """How many entries of a dictionary are converted to float64 at a time.
+
+    Attributes:
+        whole: Dictionaries up to this size (64 MiB in float64) are converted once and for all.
+        product: In products: they stay in the processor's cache.
+        device: The same on any other device.
+        gathered: Of gathered columns; entries of a float64 matrix that are read at a time.
+        keys: Where columns are compared: they stay in the processor's cache.
+    """
+
+    whole: int = 2**23
+    product: int = 2**18
+    device: int = 2**26
+    gathered: int = 2**23
+    keys: int = 2**19
+
+
+_BLOCKS = Blocks()
 
 
 @runtime_checkable
@@ -93,55 +110,6 @@ class Entries:
         return Entries(self.block(slice(None), index), self.scale)
 
 
-class Stacked:
-    """Packed dictionaries of one width and scale, one below the other; none is copied.
-
-    Args:
-        parts: At least one, on one device.
-    """
-
-    def __init__(self, parts: list[PackedDictionary]) -> None:
-        self.parts = parts
-        self.ends = list(accumulate(part.shape[0] for part in parts))
-        self.shape = torch.Size([self.ends[-1], parts[0].shape[1]])
-        self.scale = parts[0].scale
-        types = {part.block(slice(0, 0)).dtype for part in parts}
-        self.dtype = types.pop() if len(types) == 1 else torch.float64
-
-    def to_dense(self, dtype: torch.dtype) -> Tensor:
-        """The whole matrix, as ``dtype``."""
-        return self.block(slice(0, self.shape[0])).to(dtype) * self.scale
-
-    def block(self, rows: slice, columns: Tensor | None = None) -> Tensor:
-        """Some rows, and of them ``columns`` only, if given."""
-        start, stop, _ = rows.indices(self.shape[0])
-        pieces = []
-        for part, end in zip(self.parts, self.ends, strict=True):
-            begin = end - part.shape[0]
-            first, last = max(start, begin), min(stop, end)
-            if first < last:
-                pieces.append(part.block(slice(first - begin, last - begin), columns).to(self.dtype))
-        pieces = pieces or [self.parts[0].block(slice(0, 0), columns).to(self.dtype)]
-        if len(pieces) == 1:
-            return pieces[0]
-        if pieces[0].stride(0) == 1:  # columns stay one after the other, so that products round as without parts
-            return torch.cat([piece.T for piece in pieces], 1).T
-        return torch.cat(pieces)
-
-    def rows(self, index: Tensor) -> Stacked:
-        """Some rows, copied; runs of them that lie in one part stay together."""
-        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index
-        ends = torch.tensor(self.ends, device=index.device)
-        owner, lengths = torch.searchsorted(ends, index, right=True).unique_consecutive(return_counts=True)
-        runs = zip(owner.tolist(), index.split(lengths.tolist()), strict=True)
-        picked = [self.parts[k].rows(run - (self.ends[k] - self.parts[k].shape[0])) for k, run in runs]
-        return Stacked(picked or [self.parts[0].rows(index)])
-
-    def columns(self, index: Tensor) -> Stacked:
-        """Some columns, copied."""
-        return Stacked([part.columns(index) for part in self.parts])
-
-
 class Matrix:
     """What the solvers touch a dictionary through: all results are float64 tensors on its device.
 
@@ -152,10 +120,11 @@ class Matrix:
     Args:
         source: The dictionary.
         ones: Whether a column of ones follows those of the dictionary.
+        blocks: Sizes of its blocks.
     """
 
-    def __init__(self, source: PackedDictionary, ones: bool = False) -> None:
-        self.source, self.ones = source, ones
+    def __init__(self, source: PackedDictionary, ones: bool = False, blocks: Blocks = _BLOCKS) -> None:
+        self.source, self.ones, self.block_sizes = source, ones, blocks
         self.shape = torch.Size([source.shape[0], source.shape[1] + ones])
         sample = source.block(slice(0, 0))
         self.device, self.dtype = sample.device, sample.dtype
@@ -172,11 +141,11 @@ class Matrix:
 
     def with_ones(self) -> Matrix:
         """The matrix with a column of ones after its own: the intercept's."""
-        return Matrix(self.source, ones=True)
+        return Matrix(self.source, ones=True, blocks=self.block_sizes)
 
     def columns(self, index: Tensor) -> Matrix:
         """The matrix restricted to columns, in the memory of the packed ones."""
-        return Matrix(self.source.columns(index))
+        return Matrix(self.source.columns(index), blocks=self.block_sizes)
 
     def to_dense(self) -> Tensor:
         """The whole matrix as a float64 tensor, for solvers that need it."""
@@ -186,13 +155,14 @@ class Matrix:
         """Yield slices of rows and their dictionary entries (in columns ``index``), float64 but without the scale."""
         rows, columns = self.source.shape
         width = columns if index is None else index.numel()
-        size = (_BLOCK if self.device.type == "cpu" else _DEVICE_BLOCK) if self.packed else _LARGE_BLOCK
+        sizes = self.block_sizes
+        size = (sizes.product if self.device.type == "cpu" else sizes.device) if self.packed else sizes.gathered
         for part in _slices(rows, size // max(width, 1)):
             yield part, self.source.block(part, index).to(torch.float64)
 
     def gathered(self, index: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of rows and fresh float64 copies of ``matrix[rows, index]``, bounded in size."""
-        for part in _slices(self.shape[0], _LARGE_BLOCK // max(index.numel(), 1)):
+        for part in _slices(self.shape[0], self.block_sizes.gathered // max(index.numel(), 1)):
             yield part, self._gather(part, index)
 
     def model(self, index: Tensor, curvature: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,7 +213,7 @@ class Matrix:
     def __getitem__(self, key: tuple[slice, Tensor]) -> Tensor: ...
     def __getitem__(self, key: Tensor | tuple[slice, Tensor]) -> Matrix | Tensor:
         if isinstance(key, Tensor):
-            return Matrix(self.source.rows(key), self.ones)
+            return Matrix(self.source.rows(key), self.ones, self.block_sizes)
         return self._gather(*key)
 
     def _gather(self, part: slice, index: Tensor) -> Tensor:

@@ -7,45 +7,64 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.convex.losses import Loss
+from lightning_cvxsnn.convex.inputs import Data
+from lightning_cvxsnn.convex.losses import LossFunction
 from lightning_cvxsnn.convex.matrix import Matrix
 
-__all__ = ["Problem", "Reduction", "reduce"]
+__all__ = ["Presolve", "ReducedProgramme", "reduce"]
 
 _KEY_BITS = 78  # unequal columns share a key with a probability of 2^-78
 _LARGEST_COUNT = 2**16 - 1
-_CHUNK = 2**19  # float64 entries examined at a time: they stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
-    """One reduced programme: distinct, non-constant columns and rows of positive weight.
+class ReducedProgramme:
+    """A programme of distinct, non-constant columns and rows of positive weight.
 
     Attributes:
         matrix: ``[n, p]``, dense or packed.
         encoded: ``[n, C]`` float64 encoded targets.
         weight: ``[n]`` float64, sample weight over the *original* number of rows, all positive.
-        loss: Name of the loss.
+        loss: The loss.
         fit_intercept: Whether an unpenalised intercept is fitted.
     """
 
     matrix: Matrix
     encoded: Tensor
     weight: Tensor
-    loss: Loss
+    loss: LossFunction
     fit_intercept: bool
+
+    @property
+    def empty(self) -> bool:
+        """Whether no row or no output is left to solve for."""
+        return self.encoded.numel() == 0
+
+    def constant(self) -> tuple[Tensor, Tensor]:
+        """Zero coefficients ``[p, C]`` and the best intercepts ``[C]``, zeros if none is fitted."""
+        coef = self.encoded.new_zeros(self.matrix.shape[1], self.encoded.shape[1])
+        if self.empty or not self.fit_intercept:
+            return coef, self.encoded.new_zeros(self.encoded.shape[1])
+        return coef, self.loss.constant(self.encoded, self.weight)
+
+    def constant_dual(self) -> Tensor:
+        """Dual point ``[n, C]`` of the best constant predictor."""
+        if self.empty:
+            return torch.zeros_like(self.encoded)
+        return self.loss.constant_dual(self.encoded, self.weight, self.fit_intercept)
 
 
 @dataclass(frozen=True, eq=False)
-class Reduction:
-    """Which rows, columns and outputs of the original programme a :class:`Problem` keeps.
+class Presolve:
+    """Which rows, columns and outputs of a programme its :class:`ReducedProgramme` keeps, and the ways there and back.
 
     ``columns`` are the first of each group of equal columns. With an intercept, columns equal up to sign and a constant
     are one column: ``d_j = sign_j d_first + shift_j``; moving all weight to the first leaves the outputs (after a
     shift of the intercept) and the optimal penalty as they are.
     """
 
-    problem: Problem
+    data: Data
+    programme: ReducedProgramme
     rows: Tensor
     columns: Tensor
     outputs: Tensor
@@ -59,35 +78,45 @@ class Reduction:
         coef = coef.to(self.sign)[:, self.outputs]
         intercept = intercept.to(self.sign)[self.outputs]
         owner, sign, shift = self.owner[:size], self.sign[:size], self.shift[:size]
-        if self.problem.fit_intercept:
+        if self.programme.fit_intercept:
             intercept = intercept + shift @ coef
         used = owner >= 0
         reduced = torch.zeros(self.columns.numel(), coef.shape[1], dtype=coef.dtype, device=coef.device)
         return reduced.index_add(0, owner[used], sign[used, None] * coef[used]), intercept
 
-    def expand(self, coef: Tensor, dual_point: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """Coefficients ``[P, C]`` and dual point ``[n, C]`` of the original programme of ``shape (n, P, C)``."""
-        rows, columns, outputs = shape
-        full_coef = coef.new_zeros(columns, outputs)
+    def restrict_dual(self, dual_point: Tensor) -> Tensor:
+        """A dual point ``[n, C]`` as one of the reduced programme."""
+        return dual_point.to(self.sign)[self.rows][:, self.outputs]
+
+    def expand(self, coef: Tensor, dual_point: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients ``[P, C]`` and dual point ``[n, C]`` of the original programme."""
+        full_coef = coef.new_zeros(self.data.matrix.shape[1], self.data.encoded.shape[1])
         full_coef[self.columns[:, None], self.outputs] = coef
-        full_dual = coef.new_zeros(rows, outputs)
+        full_dual = coef.new_zeros(self.data.encoded.shape)
         full_dual[self.rows[:, None], self.outputs] = dual_point
         return full_coef, full_dual
 
+    def expand_intercept(self, coef: Tensor, intercept: Tensor, slack: float) -> Tensor:
+        """Intercepts ``[C]`` of all outputs; those that are not open are set so that they cost ``slack`` at most."""
+        programme, loss, outputs = self.programme, self.programme.loss, self.data.encoded.shape[1]
+        full = programme.encoded.new_zeros(outputs)
+        full[self.outputs] = intercept
+        trivial = torch.ones(outputs, dtype=torch.bool, device=full.device)
+        trivial[self.outputs] = False
+        if programme.weight.numel() == 0 or not bool(trivial.any()):
+            return full
+        others = programme.matrix @ coef + intercept if loss.coupled(outputs) and self.outputs.numel() else None
+        encoded = self.data.encoded[self.rows]
+        return torch.where(trivial, loss.trivial_intercepts(encoded, programme.weight, others, slack), full)
 
-def reduce(matrix: Matrix, encoded: Tensor, weight: Tensor, loss: Loss, fit_intercept: bool) -> Reduction:
+
+def reduce(data: Data, loss: LossFunction, fit_intercept: bool) -> Presolve:
     """Drop rows of zero weight, outputs with a trivial answer, and redundant columns.
 
     An output is trivial if an intercept is fitted and only one value of its target carries weight: a class that never
-    occurs, or hinge signs that are all the same.
-
-    Args:
-        matrix: ``[n, P]``, dense or packed; what is kept of it stays so.
-        encoded: ``[n, C]`` float64 encoded targets.
-        weight: ``[n]`` float64 sample weights.
-        loss: Name of the loss.
-        fit_intercept: Whether an intercept is fitted.
+    occurs, or margins' signs that are all the same. What is kept of a packed matrix stays packed.
     """
+    matrix, encoded, weight = data.matrix, data.encoded, data.weight
     rows = weight.nonzero()[:, 0]
     total = matrix.shape[0]
     if rows.numel() < total:
@@ -95,21 +124,15 @@ def reduce(matrix: Matrix, encoded: Tensor, weight: Tensor, loss: Loss, fit_inte
     outputs = torch.arange(encoded.shape[1], device=matrix.device)
     if rows.numel() == 0:
         outputs = outputs[:0]
-    elif fit_intercept and loss != "squared":
-        outputs = ((encoded != encoded[0]).any(0) | (_is_softmax(encoded, loss) & (encoded[0] > 0))).nonzero()[:, 0]
-        if _is_softmax(encoded, loss) and outputs.numel() == 1:
-            outputs = outputs[:0]  # a single class occurs
+    elif fit_intercept:
+        outputs = loss.open_outputs(encoded)
     columns, owner, sign, shift = _distinct_columns(matrix, fit_intercept)
     if columns.numel() < matrix.shape[1]:
         matrix = matrix.columns(columns)
     if outputs.numel() < encoded.shape[1]:
         encoded = encoded[:, outputs]
-    problem = Problem(matrix, encoded, weight / total, loss, fit_intercept)
-    return Reduction(problem, rows, columns, outputs, owner, sign, shift)
-
-
-def _is_softmax(encoded: Tensor, loss: Loss) -> bool:
-    return loss == "cross_entropy" and encoded.shape[1] > 1
+    programme = ReducedProgramme(matrix, encoded, weight / total, loss, fit_intercept)
+    return Presolve(data, programme, rows, columns, outputs, owner, sign, shift)
 
 
 def _distinct_columns(matrix: Matrix, fit_intercept: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -169,7 +192,7 @@ def _largest_count(matrix: Matrix) -> int | None:
         return {torch.bool: 1, torch.uint8: 2**8 - 1}.get(matrix.dtype, _LARGEST_COUNT)
     largest = 0.0
     for _, block in matrix.blocks():
-        for part in block.split(max(_CHUNK // block.shape[1], 1)):
+        for part in torch.split(block, max(matrix.block_sizes.keys // block.shape[1], 1)):
             low, high = part.aminmax()
             largest = max(largest, -float(low), float(high))
             if largest > _LARGEST_COUNT or not torch.equal(part, part.round()):
@@ -190,7 +213,7 @@ def _fraction_keys(matrix: Matrix, base: Tensor) -> tuple[Tensor, Tensor]:
     rows, size = matrix.shape
     draws = _draws(rows, 2**15, matrix.device).T.contiguous()
     keys, signs = [], []
-    for index in torch.arange(size, device=matrix.device).split(max(_CHUNK // rows, 1)):
+    for index in torch.split(torch.arange(size, device=matrix.device), max(matrix.block_sizes.keys // rows, 1)):
         canonical = matrix.source.block(slice(0, rows), index).to(torch.float64) - base[index]
         first = (canonical != 0).to(torch.uint8).argmax(0, keepdim=True)
         sign = torch.where(canonical.gather(0, first)[0] < 0, -1.0, 1.0).to(canonical)

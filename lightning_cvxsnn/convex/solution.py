@@ -1,17 +1,61 @@
-"""What a solve returns."""
+"""What a solve starts from, what ends it, and what it returns."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Solution"]
+__all__ = ["Limits", "Point", "Solution"]
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A point to start a solve from.
+
+    Attributes:
+        coef: ``[P', C]``; the dictionary may have grown to P columns since.
+        intercept: ``[C]``.
+        dual_point: ``[n, C]``. ``None``, or one of other rows: none is known.
+    """
+
+    coef: Tensor
+    intercept: Tensor
+    dual_point: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What ends a solve.
+
+    Attributes:
+        gap_tolerance: Gap to reach, relative to the objective of the best constant predictor.
+        max_iterations: Of whichever algorithm runs; ``None``: its own default.
+        max_seconds: Wall-clock time; ``None``: no limit.
+
+    Raises:
+        ValueError: On construction, for a value that is negative or no number.
+    """
+
+    gap_tolerance: float = 1e-6
+    max_iterations: int | None = None
+    max_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.gap_tolerance) or self.gap_tolerance < 0:
+            raise ValueError(f"gap_tolerance is {self.gap_tolerance}; expected a finite number >= 0, such as 1e-6.")
+        if self.max_iterations is not None and self.max_iterations < 0:
+            raise ValueError(
+                f"max_iterations is {self.max_iterations}; expected an integer >= 0, or None for the default."
+            )
+        if self.max_seconds is not None and not self.max_seconds >= 0:
+            raise ValueError(f"max_seconds is {self.max_seconds}; expected a number >= 0, or None for no limit.")
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """A point of the L1 programme and the proof of how good it is.
+    """A point of the programme and the proof of how good it is.
 
     Attributes:
         coef: ``[P, C]`` float64, the transpose of ``nn.Linear.weight``; rows of unused columns are exactly zero.
@@ -42,3 +86,8 @@ class Solution:
     algorithm: str
     device: str
     work: int = 0
+
+    @property
+    def point(self) -> Point:
+        """What another solve may start from."""
+        return Point(self.coef, self.intercept, self.dual_point)

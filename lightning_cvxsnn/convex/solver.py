@@ -1,45 +1,26 @@
-"""``solve``: from a dictionary and targets to a certified solution."""
+"""The convex programmes as functions: each a thin shell over :class:`~lightning_cvxsnn.convex.Programme`."""
 
 from __future__ import annotations
 
-import math
-import time
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.convex.algorithms.hinge import minimise_hinge
-from lightning_cvxsnn.convex.algorithms.newton import minimise_smooth
-from lightning_cvxsnn.convex.algorithms.reference import minimise_with_cvxpy
-from lightning_cvxsnn.convex.certify import certify
-from lightning_cvxsnn.convex.inputs import Dictionary, check_problem, check_rho
-from lightning_cvxsnn.convex.losses import Loss, constant_outputs, output_gradient, row_losses
-from lightning_cvxsnn.convex.matrix import Matrix
-from lightning_cvxsnn.convex.presolve import Reduction, reduce
-from lightning_cvxsnn.convex.solution import Solution
-from lightning_cvxsnn.runtime.work import counting
+from lightning_cvxsnn.convex.algorithms import Algorithm, CvxpyReference
+from lightning_cvxsnn.convex.certify import Certificate
+from lightning_cvxsnn.convex.inputs import Dictionary, check_weights
+from lightning_cvxsnn.convex.losses import Loss, loss_named
+from lightning_cvxsnn.convex.programme import Programme
+from lightning_cvxsnn.convex.rho_path import Path
+from lightning_cvxsnn.convex.solution import Limits, Point, Solution
 
-__all__ = [
-    "Prepared", "Solver", "check_options", "largest_rho", "prepare", "prepare_checked", "rho_max", "solve",
-    "solve_prepared",
-]  # fmt: skip
+__all__ = ["Solver", "certificate", "mean_loss", "path", "rho_max", "solve"]
 
 Solver = Literal["own", "cvxpy"]
 
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A checked programme and its reduction, to be solved for any number of values of rho."""
-
-    matrix: Matrix
-    encoded: Tensor
-    weight: Tensor
-    loss: Loss
-    fit_intercept: bool
-    reduction: Reduction
-    scale: float
+_SOLVERS: dict[str, Algorithm | None] = {"own": None, "cvxpy": CvxpyReference()}
 
 
 def solve(
@@ -51,7 +32,7 @@ def solve(
     fit_intercept: bool,
     num_outputs: int | None = None,
     sample_weight: Tensor | None = None,
-    init: Solution | None = None,
+    init: Point | None = None,
     gap_tolerance: float = 1e-6,
     max_iterations: int | None = None,
     max_seconds: float | None = None,
@@ -64,15 +45,15 @@ def solve(
 
     Args:
         dictionary: ``[n, P]`` tensor (bool, integer or float), or an object with ``to_dense(dtype)``.
-        targets: Integer labels ``[n]`` for cross-entropy and hinge; for cross-entropy also probabilities ``[n, C]``,
-            C > 1 (soft or smoothed labels); floats ``[n, C]`` for squared.
-        loss: ``"cross_entropy"``, ``"hinge"`` or ``"squared"``.
+        targets: Integer labels ``[n]`` for cross-entropy, hinge and squared hinge; for cross-entropy also probabilities
+            ``[n, C]``, C > 1 (soft or smoothed labels); floats ``[n, C]`` for squared.
+        loss: ``"cross_entropy"``, ``"hinge"``, ``"squared"`` or ``"squared_hinge"``.
         rho: Penalty on each ``|W_jc|``, positive.
         fit_intercept: Whether to fit an unpenalised intercept ``b``.
-        num_outputs: ``C``. ``None``: the number of classes, and 1 for hinge with labels 0 and 1. With one output,
-            cross-entropy is the logistic loss and labels are 0 and 1.
+        num_outputs: ``C``. ``None``: the number of classes, and 1 for the hinge losses with labels 0 and 1. With one
+            output, cross-entropy is the logistic loss and labels are 0 and 1.
         sample_weight: ``s_i >= 0``, ``[n]``; ones by default, never renormalised: 0 drops the row's loss and keeps n.
-        init: An earlier solution to start from; its dictionary may have had fewer columns.
+        init: Where to start, such as the ``point`` of an earlier solution; its dictionary may have had fewer columns.
         gap_tolerance: Gap to reach, relative to the objective of the best constant predictor (of ``W = 0`` without an
             intercept; of ``W = 0, b = 0`` if that constant is already perfect).
         max_iterations: Limit of iterations of whichever algorithm runs. When it is reached, the best certified point so
@@ -89,8 +70,8 @@ def solve(
             squared, no rows, no columns, bad weights, unknown loss or solver.
         ImportError: ``solver="cvxpy"`` without CVXPY.
 
-    Source: programme and duals: DESIGN section 2, after Udupi, Yang, Zhai, arXiv 2605.08022 (2026). A class that never
-    occurs has no minimising intercept: it gets ``W_c = 0`` and a finite ``b_c`` within tolerance of the infimum.
+    Source: Udupi, Yang, Zhai, arXiv 2605.08022 (2026). A class that never occurs has no minimising intercept: it gets
+    ``W_c = 0`` and a finite ``b_c`` within tolerance of the infimum.
 
     Example:
         >>> D = torch.tensor([[1, 0], [1, 1], [0, 1], [0, 0]], dtype=torch.uint8)
@@ -101,12 +82,11 @@ def solve(
         >>> solution.converged, round(solution.primal, 6)
         (True, 0.2)
     """
-    started = time.perf_counter()
-    rho = check_rho(rho)
-    check_options(gap_tolerance, max_iterations, max_seconds, solver)
-    prepared = prepare(dictionary, targets, loss, fit_intercept, num_outputs, sample_weight)
-    deadline = started + (math.inf if max_seconds is None else max_seconds)
-    return solve_prepared(prepared, rho, init, gap_tolerance, max_iterations, solver, started, deadline)
+    programme = Programme(
+        dictionary, targets, loss=loss, fit_intercept=fit_intercept, num_outputs=num_outputs,
+        sample_weight=sample_weight,
+    )  # fmt: skip
+    return programme.solve(rho, init, Limits(gap_tolerance, max_iterations, max_seconds), _algorithm(solver))
 
 
 def rho_max(
@@ -126,200 +106,174 @@ def rho_max(
         >>> rho_max(torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0], [0.0]]), loss="squared", fit_intercept=False)
         0.5
     """
-    prepared = prepare(dictionary, targets, loss, fit_intercept, num_outputs, sample_weight)
-    return largest_rho(prepared)
+    programme = Programme(
+        dictionary, targets, loss=loss, fit_intercept=fit_intercept, num_outputs=num_outputs,
+        sample_weight=sample_weight,
+    )  # fmt: skip
+    return programme.largest_rho()
 
 
-def check_options(gap_tolerance: float, max_iterations: int | None, max_seconds: float | None, solver: str) -> None:
-    """Refuse a negative tolerance or limit, and unknown solvers."""
-    if not math.isfinite(gap_tolerance) or gap_tolerance < 0:
-        raise ValueError(f"gap_tolerance is {gap_tolerance}; expected a finite number >= 0, such as 1e-6.")
-    if max_iterations is not None and max_iterations < 0:
-        raise ValueError(f"max_iterations is {max_iterations}; expected an integer >= 0, or None for the default.")
-    if max_seconds is not None and not max_seconds >= 0:
-        raise ValueError(f"max_seconds is {max_seconds}; expected a number >= 0, or None for no limit.")
-    if solver not in get_args(Solver):
-        raise ValueError(f"solver is {solver!r}; expected one of {', '.join(map(repr, get_args(Solver)))}.")
-
-
-def prepare(
+def path(
     dictionary: Dictionary,
     targets: Tensor,
+    *,
     loss: Loss,
     fit_intercept: bool,
-    num_outputs: int | None,
-    sample_weight: Tensor | None,
-) -> Prepared:
-    """Check the inputs of a programme and reduce it."""
-    matrix, encoded, weight = check_problem(dictionary, targets, loss, num_outputs, sample_weight)
-    return prepare_checked(matrix, encoded, weight, loss, fit_intercept)
+    held_out: Tensor,
+    num_outputs: int | None = None,
+    sample_weight: Tensor | None = None,
+    rhos: Sequence[float] | None = None,
+    num_values: int = 20,
+    ratio: float = 1e-3,
+    least_gain: float = 0.0,
+    gap_tolerance: float = 1e-4,
+    max_iterations: int | None = None,
+    max_seconds: float | None = None,
+    solver: Solver = "own",
+) -> Path:
+    """Solve for decreasing values of rho, a geometric sequence by default, and score them on held-out rows.
 
+    The default sequence runs from ``rho_max`` of the fitted rows down to ``ratio`` times it. Each solve starts from the
+    one before. It ends early once the held-out loss has risen three times since its smallest value, or by more than a
+    fiftieth of the first one. Objectives are averages over the *fitted* rows, so a rho chosen here keeps its meaning
+    when all rows are refitted.
 
-def prepare_checked(matrix: Matrix, encoded: Tensor, weight: Tensor, loss: Loss, fit_intercept: bool) -> Prepared:
-    """Reduce a programme whose inputs are checked."""
-    at_zero = _constant_objective(encoded, weight, torch.zeros_like(encoded[0]), loss)
-    scale = at_zero
-    if fit_intercept:
-        scale = _constant_objective(encoded, weight, constant_outputs(encoded, weight, loss), loss)
-        if scale <= 1e-9 * at_zero:
-            scale = at_zero
-    reduction = reduce(matrix, encoded, weight, loss, fit_intercept)
-    return Prepared(matrix, encoded, weight, loss, fit_intercept, reduction, scale)
+    Args:
+        dictionary: ``[n, P]`` tensor, or an object with ``to_dense(dtype)``.
+        targets: As for ``solve``.
+        loss: ``"cross_entropy"``, ``"hinge"``, ``"squared"`` or ``"squared_hinge"``.
+        fit_intercept: Whether to fit an unpenalised intercept.
+        held_out: Bool ``[n]``, true for the rows that score and are not fitted; some of each.
+        num_outputs: As for ``solve``; classes are counted over all rows.
+        sample_weight: ``[n]``, used in fitting and in scoring; ones by default.
+        rhos: The values themselves, decreasing, instead of a geometric sequence.
+        num_values: Length of the geometric sequence, at least 1.
+        ratio: Last over first of its values, between 0 and 1.
+        least_gain: The sequence also ends with a value that adds less than this share to what has been gained in
+            held-out loss over the first, once that is a tenth of the first loss. 0: it does not.
+        gap_tolerance: Relative gap of each solve.
+        max_iterations: Limit for each solve.
+        max_seconds: Limit of wall-clock time for the whole path, as for ``solve``. The value at hand ends early, with
+            ``converged=False``, and is the last; the first value is always there.
+        solver: ``"own"`` or ``"cvxpy"``.
 
+    Returns:
+        The path, at least one value long. If ``W = 0`` is optimal for every rho, it is the single value 1.
 
-def _constant_objective(encoded: Tensor, weight: Tensor, constant: Tensor, loss: Loss) -> float:
-    return float(weight @ row_losses(constant.expand_as(encoded), encoded, loss)) / encoded.shape[0]
+    Raises:
+        ValueError: As ``solve``; or a bad ``held_out``, ``rhos``, ``num_values``, ``ratio`` or ``least_gain``.
 
-
-def largest_rho(prepared: Prepared) -> float:
-    """:func:`rho_max` of a prepared programme."""
-    problem = prepared.reduction.problem
-    if problem.matrix.shape[1] == 0 or problem.encoded.shape[1] == 0:
-        return 0.0
-    return float((problem.matrix.T @ _constant_dual(prepared)).abs().max())
-
-
-def _constant_dual(prepared: Prepared) -> Tensor:
-    """Dual point ``[n, C]`` of the best constant predictor of the reduced programme."""
-    problem = prepared.reduction.problem
-    encoded, weight = problem.encoded, problem.weight
-    if not problem.fit_intercept:
-        zeros = torch.zeros_like(encoded)
-        return -weight[:, None] * output_gradient(zeros, encoded, problem.loss)
-    if problem.loss == "hinge":
-        positive = (weight[:, None] * (encoded > 0)).sum(0)
-        negative = (weight[:, None] * (encoded < 0)).sum(0)
-        lighter = torch.minimum(positive, negative)
-        return weight[:, None] * encoded * torch.where(encoded > 0, lighter / positive, lighter / negative)
-    constant = constant_outputs(encoded, weight, problem.loss)
-    return -weight[:, None] * output_gradient(constant.expand_as(encoded), encoded, problem.loss)
-
-
-def solve_prepared(
-    prepared: Prepared,
-    rho: float,
-    init: Solution | None,
-    gap_tolerance: float,
-    max_iterations: int | None,
-    solver: Solver,
-    started: float,
-    deadline: float,
-) -> Solution:
-    """:func:`solve` for a prepared programme, from ``started`` to ``deadline`` on ``time.perf_counter()``."""
-    with counting() as work:
-        solution = _solve(prepared, rho, init, gap_tolerance, max_iterations, solver, started, deadline)
-    return replace(solution, work=work.multiply_adds)
-
-
-def _solve(
-    prepared: Prepared,
-    rho: float,
-    init: Solution | None,
-    gap_tolerance: float,
-    max_iterations: int | None,
-    solver: Solver,
-    started: float,
-    deadline: float,
-) -> Solution:
-    reduction = prepared.reduction
-    problem = reduction.problem
-    rows, columns, outputs = *prepared.matrix.shape, prepared.encoded.shape[1]
-    target = gap_tolerance * prepared.scale
-    start_coef = problem.encoded.new_zeros(problem.matrix.shape[1], problem.encoded.shape[1])
-    start_shift = problem.encoded.new_zeros(problem.encoded.shape[1])
-    trivial = problem.encoded.numel() == 0
-    if not trivial and problem.fit_intercept:
-        start_shift = constant_outputs(problem.encoded, problem.weight, problem.loss)
-    if trivial or (solver == "own" and largest_rho(prepared) <= rho):
-        coef, shift = start_coef, start_shift
-        dual_point = torch.zeros_like(problem.encoded) if trivial else _constant_dual(prepared)
-        iterations, algorithm = 0, "constant"
-    elif solver == "cvxpy":
-        coef, shift, dual_point, iterations, algorithm = minimise_with_cvxpy(
-            problem, rho, target, max_iterations, deadline
-        )
-    else:
-        if init is not None:
-            start_coef, start_shift = _restart(init, reduction, columns, outputs)
-        minimise = minimise_hinge if problem.loss == "hinge" else minimise_smooth
-        coef, shift, dual_point, iterations, algorithm = minimise(
-            problem,
-            rho,
-            (start_coef, start_shift),
-            _multipliers(init, prepared),
-            0.5 * target,
-            max_iterations,
-            deadline,
-        )
-
-    intercept = _all_intercepts(prepared, coef, shift, 0.01 * target) if prepared.fit_intercept else None
-    full_coef, full_dual = reduction.expand(coef, dual_point, (rows, columns, outputs))
-    if intercept is None:
-        intercept = full_coef.new_zeros(outputs)
-    proof, feasible = certify(
-        prepared.matrix, prepared.encoded, prepared.weight, full_coef, intercept, prepared.loss, rho,
-        prepared.fit_intercept, full_dual,
+    Example:
+        >>> D = torch.eye(6, dtype=torch.uint8).repeat(2, 1)
+        >>> y = torch.tensor([0, 0, 0, 1, 1, 1]).repeat(2)
+        >>> result = path(D, y, loss="cross_entropy", fit_intercept=True, held_out=torch.arange(12) >= 6)
+        >>> result.best == len(result.rhos) - 1, result.rho == result.rhos[-1]
+        (True, True)
+    """
+    programme = Programme(
+        dictionary, targets, loss=loss, fit_intercept=fit_intercept, num_outputs=num_outputs,
+        sample_weight=sample_weight,
     )  # fmt: skip
-    return Solution(
-        coef=full_coef,
-        intercept=intercept,
-        dual_point=feasible,
-        primal=proof.primal,
-        dual=proof.dual,
-        gap=proof.gap,
-        converged=proof.gap <= max(target, 1e-13 * prepared.scale),
-        iterations=iterations,
-        seconds=time.perf_counter() - started,
-        algorithm=algorithm,
-        device=str(prepared.matrix.device),
+    return programme.path(
+        held_out,
+        rhos=rhos,
+        num_values=num_values,
+        ratio=ratio,
+        least_gain=least_gain,
+        limits=Limits(gap_tolerance, max_iterations, max_seconds),
+        algorithm=_algorithm(solver),
     )
 
 
-def _restart(init: Solution, reduction: Reduction, columns: int, outputs: int) -> tuple[Tensor, Tensor]:
-    shape = tuple(init.coef.shape)
-    if len(shape) != 2 or shape[0] > columns or shape[1] != outputs or tuple(init.intercept.shape) != (outputs,):
-        raise ValueError(
-            f"init has coef {shape} and intercept {tuple(init.intercept.shape)}; expected at most {columns} rows and "
-            f"exactly {outputs} outputs. Pass a solution of the same programme, or init=None."
-        )
-    coef, shift = reduction.restrict(init.coef, init.intercept)
-    if not bool(torch.isfinite(coef).all() and torch.isfinite(shift).all()):
-        raise ValueError("init holds NaN or infinite entries; expected finite numbers. Pass init=None.")
-    return coef, shift
+def certificate(
+    dictionary: Dictionary,
+    targets: Tensor,
+    coef: Tensor,
+    intercept: Tensor | None = None,
+    *,
+    loss: Loss,
+    rho: float,
+    fit_intercept: bool,
+    sample_weight: Tensor | None = None,
+    dual_point: Tensor | None = None,
+) -> Certificate:
+    r"""Bound how far coefficients are from the optimum of the L1 programme.
+
+    Two dual points are repaired to exact feasibility and the better one is used: ``dual_point`` and the residuals of
+    ``coef``. Order of repair: box or simplex; the intercept's equality (squared: residuals re-centred; hinge: the
+    heavier sign is shrunk; cross-entropy: rounding onto the transport polytope); then scaling into ``|D^T U| <= rho``,
+    output by output where outputs are independent. For hinge the residual point is poor even at the optimum: pass
+    ``Solution.dual_point``.
+
+    Args:
+        dictionary: ``[n, P]`` tensor, or an object with ``to_dense(dtype)``.
+        targets: As for ``solve``.
+        coef: ``[P, C]``, any float dtype.
+        intercept: ``[C]``; ``None`` means zeros.
+        loss: ``"cross_entropy"``, ``"hinge"``, ``"squared"`` or ``"squared_hinge"``.
+        rho: Penalty, positive.
+        fit_intercept: Whether the programme minimises over the intercept.
+        sample_weight: ``[n]``, ones by default, never renormalised.
+        dual_point: ``[n, C]``, any finite numbers; only makes the bound better.
+
+    Returns:
+        Primal, dual, gap and violation.
+
+    Raises:
+        ValueError: Shapes that disagree, NaN or infinity anywhere, bad labels, weights or rho, or a non-zero intercept
+            in a programme without one.
+
+    Source of the rounding: Altschuler, Weed, Rigollet, "Near-linear time approximation algorithms for
+    optimal transport via Sinkhorn iteration", NeurIPS 2017, algorithm 2.
+
+    Example:
+        >>> D = torch.tensor([[1.0], [0.0]])
+        >>> y = torch.tensor([[1.0], [0.0]])
+        >>> c = certificate(D, y, torch.tensor([[0.5]]), loss="squared", rho=0.25, fit_intercept=False)
+        >>> c.primal, round(c.gap, 12)
+        (0.1875, 0.0)
+    """
+    if coef.ndim != 2 or coef.shape[1] == 0:
+        raise ValueError(f"coef has shape {tuple(coef.shape)}; expected [P, C].")
+    programme = Programme(
+        dictionary, targets, loss=loss, fit_intercept=fit_intercept, num_outputs=coef.shape[1],
+        sample_weight=sample_weight,
+    )  # fmt: skip
+    return programme.certificate(coef, intercept, rho=rho, dual_point=dual_point)
 
 
-def _multipliers(init: Solution | None, prepared: Prepared) -> Tensor | None:
-    """The dual point of an earlier solution, reduced; ``None`` if it belongs to other rows."""
-    if init is None or init.dual_point.shape != prepared.encoded.shape:
-        return None
-    dual_point = init.dual_point.to(prepared.encoded)
-    if not bool(torch.isfinite(dual_point).all()):
-        raise ValueError("init holds NaN or infinite entries; expected finite numbers. Pass init=None.")
-    reduction = prepared.reduction
-    return dual_point[reduction.rows][:, reduction.outputs]
+def mean_loss(outputs: Tensor, targets: Tensor, *, loss: Loss, sample_weight: Tensor | None = None) -> float:
+    r"""The data term of the programme at given outputs, without the penalty.
+
+    :math:`\frac1n \sum_i s_i\,\ell(z_i, y_i)` in float64; natural logarithm; weights are not renormalised.
+
+    Args:
+        outputs: ``[n, C]``, any float dtype.
+        targets: As for `encode_targets`. With one output, labels are 0 and 1.
+        loss: ``"cross_entropy"``, ``"hinge"``, ``"squared"`` or ``"squared_hinge"``.
+        sample_weight: ``[n]``, ones by default.
+
+    Raises:
+        ValueError: Shapes that disagree, labels out of range, NaN or infinity.
+
+    Example:
+        >>> mean_loss(torch.zeros(3, 2), torch.tensor([0, 1, 1]), loss="cross_entropy")
+        0.6931471805599453
+    """
+    function = loss_named(loss)
+    if outputs.ndim != 2 or outputs.numel() == 0:
+        raise ValueError(f"outputs has shape {tuple(outputs.shape)}; expected a non-empty [n, C].")
+    outputs = outputs.detach().double()
+    if not bool(torch.isfinite(outputs).all()):
+        raise ValueError("outputs holds NaN or infinite entries; expected finite numbers.")
+    encoded = function.encode(targets, outputs.shape[1]).to(outputs.device)
+    if encoded.shape[0] != outputs.shape[0]:
+        raise ValueError(f"targets has {encoded.shape[0]} rows and outputs has {outputs.shape[0]}; expected the same.")
+    weight = check_weights(sample_weight, outputs.shape[0], outputs.device)
+    return float(weight @ function.values(outputs, encoded)) / outputs.shape[0]
 
 
-def _all_intercepts(prepared: Prepared, coef: Tensor, shift: Tensor, slack: float) -> Tensor:
-    """Intercepts of all outputs; trivial ones are set so that they cost at most ``slack`` together."""
-    reduction, problem = prepared.reduction, prepared.reduction.problem
-    outputs = prepared.encoded.shape[1]
-    intercept = problem.encoded.new_zeros(outputs)
-    intercept[reduction.outputs] = shift
-    missing = torch.ones(outputs, dtype=torch.bool, device=intercept.device)
-    missing[reduction.outputs] = False
-    if problem.weight.numel() == 0 or not bool(missing.any()):
-        return intercept
-    encoded = prepared.encoded[reduction.rows]
-    if prepared.loss == "hinge":
-        return torch.where(missing, encoded[0], intercept)  # all signs agree: margin 1 everywhere, loss 0
-    slack = math.log(max(slack, 1e-15 * prepared.scale))
-    log_weight = problem.weight.log()
-    if outputs == 1:
-        return (2 * encoded[0] - 1) * (torch.logsumexp(log_weight, 0) - slack)
-    if problem.encoded.shape[1] == 0:  # one class alone: it keeps 0
-        missing &= encoded[0] == 0
-        normaliser = torch.zeros_like(log_weight)
-    else:
-        normaliser = torch.logsumexp(problem.matrix @ coef + shift, 1)
-    low = slack - torch.logsumexp(log_weight - normaliser, 0) - math.log(int(missing.sum()))
-    return torch.where(missing, low, intercept)
+def _algorithm(solver: str) -> Algorithm | None:
+    if solver not in _SOLVERS:
+        raise ValueError(f"solver is {solver!r}; expected one of {', '.join(map(repr, _SOLVERS))}.")
+    return _SOLVERS[solver]

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_cvxsnn.convex import Loss, certificate
 from lightning_cvxsnn.convex.inputs import check_rho
-from lightning_cvxsnn.convex.losses import check_loss
+from lightning_cvxsnn.convex.losses import loss_named
 from lightning_cvxsnn.metrics.base import SpikingMetric
 
 
@@ -21,12 +21,12 @@ class DualityGap(SpikingMetric):
     ``nn.Linear.weight``, ``intercept`` its bias ``[C]``, None if it has none. ``compute`` gives objective minus
     certified lower bound, over all rows of all updates and processes, as float64: never less than the true distance.
 
-    The bound comes from the residuals alone. Near the optimum of cross-entropy and squared it is tight; far from it,
-    and for hinge even at the optimum, it is valid but loose: to know the distance itself, `convex.solve` the programme.
+    The bound comes from the residuals alone. Near the optimum it is tight, but for hinge; far from it, and for hinge
+    even at the optimum, it is valid but loose: to know the distance itself, `convex.solve` the programme.
     All rows are kept until ``reset``, as they come. NaN without rows.
 
     Args:
-        loss: ``"cross_entropy"``, ``"hinge"`` or ``"squared"``.
+        loss: ``"cross_entropy"``, ``"hinge"``, ``"squared"`` or ``"squared_hinge"``.
         rho: L1 penalty on each coefficient, such as ``SolveReport.rho``; ``beta / sqrt(P)`` in the paper's units.
         **kwargs: See ``torchmetrics.Metric``.
 
@@ -52,7 +52,7 @@ class DualityGap(SpikingMetric):
         super().__init__(**kwargs)
         self.loss: Loss = loss
         self.rho = check_rho(rho)
-        check_loss(loss)
+        loss_named(loss)  # raises for an unknown name
         for name in ("dictionary", "targets", "readout"):
             self.add_state(name, [], dist_reduce_fx="cat")
 

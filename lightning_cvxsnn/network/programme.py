@@ -11,7 +11,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lightning_cvxsnn.convex import Loss, Path, Solution, certificate, mean_loss, path, rho_max, solve
+from lightning_cvxsnn.convex import Loss, Path, Point, Solution, certificate, mean_loss, path, rho_max, solve
+from lightning_cvxsnn.convex.losses import loss_named
 from lightning_cvxsnn.network.capture import Observed, join, observe
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import Network
@@ -58,7 +59,7 @@ class CapturedProgramme:
         """What every function of ``convex`` wants to know."""
         return {"loss": self.loss, "fit_intercept": self.fit_intercept}
 
-    def solve(self, rho: float, tolerance: float, init: Solution | None, rows: Tensor | None = None) -> Solution:
+    def solve(self, rho: float, tolerance: float, init: Point | None, rows: Tensor | None = None) -> Solution:
         """Solve over ``rows`` (bool mask; None: all), from ``init``."""
         part = self if rows is None else self.subset(rows)
         return solve(
@@ -101,7 +102,7 @@ class CapturedProgramme:
 
     def held_out_accuracy(self, outputs: Tensor) -> float | None:
         """`share_right` for losses of decisions; None for squared."""
-        return None if self.loss == "squared" else self.share_right(outputs)
+        return self.share_right(outputs) if loss_named(self.loss).decides else None
 
     def share_right(self, outputs: Tensor) -> float:
         """Share, by weight, of held-out rows that ``outputs`` ``[held-out rows, C]`` decide rightly.

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_cvxsnn.convex import Loss
-from lightning_cvxsnn.convex.losses import encode_targets
+from lightning_cvxsnn.convex.losses import loss_named
 from lightning_cvxsnn.network.reduction import TimeReduction
 
 
@@ -28,7 +28,7 @@ def row_targets(y: Tensor, reduction: TimeReduction, *, loss: Loss, num_outputs:
     Raises:
         MisconfigurationException: If the targets' shape or type does not fit the outputs or the loss.
     """
-    y = y.detach().cpu()
+    y, function = y.detach().cpu(), loss_named(loss)
     if reduction.kind == "all":
         if y.dim() < 2:
             raise MisconfigurationException(
@@ -37,12 +37,13 @@ def row_targets(y: Tensor, reduction: TimeReduction, *, loss: Loss, num_outputs:
                 "time, define `convex_forward(self, x)` that returns the reduced logits."
             )
         y = reduction.flatten_rows(y)
-    if loss == "cross_entropy" and num_outputs > 1 and y.is_floating_point() and y.shape[1:] == (num_outputs,):
+    are_probabilities = function.takes_probabilities and num_outputs > 1 and y.is_floating_point()
+    if are_probabilities and y.shape[1:] == (num_outputs,):
         try:
-            return encode_targets(y, loss=loss, num_outputs=num_outputs)
+            return function.encode(y, num_outputs)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
-    if y.dim() == 2 and (y.shape[1] == 1 or loss != "squared"):
+    if y.dim() == 2 and (y.shape[1] == 1 or function.decides):
         if y.shape[1] != 1:
             raise MisconfigurationException(
                 f"loss={loss!r} needs class indices and the targets have shape {list(y.shape)} and type {y.dtype}. "
@@ -50,7 +51,7 @@ def row_targets(y: Tensor, reduction: TimeReduction, *, loss: Loss, num_outputs:
                 "`convex_batch(self, batch)` that returns them."
             )
         y = y.squeeze(1)
-    if loss == "squared":
+    if not function.decides:
         if y.is_floating_point():
             values = y.double().reshape(len(y), -1)
         else:

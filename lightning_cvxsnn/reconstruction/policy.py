@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_cvxsnn.convex.losses import loss_named
 from lightning_cvxsnn.reconstruction.settings import Settings
 
 Occasion = Literal["warm start", "periodic solve", "final solve", "single solve"]
@@ -49,7 +50,7 @@ class Policy:
         Args:
             beta: That of all solves; None: not chosen yet.
         """
-        chooses = beta is None and self.settings.loss != "squared"
+        chooses = beta is None and loss_named(self.settings.loss).decides
         return chooses and self.occasion == "warm start" and self.trains_on
 
     def scale(self, beta: float | None) -> float:
@@ -60,6 +61,6 @@ class Policy:
         """
         if self.settings.scale != "auto":
             return float(self.settings.scale)
-        if self.settings.loss == "squared" or not self.trains_on:
-            return 1.0  # a squared loss fits values, which a factor would spoil; the others fit decisions
+        if not loss_named(self.settings.loss).decides or not self.trains_on:
+            return 1.0  # a factor keeps decisions, but would spoil values
         return START_SCALE if self.chooses_start_beta(beta) else CONTINUE_SCALE

@@ -11,7 +11,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.convex import Point, Solution
+from lightning_cvxsnn.convex.losses import loss_named
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme, capture_programme
@@ -54,7 +55,7 @@ class Reconstructor:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.beta: float | None = None if settings.beta == "auto" else float(settings.beta)
-        self.last: Solution | None = None
+        self.last: Point | None = None
         self.readout: Readout | None = None
         self.shadow: Shadow | None = None
         self.budget = Budget(settings.max_overhead)
@@ -71,7 +72,7 @@ class Reconstructor:
         """Take over what ``state_dict`` gave."""
         self.beta = state["beta"]
         if "coef" in state:
-            self.last = _starting_point(state["coef"], state["intercept"])
+            self.last = Point(state["coef"], state["intercept"])
         self.budget = Budget(self.settings.max_overhead, **state["budget"])
         self.shadow = Shadow(**state["shadow"]) if "shadow" in state else None
 
@@ -190,7 +191,7 @@ class Reconstructor:
         settings, fresh = self.settings, policy.may_change_hidden
         network.synchronise()
         replaced = fresh and settings.witnesses not in ("auto", "keep", "calibrated")
-        if fresh and policy.trains_on and settings.witnesses == "auto" and settings.loss != "squared":
+        if fresh and policy.trains_on and settings.witnesses == "auto" and loss_named(settings.loss).decides:
             replaced = wants_pairs(network)
         as_found = self._capture(network, context, "patterns as found") if network.norms or replaced else None
         network.refresh_norms()
@@ -241,12 +242,12 @@ class Reconstructor:
         if rough is not None:
             judgement = self._judge(network, programme, prepared.as_found, rough, scale)
         if solution is None or judgement is None or not is_clear(judgement, programme):
-            solution = programme.solve(rho, tolerance, rough or self.last, fitted)
+            solution = programme.solve(rho, tolerance, rough.point if rough else self.last, fitted)
             judgement = self._judge(network, programme, prepared.as_found, solution, scale)
         if judgement.accepted:
             fitted = None
-            solution = programme.solve(rho, tolerance, solution)
-        self.last = _starting_point(solution.coef, solution.intercept)
+            solution = programme.solve(rho, tolerance, solution.point)
+        self.last = Point(solution.coef, solution.intercept)
         if not solution.converged:
             rank_zero_warn(
                 f"The convex solve stopped at a certified gap of {solution.gap:.2e}, above "
@@ -375,20 +376,3 @@ def _stand_ins(network: Network, transaction: Transaction) -> list[Tensor]:
     written: list[Tensor] = list(network.readout.parameters)
     only_readout = all(any(p is own for own in written) for p in transaction.changed())
     return written + network.statistics if only_readout else written
-
-
-def _starting_point(coef: Tensor, intercept: Tensor) -> Solution:
-    """A point to start the next solve from; nothing is claimed of it."""
-    return Solution(
-        coef=coef,
-        intercept=intercept,
-        dual_point=coef.new_zeros(0, coef.shape[1]),
-        primal=float("inf"),
-        dual=float("-inf"),
-        gap=float("inf"),
-        converged=False,
-        iterations=0,
-        seconds=0.0,
-        algorithm="restored",
-        device=str(coef.device),
-    )

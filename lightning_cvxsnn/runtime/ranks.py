@@ -19,26 +19,20 @@ __all__ = ["Ranks", "checksum"]
 
 
 class Ranks:
-    """The ranks of a process group. Before every collective they exchange whether one of them has failed.
+    """All processes. Before every collective they exchange whether one of them has failed.
 
     Use it as a context manager. An exception inside it is sent to the other ranks at their next collective and raised
     there too, so none waits for a rank that has left. Between two collectives ranks may do different work.
 
     Args:
-        group: The process group; ``None``: all processes, or this one if there is no process group.
         alone: Act as a single rank, whatever process group there is.
-
-    Raises:
-        ValueError: If this process is not in ``group``.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, *, alone: bool = False) -> None:
-        self.group, self.rank, self.size, self.device = group, 0, 1, torch.device("cpu")
+    def __init__(self, *, alone: bool = False) -> None:
+        self.rank, self.size, self.device = 0, 1, torch.device("cpu")
         if not alone and dist.is_available() and dist.is_initialized():
-            self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-            if self.rank < 0:
-                raise ValueError("This process is not in `group`; expected a process group that it belongs to.")
-            if dist.get_backend(group) == "nccl":
+            self.rank, self.size = dist.get_rank(), dist.get_world_size()
+            if dist.get_backend() == "nccl":
                 self.device = torch.device("cuda", torch.cuda.current_device())
         self._together = True
 
@@ -55,7 +49,7 @@ class Ranks:
             return [value]
         told: list[Any] = [None] * self.size
         self._together = False
-        dist.all_gather_object(told, (value, error and (type(error).__name__, str(error))), group=self.group)
+        dist.all_gather_object(told, (value, error and (type(error).__name__, str(error))))
         for rank, (_, failure) in enumerate(told):
             if failure is not None and error is None:
                 name, message = failure
@@ -64,15 +58,6 @@ class Ranks:
         self._together = True
         return [value for value, _ in told]
 
-    def total(self, partial: Tensor) -> Tensor:
-        """The sum of ``partial`` over all ranks."""
-        if self.size == 1:
-            return partial
-        buffer = partial.to(self.device, copy=True).contiguous()
-        self.exchange()
-        dist.all_reduce(buffer, group=self.group)
-        return buffer.to(partial.device)
-
     def broadcast(self, tensor: Tensor) -> Tensor:
         """The tensor of rank 0, on the device of ``tensor``; the other ranks pass one of its shape and type."""
         if self.size == 1:
@@ -80,7 +65,7 @@ class Ranks:
         buffer = tensor.detach().to(self.device, copy=True).contiguous()
         self.exchange()
         if buffer.numel():
-            dist.broadcast(_raw(buffer), group=self.group, group_src=0)
+            dist.broadcast(_raw(buffer), src=0)
         return buffer.to(tensor.device)
 
     def collect(self, value: Any, device: torch.device) -> list[Any] | None:
@@ -113,26 +98,13 @@ class Ranks:
             for frame, buffers in zip(frames, theirs, strict=True)
         ]
 
-    def deal(self, parts: list[Tensor], like: Tensor) -> Tensor:
-        """Scatter: this rank's entry of rank 0's ``parts``, of the shape and type of ``like`` and on its device."""
-        if self.rank > 0:
-            buffer = torch.empty_like(like, device=self.device)
-            self.exchange()
-            self._receive(buffer, 0)
-            return buffer.to(like.device)
-        ready = [part.to(self.device).contiguous() for part in parts]
-        self.exchange()
-        for rank in range(1, self.size):
-            self._send(ready[rank], rank)
-        return parts[0]
-
     def _send(self, tensor: Tensor, rank: int) -> None:
         if tensor.numel():
-            dist.send(_raw(tensor), group=self.group, group_dst=rank)
+            dist.send(_raw(tensor), dst=rank)
 
     def _receive(self, buffer: Tensor, rank: int) -> None:
         if buffer.numel():
-            dist.recv(_raw(buffer), group=self.group, group_src=rank)
+            dist.recv(_raw(buffer), src=rank)
 
 
 def checksum(*tensors: Tensor) -> str:

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_cvxsnn.convex import Loss, mean_loss
+from lightning_cvxsnn.convex.losses import loss_named
 from lightning_cvxsnn.network import reset_neurons, undisturbed
 from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.rows import unpack
@@ -59,7 +60,7 @@ def batch_loss(
 
 def warn_unless_same_loss(ours: float, theirs: float, *, loss: Loss, num_outputs: int) -> None:
     """Warn if the two losses differ by more than 1 %; torch's ``mse_loss``, 2/C times ``squared``, is accepted."""
-    factors = [1.0, 2.0 / num_outputs] if loss == "squared" else [1.0]
+    factors = loss_named(loss).trained_factors(num_outputs)
     if not any(abs(f * ours - theirs) <= _TOLERANCE * max(abs(theirs), abs(ours), _SMALL) for f in factors):
         rank_zero_warn(
             f"ConvexReconstruction solves loss={loss!r}, which is {ours:.4f} on the first training batch, but "

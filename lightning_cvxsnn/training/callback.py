@@ -59,8 +59,8 @@ class ConvexReconstruction(Callback):
     Source: Udupi, Yang, Zhai, arXiv 2605.08022 (2026), sections on reconstruction; Ergen et al., ICLR 2023.
 
     Args:
-        loss: ``"cross_entropy"`` (one output: logistic), ``"hinge"`` (one against the rest) or ``"squared"``
-            (``0.5 ||z - y||^2``).
+        loss: ``"cross_entropy"`` (one output: logistic), ``"hinge"`` or ``"squared_hinge"`` (one against the rest), or
+            ``"squared"`` (``0.5 ||z - y||^2``).
         beta: L1 penalty in the paper's units: each ``|W_jc|`` costs ``beta / sqrt(readout.in_features)``. ``"auto"``:
             chosen on held-out training rows along a path at the first solve, then kept; a warm start that is trained on
             has a larger one of its own.

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.convex import Point
 from lightning_cvxsnn.witnesses.restricted import RhoPath
 from lightning_cvxsnn.witnesses.search import Master, Proposer, SearchResult, SearchStatistics, W
 
@@ -73,7 +73,7 @@ class ColumnGeneration(Generic[W]):
             violation,
         )
 
-    def recycle(self, free: Tensor, rho: float, start: Solution | None) -> SearchResult[W] | None:
+    def recycle(self, free: Tensor, rho: float, start: Point | None) -> SearchResult[W] | None:
         """Choose witnesses for the units that are free and that the programme does not use.
 
         Args:

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.convex import Point, Solution
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.witnesses.branches import Branched
@@ -135,7 +135,7 @@ def _replace_branches(
 
 @torch.no_grad()
 def recycle_units(
-    network: Network, programme: CapturedProgramme, options: WitnessOptions, rho: float, start: Solution | None
+    network: Network, programme: CapturedProgramme, options: WitnessOptions, rho: float, start: Point | None
 ) -> SearchStatistics | None:
     """Write priced witnesses for last hidden units that have no part in the answers to the training rows.
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.convex import Point, Solution
 from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.patterns import SpikeDictionary
 
@@ -21,8 +21,10 @@ class RestrictedMaster:
         self.problem = problem
         self.fitted = ~problem.held_out
 
-    def solve(self, columns: SpikeDictionary, rho: float, start: Solution | None) -> Solution:
+    def solve(self, columns: SpikeDictionary, rho: float, start: Solution | Point | None) -> Solution:
         """The solution over ``columns``, from a point whose columns are the first of these."""
+        if isinstance(start, Solution):
+            start = start.point
         return replace(self.problem, dictionary=columns).solve(rho, _TOLERANCE, start, self.fitted)
 
     def largest_rho(self, columns: SpikeDictionary) -> float:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_cvxsnn.convex import Solution
 
-LOSSES = ["cross_entropy", "hinge", "squared"]
+LOSSES = ["cross_entropy", "hinge", "squared", "squared_hinge"]
+MARGINS = ["hinge", "squared_hinge"]
 
 
 def make(
@@ -76,8 +77,9 @@ def reference_optimum(problem: dict[str, Any], rho: float, fit_intercept: bool) 
     else:
         hot = (y[:, None] == np.arange(outputs)).astype(float) if outputs > 1 else y[:, None].astype(float)
         hot = y if y.ndim == 2 else hot
-        if problem["loss"] == "hinge":
-            data = cp.sum(cp.multiply(weight[:, None], cp.pos(1 - cp.multiply(2 * hot - 1, z))))
+        if problem["loss"] in MARGINS:
+            short = cp.pos(1 - cp.multiply(2 * hot - 1, z))
+            data = cp.sum(cp.multiply(weight[:, None], short if problem["loss"] == "hinge" else cp.square(short)))
         elif outputs == 1:
             data = cp.sum(cp.multiply(weight[:, None], cp.logistic(z) - cp.multiply(hot, z)))
         else:
@@ -103,9 +105,10 @@ def dual_is_feasible(problem: dict[str, Any], point: Tensor, rho: float, fit_int
     y = problem["targets"]
     outputs = problem["num_outputs"]
     hot = torch.nn.functional.one_hot(y, outputs).double() if outputs > 1 and y.ndim == 1 else y.reshape(n, -1).double()
-    if problem["loss"] == "hinge":
+    if problem["loss"] in MARGINS:
         alpha = (2 * hot - 1) * point
-        return feasible and bool(((alpha >= 0) & (alpha <= weight * (1 + 1e-12))).all())
+        most = weight if problem["loss"] == "hinge" else torch.where(weight > 0, torch.inf, 0.0)
+        return feasible and bool(((alpha >= 0) & (alpha <= most * (1 + 1e-12))).all())
     mass = weight * hot - point
     if outputs > 1:
         feasible &= float((mass.sum(1, keepdim=True) - weight).abs().max()) <= 1e-12

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programmes import LOSSES, make, residual_certificate_inputs, scale_of
 
-from lightning_cvxsnn.convex import PackedDictionary, certificate, inputs, matrix, path, rho_max, solve
-from lightning_cvxsnn.convex import presolve as reduction
-from lightning_cvxsnn.convex.inputs import check_dictionary
-from lightning_cvxsnn.convex.matrix import Entries, Matrix
-from lightning_cvxsnn.patterns import SpikeDictionary, dictionary
+from lightning_cvxsnn.convex import PackedDictionary, certificate, path, rho_max, solve
+from lightning_cvxsnn.convex.inputs import Data, check_dictionary
+from lightning_cvxsnn.convex.losses import loss_named
+from lightning_cvxsnn.convex.matrix import Blocks, Entries, Matrix
+from lightning_cvxsnn.convex.presolve import reduce
+from lightning_cvxsnn.patterns import SpikeDictionary
 
 KINDS = ["uint8", "uint16", "bits", "bool", "float32", "int64"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _many_small_blocks() -> Iterator[None]:
-    """Nothing is small enough to be converted at once, and every loop over blocks runs several times."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inputs, "_DENSE_ENTRIES", 0)
-        patch.setattr(matrix, "_BLOCK", 30)
-        patch.setattr(matrix, "_LARGE_BLOCK", 40)
-        patch.setattr(reduction, "_CHUNK", 50)
-        patch.setattr(dictionary, "_BLOCK", 35)
-        yield
+#: Nothing is small enough to be converted at once, and every loop over blocks runs several times.
+SMALL = Blocks(whole=0, product=30, gathered=40, keys=50)
 
 
 def _packed(values: torch.Tensor, kind: str, scale: float) -> tuple[torch.Tensor | SpikeDictionary, torch.Tensor]:
@@ -62,7 +54,7 @@ def _matrices(case: tuple[int, int, int, str, float]) -> tuple[Matrix, torch.Ten
     if kind == "uint16":
         values = values * 300
     packed, dense = _packed(values, kind, scale)
-    return check_dictionary(packed), dense, torch.Generator().manual_seed(seed)
+    return check_dictionary(packed, SMALL), dense, torch.Generator().manual_seed(seed)
 
 
 @settings(max_examples=150, deadline=None)
@@ -105,14 +97,14 @@ def test_columns_merge_as_in_the_dense_matrix(case: tuple[int, int, int, str, fl
     packed, dense, generator = _matrices(case)
     weight = torch.randint(0, 4, (len(dense),), generator=generator).double()  # a quarter of the rows carry none
     encoded = torch.randn(len(dense), 2, generator=generator, dtype=torch.float64)
-    ours = reduction.reduce(packed, encoded, weight, "squared", fit_intercept)
+    ours = reduce(Data(packed, encoded, weight), loss_named("squared"), fit_intercept)
     counts = packed.source.block(slice(0, len(dense))).double()
-    plain = reduction.reduce(Matrix(Entries(counts)), encoded, weight, "squared", fit_intercept)
+    plain = reduce(Data(Matrix(Entries(counts)), encoded, weight), loss_named("squared"), fit_intercept)
     assert torch.equal(ours.rows, weight.nonzero()[:, 0])
     for name in ("rows", "columns", "owner", "sign"):
         assert torch.equal(getattr(ours, name), getattr(plain, name)), name
     kept = dense[ours.rows]
-    torch.testing.assert_close(ours.problem.matrix.to_dense(), kept[:, ours.columns], rtol=1e-14, atol=0)
+    torch.testing.assert_close(ours.programme.matrix.to_dense(), kept[:, ours.columns], rtol=1e-14, atol=0)
     if len(kept) == 0:
         return
     # what was merged is equal, what was not is not
@@ -141,20 +133,22 @@ def test_solves_agree(
     options: dict[str, Any] = {"rho": rho, "fit_intercept": fit_intercept, "gap_tolerance": 1e-10}
     scale = scale_of(problem)
     dense = solve(**problem, **options)
-    solution = solve(**(problem | {"dictionary": packed}), **options)
+    checked = check_dictionary(packed, SMALL)
+    assert checked.packed
+    solution = solve(**(problem | {"dictionary": checked}), **options)
     assert solution.converged
     assert solution.primal == pytest.approx(dense.primal, abs=1e-9 * scale)
     assert solution.dual == pytest.approx(dense.dual, abs=1e-9 * scale)
     proof = certificate(**residual_certificate_inputs(problem, solution), rho=rho, fit_intercept=fit_intercept)
     assert proof.gap == pytest.approx(solution.gap, abs=1e-12 * scale)
-    again = solve(**(problem | {"dictionary": packed}), **options)
+    again = solve(**(problem | {"dictionary": checked}), **options)
     assert torch.equal(again.coef, solution.coef)
 
 
 def test_path_and_reference_take_packed_dictionaries() -> None:
     problem = make(3, "cross_entropy", rows=40, columns=10)
     dense = problem.pop("dictionary")
-    packed = SpikeDictionary.from_values(dense)
+    packed = check_dictionary(SpikeDictionary.from_values(dense), SMALL)
     held_out = torch.arange(40) % 4 == 0
     one, other = (path(d, **problem, fit_intercept=True, held_out=held_out, num_values=4) for d in (dense, packed))
     assert one.held_out_losses == pytest.approx(other.held_out_losses, abs=1e-6)
@@ -169,9 +163,9 @@ def test_bad_entries_are_found_in_their_block() -> None:
     values[30, 1] = float("inf")
     for bad in (values, SpikeDictionary(values)):
         with pytest.raises(ValueError, match="2 NaN or infinite entries, the first at row 17, column 2"):
-            check_dictionary(bad)
+            check_dictionary(bad, SMALL)
     with pytest.raises(ValueError, match="120 NaN or infinite entries, the first at row 0, column 0"):
-        check_dictionary(SpikeDictionary(torch.ones(40, 3, dtype=torch.uint8), float("nan")))
+        check_dictionary(SpikeDictionary(torch.ones(40, 3, dtype=torch.uint8), float("nan")), SMALL)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -84,7 +84,7 @@ def test_the_end_of_the_sequence_is_told(copied: float, edge: str | None) -> Non
 
 
 @pytest.mark.parametrize("least_gain", [0.02, 0.15, 0.5])
-@pytest.mark.parametrize("loss", ["cross_entropy", "hinge"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "hinge", "squared_hinge"])
 def test_it_ends_where_little_more_is_gained(loss: str, least_gain: float) -> None:
     generator = torch.Generator().manual_seed(6)
     matrix = torch.randint(0, 2, (300, 20), generator=generator)
@@ -108,6 +108,19 @@ def test_a_slow_beginning_is_not_its_end() -> None:
     whole, short = path(**options), path(**options, least_gain=0.9)
     assert short.rhos == whole.rhos
     assert short.settled is False
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_given_values(loss: str) -> None:
+    problem = make(41, loss, rows=60, columns=12, weighted=True, counts=4)
+    options = {**problem, "fit_intercept": True, "held_out": torch.arange(60) % 5 == 0}
+    whole = path(**options, num_values=5)
+    again = path(**options, rhos=whole.rhos)
+    assert again.rhos == whole.rhos
+    assert again.held_out_losses == whole.held_out_losses
+    assert torch.equal(again.solution.coef, whole.solution.coef)
+    single = path(**options, rhos=[0.5 * whole.rhos[0]])
+    assert (single.rhos, single.best) == ([0.5 * whole.rhos[0]], 0)
 
 
 def test_classes_are_counted_over_all_rows() -> None:
@@ -139,6 +152,9 @@ def test_bad_input() -> None:
         ({"least_gain": -0.1}, "least_gain is -0.1"),
         ({"least_gain": 1.0}, "least_gain is 1.0"),
         ({"solver": "x"}, "solver is 'x'"),
+        ({"rhos": []}, "expected at least one value"),
+        ({"rhos": [0.1, 0.2]}, "each smaller than the one before"),
+        ({"rhos": [0.1, 0.0]}, "rho is 0.0"),
     ):
         with pytest.raises(ValueError, match=message):
             path(**(good | change))

@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programmes import LOSSES, dual_is_feasible, make, reference_optimum, residual_certificate_inputs, scale_of
+from programmes import LOSSES, MARGINS, dual_is_feasible, make, reference_optimum, residual_certificate_inputs, scale_of
 from torch import Tensor
 
-from lightning_cvxsnn.convex import certificate, inputs, mean_loss, path, rho_max, solve, solve_sharded
+from lightning_cvxsnn.convex import certificate, mean_loss, path, rho_max, solve
+from lightning_cvxsnn.convex.matrix import Entries, Matrix
 
 PROGRAMMES = st.fixed_dictionaries(
     {
@@ -270,7 +271,7 @@ def test_rho_max(loss: str, fit_intercept: bool) -> None:
 
 
 @pytest.mark.parametrize("outputs", [1, 2, 4])
-@pytest.mark.parametrize("loss", ["cross_entropy", "hinge"])
+@pytest.mark.parametrize("loss", ["cross_entropy", *MARGINS])
 def test_class_absent(loss: str, outputs: int) -> None:
     problem = make(8, loss, outputs=max(outputs, 2))
     problem["num_outputs"] = outputs
@@ -327,7 +328,7 @@ def test_max_seconds_returns_a_certified_point(loss: str, solver: str) -> None:
     assert stopped.gap >= stopped.primal - optimum.primal - 1e-9
     assert stopped.dual <= optimum.primal + 1e-9
     assert dual_is_feasible(problem, stopped.dual_point, rho, True)
-    again = solve(**problem, rho=rho, fit_intercept=True, init=optimum, max_seconds=0.0)
+    again = solve(**problem, rho=rho, fit_intercept=True, init=optimum.point, max_seconds=0.0)
     assert again.primal <= optimum.primal + 1e-6 * scale_of(problem)  # the start is kept
     if solver == "own":
         free = solve(**problem, rho=rho, fit_intercept=True, max_seconds=3600.0)
@@ -340,19 +341,19 @@ def test_init(loss: str) -> None:
     problem = make(10, loss, rows=60, columns=30)
     rho = _fraction(problem, 0.05, True)
     cold = solve(**problem, rho=rho, fit_intercept=True)
-    warm = solve(**problem, rho=rho, fit_intercept=True, init=cold)
+    warm = solve(**problem, rho=rho, fit_intercept=True, init=cold.point)
     assert warm.converged
     assert warm.iterations <= cold.iterations
     fewer = problem | {"dictionary": problem["dictionary"][:, :17]}
     before = solve(**fewer, rho=rho, fit_intercept=True)
-    grown = solve(**problem, rho=rho, fit_intercept=True, init=before)
+    grown = solve(**problem, rho=rho, fit_intercept=True, init=before.point)
     assert grown.converged
     assert grown.primal == pytest.approx(cold.primal, abs=3e-6 * scale_of(problem))
     coef = before.coef.clone()
     assert torch.equal(coef, before.coef)
     with pytest.raises(ValueError, match="init has coef"):
-        solve(**fewer, rho=rho, fit_intercept=True, init=cold)
-    broken = dataclasses.replace(cold, coef=cold.coef * float("nan"))
+        solve(**fewer, rho=rho, fit_intercept=True, init=cold.point)
+    broken = dataclasses.replace(cold.point, coef=cold.coef * float("nan"))
     with pytest.raises(ValueError, match="init holds NaN"):
         solve(**problem, rho=rho, fit_intercept=True, init=broken)
 
@@ -389,25 +390,24 @@ def test_deterministic_for_a_given_number_of_threads(loss: str, threads: int) ->
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("outputs", [1, 3])
-def test_tensors_are_created_where_the_dictionary_is(loss: str, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_are_created_where_the_dictionary_is(loss: str, outputs: int) -> None:
     """Under a default device without data, whatever does not name its device cannot be computed with."""
     problem = make(13, loss, rows=40, columns=20, outputs=outputs, weighted=True)
     held_out = torch.arange(40) % 4 == 0
     rho = _fraction(problem, 0.05, True)
     expected = solve(**problem, rho=rho, fit_intercept=True)
     fractions = problem | {"dictionary": problem["dictionary"] / 3}
-    packed = problem | {"dictionary": problem["dictionary"].to(torch.uint8)}
+    packed = problem | {"dictionary": Matrix(Entries(problem["dictionary"].to(torch.uint8)))}
     with torch.device("meta"):
         assert torch.zeros(1).is_meta
         found = solve(**problem, rho=rho, fit_intercept=True)
         assert torch.equal(found.coef, expected.coef)
-        assert solve(**problem, rho=1.1 * rho, fit_intercept=True, init=found).converged
-        assert solve_sharded(**problem, rho=rho, fit_intercept=False).converged
+        assert solve(**problem, rho=1.1 * rho, fit_intercept=True, init=found.point).converged
+        assert solve(**problem, rho=rho, fit_intercept=False).converged
         assert solve(**fractions, rho=rho, fit_intercept=True).converged
         proof = certificate(**residual_certificate_inputs(problem, found), rho=rho, fit_intercept=True)
         assert proof.primal == expected.primal
         assert path(**problem, fit_intercept=True, held_out=held_out, num_values=3).solution.converged
-        monkeypatch.setattr(inputs, "_DENSE_ENTRIES", 0)
         assert solve(**packed, rho=rho, fit_intercept=True).converged
 
 
@@ -429,11 +429,11 @@ def test_dtypes_and_packed_dictionaries_give_one_answer() -> None:
 
 
 def test_the_result_says_what_ran() -> None:
-    names = {"cross_entropy": "working-set-newton", "squared": "working-set-newton"}
+    names = {"hinge": "column-generation-interior-point"}
     for loss in LOSSES:
         problem = make(12, loss)
         solution = solve(**problem, rho=_fraction(problem, 0.1, True), fit_intercept=True)
-        assert solution.algorithm == names.get(loss, "column-generation-interior-point")
+        assert solution.algorithm == names.get(loss, "working-set-newton")
         assert solution.device == "cpu"
         assert solve(**problem, rho=1e6, fit_intercept=True).algorithm == "constant"
 
@@ -444,6 +444,8 @@ def test_num_outputs_by_default() -> None:
     for loss, targets, expected in (
         ("hinge", two, 1),
         ("hinge", three, 3),
+        ("squared_hinge", two, 1),
+        ("squared_hinge", three, 3),
         ("cross_entropy", two, 2),
         ("cross_entropy", three, 3),
         ("squared", torch.zeros(4, 5), 5),
@@ -476,7 +478,7 @@ _NAN = torch.tensor([1.0, 1.0, float("nan"), 1.0])
         ({"loss": "squared", "targets": _Y.float()}, r"targets\[:, None\]"),
         ({"loss": "squared", "targets": _NAN[:, None]}, "targets holds NaN"),
         ({"loss": "squared", "targets": torch.ones(4, 2), "num_outputs": 3}, "2 columns; expected num_outputs=3"),
-        ({"loss": "mse"}, "loss is 'mse'; expected one of 'cross_entropy', 'hinge', 'squared'"),
+        ({"loss": "mse"}, "loss is 'mse'; expected one of 'cross_entropy', 'hinge', 'squared', 'squared_hinge'"),
         ({"rho": 0.0}, "rho is 0.0; expected a positive finite number"),
         ({"rho": -1.0}, "rho is -1.0"),
         ({"rho": float("nan")}, "rho is nan"),

@@ -242,7 +242,7 @@ def test_counts_beyond_single_precision_are_exact():
     assert rate.spikes == rate.total == 2**25 + 1
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "squared", "hinge"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared", "hinge", "squared_hinge"])
 @pytest.mark.parametrize("fit_intercept", [True, False])
 def test_the_gap_is_the_certificates_and_closes_at_the_optimum(loss, fit_intercept):
     rows, targets, *_ = programme(60)

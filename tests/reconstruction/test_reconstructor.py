@@ -45,6 +45,8 @@ def cvxpy_optimum(D, y, loss, rho, intercept, weights):
         losses = cp.log_sum_exp(z, axis=1) - cp.sum(cp.multiply(onehot, z), axis=1)
     elif loss == "hinge":
         losses = cp.sum(cp.pos(1 - cp.multiply(2 * onehot - 1, z)), axis=1)
+    elif loss == "squared_hinge":
+        losses = cp.sum(cp.square(cp.pos(1 - cp.multiply(2 * onehot - 1, z))), axis=1)
     else:
         losses = 0.5 * cp.sum(cp.square(z - onehot), axis=1)
     problem = cp.Problem(cp.Minimize(weights.numpy() @ losses / n + rho * cp.sum(cp.abs(W))))
@@ -53,7 +55,7 @@ def cvxpy_optimum(D, y, loss, rho, intercept, weights):
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("loss", ["cross_entropy", "hinge", "squared"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "hinge", "squared", "squared_hinge"])
 def test_the_report_is_what_cvxpy_finds(loss, bias, weighted):
     net = Net(bias=bias)
     x, y = rows(60)

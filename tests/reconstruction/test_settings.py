@@ -5,7 +5,7 @@ from torch import nn
 from lightning_cvxsnn import ConvexReconstruction, reconstruct
 
 WRONG = [
-    ({"loss": "mse"}, r"loss='mse'. Expected one of \['cross_entropy', 'hinge', 'squared'\]"),
+    ({"loss": "mse"}, r"loss='mse'. Expected one of \['cross_entropy', 'hinge', 'squared', 'squared_hinge'\]"),
     ({"beta": 0}, "beta=0. Expected a positive number or 'auto'"),
     ({"beta": -1.0}, "beta=-1.0"),
     ({"beta": float("nan")}, "beta=nan"),

@@ -347,6 +347,7 @@ def test_one_line_for_each_solve(caplog):
         ("squared", lambda z, y: F.mse_loss(z, F.one_hot(y, 3).float())),
         ("squared", lambda z, y: 0.5 * (z - F.one_hot(y, 3)).square().sum(1).mean()),
         ("hinge", lambda z, y: (1 - (2 * F.one_hot(y, 3) - 1) * z).clamp(min=0).sum(1).mean()),
+        ("squared_hinge", lambda z, y: (1 - (2 * F.one_hot(y, 3) - 1) * z).clamp(min=0).square().sum(1).mean()),
     ],
 )
 def test_the_same_loss_raises_no_warning(loss, train):

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.convex.algorithms.restricted import listed
-from lightning_cvxsnn.convex.presolve import Problem
+from lightning_cvxsnn.convex.algorithms.restricted import Columns, padded_indices
+from lightning_cvxsnn.convex.presolve import ReducedProgramme
 
 __all__ = ["Grouped", "group"]
 
@@ -27,7 +27,7 @@ _GROUPS = 4  # inside or outside the margin, label 1 or -1
 class Grouped:
     """The grouped programmes of several outputs, the first dimension of every tensor: ``s`` single rows and 4 groups.
 
-    Outputs with fewer single rows than others are filled up with zero rows, which add a constant to the objective.
+    Outputs with fewer single rows than others are padded with zero rows, which add a constant to the objective.
 
     Attributes:
         single: ``[C, n]`` which rows are on their own.
@@ -35,9 +35,7 @@ class Grouped:
         member: ``[C, n]`` the group of every row.
         sign: ``[C, s + 4]`` labels.
         cost: ``[C, s + 4]`` weights.
-        columns: ``[C, k]`` which columns.
-        real: ``[C, k]`` false for the columns that fill up.
-        matrix: ``[C, s + 4, free + k]``, without signs.
+        columns: The columns, ``[C, s + 4, free + k]``.
     """
 
     single: Tensor
@@ -45,9 +43,7 @@ class Grouped:
     member: Tensor
     sign: Tensor
     cost: Tensor
-    columns: Tensor
-    real: Tensor
-    matrix: Tensor
+    columns: Columns
 
     def together(self, share: Tensor, weight: Tensor) -> Tensor:
         """Multipliers relative to their weights, ``[C, s + 4]``, from those of all rows ``[C, n]``."""
@@ -58,34 +54,36 @@ class Grouped:
 
     def apart(self, share: Tensor) -> Tensor:
         """The reverse: of all rows."""
-        own, groups = share.split([self.rows.shape[1], _GROUPS], 1)
+        own, groups = share[:, :-_GROUPS], share[:, -_GROUPS:]
         everywhere = groups.gather(1, self.member)
         return torch.where(self.single, everywhere.scatter(1, self.rows, own), everywhere)
 
 
-def group(problem: Problem, sign: Tensor, margin: Tensor, single: Tensor, chosen: Tensor) -> Grouped:
+def group(programme: ReducedProgramme, sign: Tensor, margin: Tensor, single: Tensor, chosen: Tensor) -> Grouped:
     """Put rows together by label and by the side of the margin they are on.
 
     Args:
-        problem: The reduced programme.
+        programme: The reduced programme.
         sign: Labels ``[C, n]``.
         margin: Outputs times labels ``[C, n]``.
         single: Rows that stay on their own, ``[C, n]``.
         chosen: Columns of the programme, ``[C, p]``.
     """
     outputs = sign.shape[0]
-    columns, real = listed(chosen)
-    rows, own = listed(single)
+    index, real = padded_indices(chosen)
+    rows, own = padded_indices(single)
     member = (sign < 0).long() + 2 * (margin >= 1)
-    indicator = torch.nn.functional.one_hot(member, _GROUPS) * torch.where(single, 0.0, problem.weight)[:, :, None]
+    indicator = torch.nn.functional.one_hot(member, _GROUPS) * torch.where(single, 0.0, programme.weight)[:, :, None]
     total = indicator.sum(1)
-    means = (problem.matrix.T @ indicator.transpose(0, 1).flatten(1)).unflatten(1, (outputs, _GROUPS)).permute(1, 2, 0)
-    means = means.gather(2, columns[:, None].expand(-1, _GROUPS, -1)) / total.clamp_min(1e-300)[:, :, None]
-    alone = torch.stack([problem.matrix[i][:, j] for i, j in zip(rows, columns, strict=True)])
+    sums = programme.matrix.T @ indicator.transpose(0, 1).flatten(1)
+    means = sums.reshape(-1, outputs, _GROUPS).permute(1, 2, 0)
+    means = means.gather(2, index[:, None].expand(-1, _GROUPS, -1)) / total.clamp_min(1e-300)[:, :, None]
+    alone = torch.stack([programme.matrix[i][:, j] for i, j in zip(rows, index, strict=True)])
     used = torch.cat([own, total > 0], 1)
     matrix = torch.where(used[:, :, None] & real[:, None], torch.cat([alone, means], 1), 0.0)
-    if problem.fit_intercept:
+    if programme.fit_intercept:
         matrix = torch.cat([used[:, :, None].to(matrix), matrix], 2)
     labels = sign.new_tensor([1.0, -1.0]).repeat(outputs, _GROUPS // 2)
-    cost = torch.where(used, torch.cat([problem.weight[rows], total], 1), problem.weight.mean())
-    return Grouped(single, rows, member, torch.cat([sign.gather(1, rows), labels], 1), cost, columns, real, matrix)
+    cost = torch.where(used, torch.cat([programme.weight[rows], total], 1), programme.weight.mean())
+    labels = torch.cat([sign.gather(1, rows), labels], 1)
+    return Grouped(single, rows, member, labels, cost, Columns(index, real, matrix))

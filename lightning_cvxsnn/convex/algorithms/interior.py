@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lightning_cvxsnn.runtime.work import count_work
 
-__all__ = ["AbsoluteValues", "factor", "predictor_corrector", "solve_factored"]
+__all__ = ["AbsoluteValues", "Direction", "NewtonSystem", "factor", "predictor_corrector"]
 
+#: From wanted changes of the products to directions of values, slacks and free variables.
 Direction = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
@@ -29,17 +30,11 @@ def factor(matrix: Tensor, ridge: float = 1e-14) -> Tensor:
         diagonal = raised.diagonal(dim1=-2, dim2=-1)
         diagonal.copy_((diagonal * (1 + ridge)).maximum(floor))
         count_work(matrix.numel() * matrix.shape[-1] // 6)
+        lower: Tensor
         lower, failed = torch.linalg.cholesky_ex(raised)
         if not bool(failed.any()) or ridge > 1:
             return lower
         ridge *= 100
-
-
-def solve_factored(matrix: Tensor, lower: Tensor, right: Tensor) -> Tensor:
-    """Solve ``matrix x = right`` with a factor of nearly that matrix; one refinement takes the ridge out again."""
-    right = right[..., None]
-    x = torch.cholesky_solve(right, lower)
-    return (x + torch.cholesky_solve(right - matrix @ x, lower))[..., 0]
 
 
 def predictor_corrector(
@@ -103,3 +98,26 @@ class AbsoluteValues:
         bend = (self.drift(target) - step) / self.theta  # of the slope, free of the system's cancellation
         d_slack = self.miss + torch.cat([bend, -bend], -1)
         return (target - self.value * d_slack) / self.slack, d_slack
+
+
+class NewtonSystem:
+    """The linear system of both directions of an iteration, with everything but the coefficients eliminated.
+
+    Args:
+        curvature: ``[..., k, k]`` of what is not the norm; it is changed.
+        norm: The norm at the point.
+        penalised: Which of the ``k`` coefficients the norm is of.
+    """
+
+    def __init__(self, curvature: Tensor, norm: AbsoluteValues, penalised: Tensor | slice) -> None:
+        self.norm, self.penalised = norm, penalised
+        self.matrix = curvature
+        self.matrix.diagonal(dim1=-2, dim2=-1)[..., penalised] += 1 / norm.theta
+        self.lower = factor(self.matrix)
+
+    def step(self, right: Tensor) -> Tensor:
+        """Solution ``[..., k]`` for a right-hand side; one refinement takes the factor's ridge out again."""
+        right = right[..., None]
+        x = torch.cholesky_solve(right, self.lower)
+        refined: Tensor = x + torch.cholesky_solve(right - self.matrix @ x, self.lower)
+        return refined[..., 0]

@@ -13,7 +13,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.convex.algorithms.interior import AbsoluteValues, factor, predictor_corrector, solve_factored
+from lightning_cvxsnn.convex.algorithms.interior import (
+    AbsoluteValues,
+    Direction,
+    NewtonSystem,
+    factor,
+    predictor_corrector,
+)
+from lightning_cvxsnn.convex.penalties import soft_threshold
 
 __all__ = ["minimise_quadratic"]
 
@@ -61,8 +68,7 @@ def _active_set(
     systems = 0
     for _ in range(limit):
         nonzero = point != 0
-        shrunk = slope.sign() * (slope.abs() - penalty).clamp_min(0)
-        descent = torch.where(nonzero, slope + penalty * point.sign(), shrunk)
+        descent = torch.where(nonzero, slope + penalty * point.sign(), soft_threshold(slope, penalty))
         if float(descent.abs().max()) <= tolerance:
             return point, float(value), systems, True
         room = min(max(_ENTERING, int(nonzero.sum())), descent.numel())
@@ -137,27 +143,24 @@ def _interior_point(
             break  # rounding error has taken over
         if gap <= 1e-9 * max(abs(initial - objective), abs(change)):
             break
-        model = _Linearised(hessian, bound, slope, AbsoluteValues(value, slack, slope[bound], rho))
-        value, slack, step = predictor_corrector(value, slack, model.direction, together=True)
+        direction = _direction(hessian, bound, slope, AbsoluteValues(value, slack, slope[bound], rho))
+        value, slack, step = predictor_corrector(value, slack, direction, together=True)
         point = point + step
         systems += 1
     return best[1], systems
 
 
-class _Linearised:
-    """The Newton system at one point: the Hessian plus a diagonal for the penalised entries."""
+def _direction(hessian: Tensor, bound: Tensor, slope: Tensor, norm: AbsoluteValues) -> Direction:
+    """Newton's direction at one point, from the Hessian plus a diagonal for the penalised entries."""
+    system = NewtonSystem(hessian.clone(), norm, bound)
 
-    def __init__(self, hessian: Tensor, bound: Tensor, slope: Tensor, norm: AbsoluteValues) -> None:
-        self.bound, self.slope, self.norm = bound, slope, norm
-        self.system = hessian.clone()
-        self.system.diagonal()[bound] += 1 / norm.theta
-        self.lower = factor(self.system)
+    def direction(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        right = -slope
+        right[bound] = norm.drift(target) / norm.theta
+        step = system.step(right)
+        return *norm.moves(target, step[bound]), step
 
-    def direction(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        right = -self.slope
-        right[self.bound] = self.norm.drift(target) / self.norm.theta
-        step = solve_factored(self.system, self.lower, right)
-        return *self.norm.moves(target, step[self.bound]), step
+    return direction
 
 
 def _without_small(point: Tensor, bound: Tensor, value: Tensor, slack: Tensor) -> Tensor:

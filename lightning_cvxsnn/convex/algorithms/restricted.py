@@ -2,8 +2,8 @@ r"""The hinge programmes of several outputs, each restricted to some columns: in
 
 The pairs (value, slack) of the interior point method are, in this order: ``xi`` with ``c - alpha``, ``r`` with
 ``alpha``, and the two halves of the coefficients with theirs. Everything but the coefficients is eliminated, which
-leaves one dense system of (columns)^2 for each output. Outputs with fewer columns than others are filled up with
-columns of zeros, which change nothing.
+leaves one dense system of (columns)^2 for each output. Outputs with fewer columns than others are padded with columns
+of zeros, which change nothing.
 """
 
 from __future__ import annotations
@@ -13,14 +13,51 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.convex.algorithms.interior import AbsoluteValues, factor, solve_factored
-from lightning_cvxsnn.convex.presolve import Problem
+from lightning_cvxsnn.convex.algorithms.interior import AbsoluteValues, NewtonSystem
+from lightning_cvxsnn.convex.presolve import ReducedProgramme
 from lightning_cvxsnn.runtime.work import count_work
 
-__all__ = ["Iterate", "Linearised", "admit", "begin", "gather", "listed"]
+__all__ = ["Columns", "Iterate", "RestrictedSystem", "add_columns", "gather", "gram", "initial", "padded_indices"]
 
 _BLOCK = 128  # columns of a Gram matrix computed at a time
 _ENTRY = 0.05  # smallest slack of a column that enters, relative to rho
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Some columns of each of several outputs, the first dimension of every tensor.
+
+    Attributes:
+        index: ``[C, k]`` which columns of the programme.
+        real: ``[C, k]`` false for padding.
+        matrix: ``[C, n, free + k]``, without signs; the intercept's column of ones comes first.
+    """
+
+    index: Tensor
+    real: Tensor
+    matrix: Tensor
+
+    @property
+    def free(self) -> int:
+        """1 if the first column is the intercept's, or 0."""
+        return self.matrix.shape[2] - self.index.shape[1]
+
+    def subset(self, outputs: Tensor) -> Columns:
+        """Those of the outputs marked in ``outputs [C]``."""
+        return Columns(self.index[outputs], self.real[outputs], self.matrix[outputs])
+
+    def pick(self, coef: Tensor) -> Tensor:
+        """Their coefficients ``[C, k]`` of those of the programme ``[C, p]``."""
+        return torch.where(self.real, coef.gather(1, self.index), 0.0)
+
+    def spread(self, coef: Tensor, size: int) -> Tensor:
+        """The reverse, for ``size`` columns of the programme."""
+        coef = torch.where(self.real, coef, 0.0)
+        return coef.new_zeros(coef.shape[0], size).scatter(1, self.index, coef)
+
+    def chosen(self, size: int) -> Tensor:
+        """Which of ``size`` columns they are, ``[C, size]``."""
+        return self.real.new_zeros(self.real.shape[0], size).scatter(1, self.index, self.real)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +67,7 @@ class Iterate:
     Attributes:
         sign: Labels ``[C, n]``.
         cost: Weights of the rows ``[C, n]``.
-        free: 1 if the first column is the intercept's, or 0.
-        columns: ``[C, k]`` which columns.
-        real: ``[C, k]`` false for the columns that fill up.
-        matrix: ``[C, n, free + k]``, without signs.
+        columns: The columns.
         point: Intercept, if there is one, and coefficients ``[C, free + k]``.
         value: ``[C, 2n + 2k]``.
         slack: ``[C, 2n + 2k]``.
@@ -41,10 +75,7 @@ class Iterate:
 
     sign: Tensor
     cost: Tensor
-    free: int
-    columns: Tensor
-    real: Tensor
-    matrix: Tensor
+    columns: Columns
     point: Tensor
     value: Tensor
     slack: Tensor
@@ -57,7 +88,7 @@ class Iterate:
     @property
     def coef(self) -> Tensor:
         """Coefficients of the columns, ``[C, k]``."""
-        return self.point[:, self.free :]
+        return self.point[:, self.columns.free :]
 
     @property
     def alpha(self) -> Tensor:
@@ -66,60 +97,47 @@ class Iterate:
 
     def outputs(self, step: Tensor) -> Tensor:
         """``A x``: outputs times labels, ``[C, n]``."""
-        return self.sign * (self.matrix @ step[:, :, None])[:, :, 0]
+        return self.sign * (self.columns.matrix @ step[:, :, None])[:, :, 0]
 
     def slopes(self, alpha: Tensor) -> Tensor:
         """``A^T alpha``, ``[C, free + k]``."""
-        return ((self.sign * alpha)[:, None] @ self.matrix)[:, 0]
+        return ((self.sign * alpha)[:, None] @ self.columns.matrix)[:, 0]
 
-    def keep(self, which: Tensor) -> Iterate:
-        """The outputs marked in ``which [C]``."""
-        names = ("sign", "cost", "columns", "real", "matrix", "point", "value", "slack")
-        return replace(self, **{name: getattr(self, name)[which] for name in names})
+    def subset(self, outputs: Tensor) -> Iterate:
+        """The outputs marked in ``outputs [C]``."""
+        tensors = (t[outputs] for t in (self.point, self.value, self.slack))
+        return Iterate(self.sign[outputs], self.cost[outputs], self.columns.subset(outputs), *tensors)
 
     def moved(self, value: Tensor, slack: Tensor, step: Tensor) -> Iterate:
         """The iterate after a step; coefficients are the difference of their halves."""
         up, down = value[:, 2 * self.rows :].chunk(2, 1)
-        point = torch.cat([(self.point + step)[:, : self.free], up - down], 1)
+        point = torch.cat([(self.point + step)[:, : self.columns.free], up - down], 1)
         return replace(self, point=point, value=value, slack=slack)
 
     def spread(self, size: int) -> Tensor:
         """Coefficients of all ``size`` columns, ``[C, size]``."""
-        coef = torch.where(self.real, self.coef, 0.0)
-        return coef.new_zeros(coef.shape[0], size).scatter(1, self.columns, coef)
-
-    def chosen(self, size: int) -> Tensor:
-        """Which of all ``size`` columns are in, ``[C, size]``."""
-        return self.real.new_zeros(self.real.shape[0], size).scatter(1, self.columns, self.real)
+        return self.columns.spread(self.coef, size)
 
 
-def begin(
-    sign: Tensor,
-    cost: Tensor,
-    columns: Tensor,
-    real: Tensor,
-    matrix: Tensor,
-    rho: float,
-    start: tuple[Tensor, Tensor, Tensor] | None,
+def initial(
+    sign: Tensor, cost: Tensor, columns: Columns, rho: float, start: tuple[Tensor, Tensor, Tensor] | None
 ) -> Iterate:
-    """The first interior point of a restricted programme, whose tensors are those of :class:`Iterate`.
+    """The first interior point of a restricted programme.
 
     Args:
         sign: Labels ``[C, n]``.
         cost: Weights of the rows ``[C, n]``.
-        columns: ``[C, k]`` which columns.
-        real: ``[C, k]`` false for the columns that fill up.
-        matrix: ``[C, n, free + k]``.
+        columns: The columns.
         rho: Penalty.
         start: Point ``[C, free + k]``, multipliers relative to the weights ``[C, n]``, and gaps ``[C]`` of the point to
             start near to; ``None``: start from the middle.
     """
-    free = matrix.shape[2] - columns.shape[1]
+    free, matrix = columns.free, columns.matrix
     if start is None:
         slope = -((sign * cost / 2)[:, None] @ matrix)[:, 0, free:]
         value = torch.cat([torch.full_like(sign, v) for v in (1.5, 0.5)] + [torch.ones_like(slope)] * 2, 1)
         slack = torch.cat([cost / 2, cost / 2, (rho + slope).clamp_min(rho), (rho - slope).clamp_min(rho)], 1)
-        return Iterate(sign, cost, free, columns, real, matrix, torch.zeros_like(matrix[:, 0]), value, slack)
+        return Iterate(sign, cost, columns, torch.zeros_like(matrix[:, 0]), value, slack)
     point, share, gap = start
     slope = -((sign * cost * share)[:, None] @ matrix)[:, 0, free:]
     coef = point[:, free:]
@@ -137,50 +155,51 @@ def begin(
     value = torch.cat([loss, surplus, unit * up, unit * down], 1)
     slack = torch.cat([cost * (1 - share), cost * share, rho * tight[0], rho * tight[1]], 1)
     point = torch.cat([point[:, :free], unit * (up - down)], 1)
-    return Iterate(sign, cost, free, columns, real, matrix, point, value, slack)
+    return Iterate(sign, cost, columns, point, value, slack)
 
 
-def admit(problem: Problem, iterate: Iterate, wanted: Tensor, slope: Tensor, rho: float) -> Iterate:
+def add_columns(programme: ReducedProgramme, iterate: Iterate, wanted: Tensor, slope: Tensor, rho: float) -> Iterate:
     """The iterate with the columns ``wanted [C, p]``; new ones enter centred. ``slope [C, p]`` is ``-A^T alpha``."""
-    columns, real, matrix = gather(problem, wanted)
+    before, columns = iterate.columns, gather(programme, wanted)
     rows, everywhere = iterate.rows, torch.zeros_like(slope)
-    old = iterate.chosen(slope.shape[1]).gather(1, columns) & real
+    old = before.chosen(slope.shape[1]).gather(1, columns.index) & columns.real
     centre = (iterate.value * iterate.slack).mean(1, keepdim=True)
-    slope = torch.where(real, slope.gather(1, columns), 0.0)
+    slope = columns.pick(slope)
     entry = [(rho + side * slope).maximum((slope.abs() - rho).clamp_min(_ENTRY * rho)) for side in (1, -1)]
     fresh = centre / (entry[0] * entry[1]).sqrt()  # of both halves, so that the coefficient is zero
 
     def carried(pairs: Tensor, fresh: list[Tensor]) -> list[Tensor]:
-        halves = [torch.where(iterate.real, half, 0.0) for half in pairs[:, 2 * rows :].chunk(2, 1)]
-        halves = [everywhere.scatter(1, iterate.columns, half).gather(1, columns) for half in halves]
+        halves = [torch.where(before.real, half, 0.0) for half in pairs[:, 2 * rows :].chunk(2, 1)]
+        halves = [everywhere.scatter(1, before.index, half).gather(1, columns.index) for half in halves]
         return [torch.where(old, *both) for both in zip(halves, fresh, strict=True)]
 
     values, slacks = carried(iterate.value, [fresh, fresh]), carried(iterate.slack, entry)
     value = torch.cat([iterate.value[:, : 2 * rows], *values], 1)
     slack = torch.cat([iterate.slack[:, : 2 * rows], *slacks], 1)
-    point = torch.cat([iterate.point[:, : iterate.free], values[0] - values[1]], 1)
-    return replace(iterate, columns=columns, real=real, matrix=matrix, point=point, value=value, slack=slack)
+    point = torch.cat([iterate.point[:, : before.free], values[0] - values[1]], 1)
+    return replace(iterate, columns=columns, point=point, value=value, slack=slack)
 
 
-def gather(problem: Problem, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices, which of them are real, and the matrix of the columns ``chosen [C, p]``, the intercept's first."""
-    columns, real = listed(chosen)
-    matrix = problem.matrix[:, columns.flatten()].unflatten(1, columns.shape).transpose(0, 1)
+def gather(programme: ReducedProgramme, chosen: Tensor) -> Columns:
+    """The columns ``chosen [C, p]`` of a programme."""
+    index, real = padded_indices(chosen)
+    matrix = programme.matrix[:, index.flatten()]
+    matrix = matrix.reshape(len(matrix), *index.shape).transpose(0, 1)
     matrix = torch.where(real[:, None], matrix, 0.0)
-    if problem.fit_intercept:
+    if programme.fit_intercept:
         matrix = torch.cat([torch.ones_like(matrix[:, :, :1]), matrix], 2)
-    return columns, real, matrix
+    return Columns(index, real, matrix)
 
 
-def listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of what is chosen in each row of a mask, at least one, and which of them are real, not fill."""
+def padded_indices(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of what is chosen in each row of a mask, padded to one length of at least 1, and which are no padding."""
     size = max(1, int(chosen.sum(1).max()))
     index = chosen.to(torch.uint8).sort(stable=True, dim=1, descending=True).indices[:, :size]
     return index, chosen.gather(1, index)
 
 
-def _gram(root: Tensor) -> Tensor:
-    """``root^T root``, computed on and below the diagonal and mirrored."""
+def gram(root: Tensor) -> Tensor:
+    """``root^T root`` of ``[C, n, k]``, computed on and below the diagonal and mirrored."""
     size = root.shape[2]
     count_work(root.numel() * size // 2)
     system = root.new_zeros(root.shape[0], size, size)
@@ -190,14 +209,13 @@ def _gram(root: Tensor) -> Tensor:
     return system.tril() + system.tril(-1).mT
 
 
-class Linearised:
-    """The Newton systems at an iterate whose ``margin`` is ``A x``, with everything but the coefficients eliminated."""
+class RestrictedSystem:
+    """The Newton systems at an iterate whose ``margin`` is ``A x``."""
 
     def __init__(self, iterate: Iterate, margin: Tensor, rho: float) -> None:
-        self.iterate, self.split = iterate, 2 * iterate.rows
+        self.iterate, self.split, free = iterate, 2 * iterate.rows, iterate.columns.free
         self.value, self.slack = iterate.value[:, : self.split], iterate.slack[:, : self.split]
         self.slope = -iterate.slopes(iterate.alpha)
-        free = iterate.free
         self.norm = AbsoluteValues(
             iterate.value[:, self.split :], iterate.slack[:, self.split :], self.slope[:, free:], rho
         )
@@ -205,20 +223,19 @@ class Linearised:
         self.miss = 1 - margin - loss + surplus
         over, under = (self.value / self.slack).chunk(2, 1)
         self.row_scale = over + under
-        self.system = _gram(iterate.matrix * self.row_scale.rsqrt()[:, :, None])
-        self.system.diagonal(dim1=1, dim2=2)[:, free:] += 1 / self.norm.theta
-        self.lower = factor(self.system)
+        root = iterate.columns.matrix * self.row_scale.rsqrt()[:, :, None]
+        self.system = NewtonSystem(gram(root), self.norm, slice(free, None))
 
     def direction(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Directions of values, slacks and coefficients for wanted changes of the products."""
         row_target, norm_target = target[:, : self.split], target[:, self.split :]
-        free = self.iterate.free
+        free = self.iterate.columns.free
         loss, surplus = (row_target / self.slack).chunk(2, 1)
         known = (self.miss - loss + surplus) / self.row_scale
         right = self.iterate.slopes(known)
         right[:, free:] += self.norm.drift(norm_target) / self.norm.theta
         right[:, :free] -= self.slope[:, :free]
-        step = solve_factored(self.system, self.lower, right)
+        step = self.system.step(right)
         d_alpha = known - self.iterate.outputs(step) / self.row_scale
         d_slack = torch.cat([-d_alpha, d_alpha], 1)
         d_value = (row_target - self.value * d_slack) / self.slack

@@ -8,35 +8,42 @@ import pytest
 import torch
 from programmes import make, reference_optimum, scale_of
 
-from lightning_cvxsnn.convex import solve
-from lightning_cvxsnn.convex.algorithms import hinge, restricted
+from lightning_cvxsnn.convex import Limits, Programme, solve
+from lightning_cvxsnn.convex.algorithms import ColumnGeneration, hinge
 from lightning_cvxsnn.convex.algorithms.grouped import group
-from lightning_cvxsnn.convex.solver import prepare
+from lightning_cvxsnn.convex.algorithms.restricted import gram
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
-def test_outputs_together_or_in_groups(fit_intercept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_together_or_in_groups(fit_intercept: bool) -> None:
     problem = make(21, "hinge", rows=40, columns=30, outputs=5, weighted=True)
-    together = solve(**problem, rho=0.01, fit_intercept=fit_intercept)
-    monkeypatch.setattr(hinge, "_GROUP_ROWS", 80)
-    groups = solve(**problem, rho=0.01, fit_intercept=fit_intercept)
+    programme = Programme(**problem, fit_intercept=fit_intercept)
+    together = programme.solve(0.01)
+    groups = programme.solve(0.01, algorithm=ColumnGeneration(batch_rows=80))
     assert together.converged
     assert groups.converged
     assert groups.primal == pytest.approx(together.primal, abs=2e-6 * scale_of(problem))
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
-def test_columns_enter_a_few_at_a_time(fit_intercept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_columns_enter_a_few_at_a_time(fit_intercept: bool) -> None:
     problem = make(22, "hinge", rows=50, columns=60, outputs=3)
-    monkeypatch.setattr(hinge, "_COLUMNS", 2)
-    monkeypatch.setattr(hinge, "_WARM_COLUMNS", 1)
-    monkeypatch.setattr(restricted, "_BLOCK", 3)
-    cold = solve(**problem, rho=0.01, fit_intercept=fit_intercept, gap_tolerance=1e-8)
+    programme = Programme(**problem, fit_intercept=fit_intercept)
+    options = {"limits": Limits(1e-8), "algorithm": ColumnGeneration(columns=2, warm_columns=1)}
+    cold = programme.solve(0.01, **options)
     assert cold.converged
     assert cold.primal == pytest.approx(reference_optimum(problem, 0.01, fit_intercept), abs=1e-7)
-    warm = solve(**problem, rho=0.008, fit_intercept=fit_intercept, init=cold, gap_tolerance=1e-8)
+    warm = programme.solve(0.008, cold.point, **options)
     assert warm.converged
     assert warm.primal == pytest.approx(reference_optimum(problem, 0.008, fit_intercept), abs=1e-7)
+
+
+@pytest.mark.parametrize("columns", [1, 128, 129, 300])
+def test_gram_of_several_blocks(columns: int) -> None:
+    root = torch.randn(2, 40, columns, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = gram(root)
+    torch.testing.assert_close(found, root.mT @ root, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found, found.mT)
 
 
 @pytest.mark.parametrize("rho", [1e-4, 0.01, 0.1])
@@ -51,11 +58,11 @@ def test_any_start_will_do(rho: float) -> None:
         {"dual_point": torch.full_like(cold.dual_point, 1 / n), "intercept": torch.full((3,), 50.0).double()},
         {"dual_point": cold.dual_point[: n // 2]},  # of other rows: not used
     ):
-        start = dataclasses.replace(cold, **changes)
+        start = dataclasses.replace(cold.point, **changes)
         solution = solve(**problem, rho=rho, fit_intercept=True, init=start)
         assert solution.converged, changes
         assert solution.primal == pytest.approx(cold.primal, abs=2e-6 * scale_of(problem))
-    broken = dataclasses.replace(cold, dual_point=cold.dual_point * float("nan"))
+    broken = dataclasses.replace(cold.point, dual_point=cold.dual_point * float("nan"))
     with pytest.raises(ValueError, match="init holds NaN"):
         solve(**problem, rho=rho, fit_intercept=True, init=broken)
 
@@ -63,9 +70,9 @@ def test_any_start_will_do(rho: float) -> None:
 @pytest.mark.parametrize("dual", [True, False])
 def test_near_start_needs_few_rows(dual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make(24, "hinge", rows=400, columns=12, outputs=3, weighted=True, counts=4)
-    before = solve(**problem, rho=0.02, fit_intercept=True)
+    before = solve(**problem, rho=0.02, fit_intercept=True).point
     if not dual:  # as after a checkpoint: coefficients alone
-        before = dataclasses.replace(before, dual_point=before.dual_point[:0])
+        before = dataclasses.replace(before, dual_point=None)
     moved = torch.rand(problem["dictionary"].shape, generator=torch.Generator().manual_seed(0)) < 0.01
     problem["dictionary"] = torch.where(moved, 4 - problem["dictionary"], problem["dictionary"])
     with monkeypatch.context() as patch:
@@ -82,7 +89,7 @@ def test_near_start_needs_few_rows(dual: bool, monkeypatch: pytest.MonkeyPatch) 
 def test_groups_bound_from_below(rows: int) -> None:
     """At any point, with equality where the members of each group agree on their side."""
     problem = make(25, "hinge", rows=60, columns=9, outputs=3, weighted=True)
-    reduced = prepare(**problem, fit_intercept=True).reduction.problem
+    reduced = Programme(**problem, fit_intercept=True).presolve.programme
     generator = torch.Generator().manual_seed(rows)
     (n, p), sign, weight = reduced.matrix.shape, reduced.encoded.T, reduced.weight
     outputs = sign.shape[0]
@@ -90,11 +97,11 @@ def test_groups_bound_from_below(rows: int) -> None:
     here, elsewhere = torch.randn(2, outputs, p, generator=generator).double()
     margin = sign * (reduced.matrix @ here.T).T
     programme = group(reduced, sign, margin, single, torch.ones(outputs, p, dtype=torch.bool))
-    fill = programme.matrix[:, :, 0] == 0  # no intercept
+    fill = programme.columns.matrix[:, :, 0] == 0  # no intercept
     assert int((~fill).sum()) <= int(single.sum()) + 4 * outputs
     for coef in (here, elsewhere):
         full = (1 - sign * (reduced.matrix @ coef.T).T).clamp_min(0) @ weight
-        z = (programme.matrix[:, :, 1:] @ coef[:, :, None])[:, :, 0]
+        z = (programme.columns.matrix[:, :, 1:] @ coef[:, :, None])[:, :, 0]
         grouped = (torch.where(fill, 0.0, programme.cost) * (1 - programme.sign * z).clamp_min(0)).sum(1)
         assert bool((grouped <= full + 1e-12).all())
         if coef is here:

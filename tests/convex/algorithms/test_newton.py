@@ -6,8 +6,8 @@ import pytest
 import torch
 from programmes import make, scale_of
 
-from lightning_cvxsnn.convex import solve
-from lightning_cvxsnn.convex.algorithms import newton
+from lightning_cvxsnn.convex import Programme, solve
+from lightning_cvxsnn.convex.algorithms import WorkingSetNewton
 from lightning_cvxsnn.convex.algorithms.quadratic import minimise_quadratic
 
 
@@ -25,16 +25,14 @@ def reference():
 
 
 def test_more_entries_than_a_small_model(reference):
-    assert int((reference.coef != 0).sum()) > newton._SMALL_MODEL
+    assert int((reference.coef != 0).sum()) > WorkingSetNewton().small_model
     assert reference.converged
 
 
 @pytest.mark.parametrize("largest", [0, 10**9])
-def test_taking_turns_and_joint_steps_agree(monkeypatch, reference, largest):
-    monkeypatch.setattr(newton, "_LARGEST_MODEL", largest)  # always in turn, and never
-    monkeypatch.setattr(newton, "_SMALL_MODEL", largest)
-    monkeypatch.setattr(newton, "_ITERATION_LIMIT", 3000)
-    found = solve(*many_entries(), loss="cross_entropy", rho=1e-3, fit_intercept=True)
+def test_taking_turns_and_joint_steps_agree(reference, largest):
+    newton = WorkingSetNewton(iteration_limit=3000, small_model=largest, largest_model=largest)  # in turn, and never
+    found = Programme(*many_entries(), loss="cross_entropy", fit_intercept=True).solve(1e-3, algorithm=newton)
     assert found.converged
     assert found.primal == pytest.approx(reference.primal, abs=2e-6 * 2.3)
 
@@ -45,13 +43,15 @@ def changed(problem, share):
     return problem | {"dictionary": torch.where(flipped, 1 - problem["dictionary"], problem["dictionary"])}
 
 
-@pytest.mark.parametrize(("loss", "outputs"), [("squared", 1), ("squared", 3), ("cross_entropy", 1)])
+@pytest.mark.parametrize(
+    ("loss", "outputs"), [("squared", 1), ("squared", 3), ("cross_entropy", 1), ("squared_hinge", 3)]
+)
 def test_a_dual_point_of_the_old_dictionary_saves_work(loss, outputs):
     problem = make(30, loss, rows=500, columns=300, outputs=outputs)
     before = solve(**problem, rho=0.02, fit_intercept=True)
     problem = changed(problem, 0.002)
     cold = solve(**problem, rho=0.02, fit_intercept=True)
-    warm = solve(**problem, rho=0.02, fit_intercept=True, init=before)
+    warm = solve(**problem, rho=0.02, fit_intercept=True, init=before.point)
     assert warm.converged
     assert warm.primal == pytest.approx(cold.primal, abs=2e-6 * scale_of(problem))
     assert warm.iterations < cold.iterations
@@ -59,7 +59,7 @@ def test_a_dual_point_of_the_old_dictionary_saves_work(loss, outputs):
 
 
 @pytest.mark.parametrize("rho", [1e-4, 0.01, 0.1])
-@pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
+@pytest.mark.parametrize("loss", ["squared", "cross_entropy", "squared_hinge"])
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_any_start_will_do(loss, rho, outputs):
     problem = make(31, loss, rows=40, columns=20, outputs=outputs)
@@ -78,10 +78,10 @@ def test_any_start_will_do(loss, rho, outputs):
         {"dual_point": torch.full_like(cold.dual_point, 1 / n), "intercept": 50 + noise(cold.intercept)},
         {"dual_point": cold.dual_point[: n // 2]},  # of other rows: not used
     ):
-        solution = solve(**problem, rho=rho, fit_intercept=True, init=dataclasses.replace(cold, **changes))
+        solution = solve(**problem, rho=rho, fit_intercept=True, init=dataclasses.replace(cold.point, **changes))
         assert solution.converged, changes
         assert solution.primal == pytest.approx(cold.primal, abs=2e-6 * scale_of(problem))
-    broken = dataclasses.replace(cold, dual_point=cold.dual_point * float("nan"))
+    broken = dataclasses.replace(cold.point, dual_point=cold.dual_point * float("nan"))
     with pytest.raises(ValueError, match="init holds NaN"):
         solve(**problem, rho=rho, fit_intercept=True, init=broken)
 

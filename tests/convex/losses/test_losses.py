@@ -7,7 +7,7 @@ import torch
 from programmes import LOSSES
 
 from lightning_cvxsnn.convex import mean_loss
-from lightning_cvxsnn.convex.losses import constant_outputs, encode_targets, output_gradient, row_losses
+from lightning_cvxsnn.convex.losses import loss_named
 
 
 def test_against_torch() -> None:
@@ -40,15 +40,16 @@ def test_gradient_and_best_constant(loss: str, outputs: int) -> None:
     z = torch.randn(15, outputs, generator=generator, dtype=torch.float64).requires_grad_()
     labels = torch.randint(0, max(outputs, 2), (15,), generator=generator)
     targets = torch.randn(15, outputs, generator=generator, dtype=torch.float64) if loss == "squared" else labels
-    encoded = encode_targets(targets, loss=loss, num_outputs=outputs)
-    (gradient,) = torch.autograd.grad(row_losses(z, encoded, loss).sum(), z)
-    torch.testing.assert_close(output_gradient(z.detach(), encoded, loss), gradient)
+    function = loss_named(loss)
+    encoded = function.encode(targets, outputs)
+    (gradient,) = torch.autograd.grad(function.values(z, encoded).sum(), z)
+    torch.testing.assert_close(function.gradient(z.detach(), encoded), gradient)
     weight = torch.rand(15, generator=generator, dtype=torch.float64)
-    best = constant_outputs(encoded, weight, loss)
-    value = float(weight @ row_losses(best.expand(15, -1), encoded, loss))
+    best = function.constant(encoded, weight)
+    value = float(weight @ function.values(best.expand(15, -1), encoded))
     for _ in range(50):
         other = best + 0.3 * torch.randn(outputs, generator=generator, dtype=torch.float64)
-        assert value <= float(weight @ row_losses(other.expand(15, -1), encoded, loss)) + 1e-12
+        assert value <= float(weight @ function.values(other.expand(15, -1), encoded)) + 1e-12
 
 
 def test_extreme_outputs_stay_finite() -> None:

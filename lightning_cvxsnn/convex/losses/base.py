@@ -1,0 +1,162 @@
+"""What the solvers ask of a loss, and what the certificate asks of it: two interfaces that share no code."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_cvxsnn.convex.matrix import Matrix
+
+__all__ = ["LossFunction", "LossProof", "SmoothLoss", "mean_target"]
+
+
+class LossFunction(ABC):
+    """A loss as a function of outputs ``z [n, C]`` and encoded targets ``y [n, C]``, both float64.
+
+    Attributes:
+        name: What users call it.
+        decides: Whether outputs are decisions between classes, which a positive factor on them does not change.
+        takes_probabilities: Whether targets may be probabilities of the classes.
+    """
+
+    name: ClassVar[str]
+    decides: ClassVar[bool] = True
+    takes_probabilities: ClassVar[bool] = False
+
+    def trained_factors(self, num_outputs: int) -> tuple[float, ...]:
+        """Multiples of the loss that trainings minimise under its name."""
+        return (1.0,)
+
+    def coupled(self, num_outputs: int) -> bool:
+        """Whether an output's loss depends on the other outputs."""
+        return False
+
+    @abstractmethod
+    def encode(self, targets: Tensor, num_outputs: int | None = None) -> Tensor:
+        """Check targets and encode them.
+
+        Args:
+            targets: As the user has them.
+            num_outputs: Number of outputs ``C``; ``None``: as many as the targets ask for.
+
+        Returns:
+            Float64 ``[n, C]``.
+
+        Raises:
+            ValueError: Wrong shape or dtype, labels out of range, NaN or infinity.
+        """
+
+    @abstractmethod
+    def values(self, outputs: Tensor, encoded: Tensor) -> Tensor:
+        """Loss of each row, ``[n]``."""
+
+    @abstractmethod
+    def gradient(self, outputs: Tensor, encoded: Tensor) -> Tensor:
+        """Gradient of each row's loss in its outputs, ``[n, C]``; a subgradient where there are several."""
+
+    @abstractmethod
+    def constant(self, encoded: Tensor, weight: Tensor) -> Tensor:
+        """Outputs ``[C]`` of the best constant predictor; finite, also where the infimum is not attained."""
+
+    def constant_dual(self, encoded: Tensor, weight: Tensor, fit_intercept: bool) -> Tensor:
+        """Dual point ``[n, C]`` of the best constant predictor, of zero outputs if no intercept is fitted."""
+        best = self.constant(encoded, weight) if fit_intercept else torch.zeros_like(encoded[0])
+        return -weight[:, None] * self.gradient(best.expand_as(encoded), encoded)
+
+    def open_outputs(self, encoded: Tensor) -> Tensor:
+        """Indices of the outputs whose best answer is more than a constant, if an intercept is fitted."""
+        return torch.arange(encoded.shape[1], device=encoded.device)
+
+    def trivial_intercepts(self, encoded: Tensor, weight: Tensor, others: Tensor | None, slack: float) -> Tensor:
+        """Intercepts ``[C]`` of the outputs that are not open, which cost at most ``slack`` together.
+
+        Args:
+            encoded: ``[n, C]``, rows of positive weight.
+            weight: ``[n]``.
+            others: Outputs ``[n, k]`` of the open ones, if outputs are coupled and some are open.
+            slack: Positive.
+        """
+        raise NotImplementedError(f"All outputs of {self.name!r} are open.")
+
+    @abstractmethod
+    def expression(self, cvxpy: Any, outputs: Any, encoded: Any, weight: Any) -> Any:
+        """The weighted sum of the losses as CVXPY reads it.
+
+        Args:
+            cvxpy: The module.
+            outputs: Its expression ``[n, C]``.
+            encoded: Numpy array ``[n, C]``.
+            weight: Numpy array ``[n]``.
+        """
+
+
+def mean_target(encoded: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean ``[C]`` of encoded targets; 0 without any weight."""
+    return weight @ encoded / weight.sum().clamp_min(torch.finfo(torch.float64).tiny)
+
+
+class SmoothLoss(LossFunction):
+    """A loss with a Lipschitz continuous gradient: what Newton's method asks for.
+
+    Attributes:
+        quadratic: Whether the curvature is 1 everywhere, so that all outputs and iterations share one Hessian.
+    """
+
+    quadratic: ClassVar[bool] = False
+
+    @abstractmethod
+    def curvature(self, outputs: Tensor, encoded: Tensor) -> Tensor:
+        """Second derivative of each row's loss in each of its outputs, ``[n, C]``, of outputs that are not coupled."""
+
+    def one_output(self, outputs: Tensor, output: int) -> Tensor:
+        """One output ``[n, 1]``, such that its loss given the others is, but for a constant, that of one output."""
+        return outputs[:, output, None]
+
+    def joint_hessian(
+        self, matrix: Matrix, weight: Tensor, outputs: Tensor, columns: Tensor, owner: Tensor, spans: Sequence[slice]
+    ) -> Tensor:
+        """Hessian of the weighted loss in some coefficients of coupled outputs, ``[k, k]``.
+
+        Args:
+            matrix: ``[n, p]``.
+            weight: ``[n]``.
+            outputs: ``[n, C]``.
+            columns: ``[k]``, the column of each coefficient.
+            owner: ``[k]``, its output; ascending.
+            spans: Where the coefficients of each output are.
+        """
+        raise NotImplementedError(f"Outputs of {self.name!r} are not coupled.")
+
+
+class LossProof(ABC):
+    """The certificate's own arithmetic for a loss: nothing of :class:`LossFunction` is used in it.
+
+    ``scale [n, 1]`` is ``s_i / n``: the weight of a row's loss in the programme.
+    """
+
+    @abstractmethod
+    def values(self, outputs: Tensor, encoded: Tensor) -> Tensor:
+        """Loss of each row, ``[n]``."""
+
+    @abstractmethod
+    def residuals(self, outputs: Tensor, encoded: Tensor, scale: Tensor) -> Tensor:
+        """The dual point ``[n, C]`` that belongs to outputs."""
+
+    @abstractmethod
+    def repair(self, point: Tensor, encoded: Tensor, scale: Tensor, fit_intercept: bool) -> Tensor:
+        """Move a dual point into the loss's domain and, if an intercept is fitted, to ``sum_i U_i = 0``."""
+
+    @abstractmethod
+    def scaled(self, point: Tensor, encoded: Tensor, weight: Tensor, limit: Tensor) -> tuple[Tensor, float]:
+        """The best multiple of a repaired point, and its dual value.
+
+        Args:
+            point: ``[n, C]``.
+            encoded: ``[n, C]``.
+            weight: ``[n]`` sample weights ``s_i``.
+            limit: ``[C]``, largest factor that the penalty allows; coupled outputs share the smallest.
+        """

@@ -1,0 +1,221 @@
+"""The convex programme: checked and reduced once, solved, certified and followed along a path of penalties."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lightning_cvxsnn.convex.algorithms import Algorithm, Minimum, StoppingRule, algorithm_for
+from lightning_cvxsnn.convex.certify import Certificate, Certifier
+from lightning_cvxsnn.convex.inputs import Data, Dictionary, check_data, check_held_out, check_point, check_rho
+from lightning_cvxsnn.convex.losses import Loss, loss_named, proof_named
+from lightning_cvxsnn.convex.penalties import L1, L1Proof
+from lightning_cvxsnn.convex.presolve import Presolve, reduce
+from lightning_cvxsnn.convex.rho_path import Path, Walk, check_rhos, geometric
+from lightning_cvxsnn.convex.solution import Limits, Point, Solution
+from lightning_cvxsnn.runtime.work import counting
+
+__all__ = ["Programme"]
+
+
+class Programme:
+    r"""``min (1/n) sum_i s_i loss(D_i W + b, y_i) + rho * sum |W|`` over ``W`` and ``b``, for any ``rho``.
+
+    Nothing is computed before it is asked for; data are checked once, and reduced once before the first solve.
+
+    Args:
+        dictionary: ``[n, P]`` tensor (bool, integer or float), or an object with ``to_dense(dtype)``.
+        targets: Integer labels ``[n]`` for cross-entropy, hinge and squared hinge; for cross-entropy also probabilities
+            ``[n, C]``, C > 1 (soft or smoothed labels); floats ``[n, C]`` for squared.
+        loss: ``"cross_entropy"``, ``"hinge"``, ``"squared"`` or ``"squared_hinge"``.
+        fit_intercept: Whether to fit an unpenalised intercept ``b``.
+        num_outputs: ``C``. ``None``: the number of classes, and 1 for the hinge losses with labels 0 and 1. With one
+            output, cross-entropy is the logistic loss and labels are 0 and 1.
+        sample_weight: ``s_i >= 0``, ``[n]``; ones by default, never renormalised: 0 drops the row's loss and keeps n.
+        penalty: The penalty; its own strength is not used.
+
+    Raises:
+        ValueError: On construction, for an unknown loss; at the first use, for data that do not fit.
+
+    Example:
+        >>> D = torch.tensor([[1, 0], [1, 1], [0, 1], [0, 0]], dtype=torch.uint8)
+        >>> programme = Programme(D, torch.tensor([1, 1, 0, 0]), loss="hinge", fit_intercept=True)
+        >>> round(programme.largest_rho(), 6), round(programme.solve(0.1).primal, 6)
+        (0.5, 0.2)
+    """
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        targets: Tensor,
+        *,
+        loss: Loss,
+        fit_intercept: bool,
+        num_outputs: int | None = None,
+        sample_weight: Tensor | None = None,
+        penalty: L1 | None = None,
+    ) -> None:
+        self.loss, self.proof = loss_named(loss), proof_named(loss)
+        self.penalty, self.fit_intercept = penalty or L1(), fit_intercept
+        self._given = dictionary, targets, num_outputs, sample_weight
+
+    @cached_property
+    def data(self) -> Data:
+        """The rows, checked."""
+        dictionary, targets, num_outputs, sample_weight = self._given
+        return check_data(dictionary, targets, self.loss, num_outputs, sample_weight)
+
+    @cached_property
+    def presolve(self) -> Presolve:
+        """The reduced programme, and the way back."""
+        return reduce(self.data, self.loss, self.fit_intercept)
+
+    @cached_property
+    def scale(self) -> float:
+        """Objective of the best constant predictor, of zero outputs if there is no intercept or the former is 0."""
+        encoded, weight = self.data.encoded, self.data.weight
+
+        def objective(constant: Tensor) -> float:
+            return float(weight @ self.loss.values(constant.expand_as(encoded), encoded)) / encoded.shape[0]
+
+        at_zero = objective(torch.zeros_like(encoded[0]))
+        if not self.fit_intercept:
+            return at_zero
+        constant = objective(self.loss.constant(encoded, weight))
+        return at_zero if constant <= 1e-9 * at_zero else constant
+
+    def subset(self, rows: Tensor) -> Programme:
+        """The programme over some of the rows, a bool mask ``[n]`` or int64 positions; outputs stay as many."""
+        part = copy.copy(self)
+        part.data = self.data.subset(rows)
+        for name in ("presolve", "scale"):
+            vars(part).pop(name, None)
+        return part
+
+    def largest_rho(self) -> float:
+        """The smallest rho at which ``W = 0`` is optimal, or for hinge with an intercept a bound of it; 0: all are."""
+        reduced = self.presolve.programme
+        if reduced.matrix.shape[1] == 0 or reduced.encoded.shape[1] == 0:
+            return 0.0
+        return self.penalty.largest_rho(reduced.matrix.T @ reduced.constant_dual())
+
+    def mean_loss(self, point: Point | Solution) -> float:
+        """The data term at a point, without the penalty."""
+        outputs = self.data.matrix @ point.coef + point.intercept
+        return float(self.data.weight @ self.loss.values(outputs, self.data.encoded)) / outputs.shape[0]
+
+    def certificate(
+        self, coef: Tensor, intercept: Tensor | None = None, *, rho: float, dual_point: Tensor | None = None
+    ) -> Certificate:
+        """Bound how far a point is from the optimum; see :func:`~lightning_cvxsnn.convex.certificate`."""
+        point = check_point(self.data, coef, intercept, dual_point)
+        if not self.fit_intercept and bool(point.intercept.any()):
+            raise ValueError("intercept is not zero but fit_intercept=False; pass fit_intercept=True or no intercept.")
+        return self._certifier(check_rho(rho)).certify(point.coef, point.intercept, point.dual_point)[0]
+
+    def solve(
+        self, rho: float, init: Point | None = None, limits: Limits | None = None, algorithm: Algorithm | None = None
+    ) -> Solution:
+        """Minimise to a certified duality gap; see :func:`~lightning_cvxsnn.convex.solve`.
+
+        Args:
+            rho: Strength of the penalty, positive.
+            init: Where to start.
+            limits: When to stop.
+            algorithm: ``None``: the one that takes this loss and this penalty.
+        """
+        started = time.perf_counter()
+        limits, penalty = limits or Limits(), self.penalty.at(check_rho(rho))
+        with counting() as work:
+            target = limits.gap_tolerance * self.scale
+            seconds = math.inf if limits.max_seconds is None else limits.max_seconds
+            stop = StoppingRule(target, limits.max_iterations, started + seconds)
+            found = self._minimum(penalty, init, stop, algorithm)
+            coef, dual_point = self.presolve.expand(found.coef, found.dual_point)
+            intercept = torch.zeros_like(self.data.encoded[0])
+            if self.fit_intercept:
+                slack = max(0.01 * target, 1e-15 * self.scale)
+                intercept = self.presolve.expand_intercept(found.coef, found.intercept, slack)
+            proof, dual_point = self._certifier(rho).certify(coef, intercept, dual_point)
+        return Solution(
+            coef=coef,
+            intercept=intercept,
+            dual_point=dual_point,
+            primal=proof.primal,
+            dual=proof.dual,
+            gap=proof.gap,
+            converged=proof.gap <= max(target, 1e-13 * self.scale),
+            iterations=found.iterations,
+            seconds=time.perf_counter() - started,
+            algorithm=found.algorithm,
+            device=str(coef.device),
+            work=work.multiply_adds,
+        )
+
+    def path(
+        self,
+        held_out: Tensor,
+        *,
+        rhos: Sequence[float] | None = None,
+        num_values: int = 20,
+        ratio: float = 1e-3,
+        least_gain: float = 0.0,
+        limits: Limits | None = None,
+        algorithm: Algorithm | None = None,
+    ) -> Path:
+        """Solve for decreasing values of rho and score on held-out rows; see :func:`~lightning_cvxsnn.convex.path`.
+
+        ``limits.max_seconds`` is for the whole path, its other limits are for each solve.
+        """
+        started = time.perf_counter()
+        limits = limits or Limits(gap_tolerance=1e-4)
+        deadline = started + (math.inf if limits.max_seconds is None else limits.max_seconds)
+        walk = Walk(least_gain)
+        sequence = check_rhos(rhos, num_values, ratio)
+        held_out = check_held_out(held_out, self.data)
+        fitted, scored = self.subset(~held_out), self.subset(held_out)
+        for rho in sequence or geometric(fitted.largest_rho(), ratio, num_values):
+            left = None if limits.max_seconds is None else max(deadline - time.perf_counter(), 0.0)
+            start = walk.solutions[-1].point if walk.solutions else None
+            solution = fitted.solve(rho, start, replace(limits, max_seconds=left), algorithm)
+            walk.add(rho, scored.mean_loss(solution), solution)
+            if walk.ended or time.perf_counter() > deadline:
+                break
+        return walk.path()
+
+    def _certifier(self, rho: float) -> Certifier:
+        data = self.data
+        return Certifier(data.matrix, data.encoded, data.weight, self.proof, L1Proof(rho), self.fit_intercept)
+
+    def _minimum(self, penalty: L1, init: Point | None, stop: StoppingRule, algorithm: Algorithm | None) -> Minimum:
+        """Of the reduced programme."""
+        reduced = self.presolve.programme
+        if reduced.empty or (algorithm is None and self.largest_rho() <= penalty.rho):
+            return Minimum(*reduced.constant(), reduced.constant_dual(), 0, "constant")
+        start = Point(*reduced.constant()) if init is None else self._restrict(init)
+        stop = replace(stop, tolerance=0.5 * stop.tolerance)  # the other half is for the way back to all columns
+        return (algorithm or algorithm_for(self.loss, penalty)).minimise(reduced, penalty, start, stop)
+
+    def _restrict(self, init: Point) -> Point:
+        """A start as a point of the reduced programme, without a dual point that belongs to other rows."""
+        columns, outputs = self.data.matrix.shape[1], self.data.encoded.shape[1]
+        shape = tuple(init.coef.shape)
+        if len(shape) != 2 or shape[0] > columns or shape[1] != outputs or tuple(init.intercept.shape) != (outputs,):
+            raise ValueError(
+                f"init has coef {shape} and intercept {tuple(init.intercept.shape)}; expected at most {columns} rows "
+                f"and exactly {outputs} outputs. Pass the point of a solution of the same programme, or init=None."
+            )
+        coef, intercept = self.presolve.restrict(init.coef, init.intercept)
+        dual_point = init.dual_point
+        if dual_point is not None and dual_point.shape != self.data.encoded.shape:
+            dual_point = None
+        if not all(bool(torch.isfinite(t).all()) for t in (coef, intercept, dual_point) if t is not None):
+            raise ValueError("init holds NaN or infinite entries; expected finite numbers. Pass init=None.")
+        return Point(coef, intercept, None if dual_point is None else self.presolve.restrict_dual(dual_point))
