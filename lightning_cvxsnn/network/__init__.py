@@ -2,11 +2,11 @@
 
 from lightning_cvxsnn.network.activity import LayerActivity, is_spiking, measure_activity
 from lightning_cvxsnn.network.batch_norm import adapting_batch_norms, estimate_batch_norm
-from lightning_cvxsnn.network.capture import ENCODER_DRAWS, Capture, capture, join, observe
 from lightning_cvxsnn.network.isolation import forward_of, release_graphs, reset_neurons, undisturbed
 from lightning_cvxsnn.network.lif import LIF
 from lightning_cvxsnn.network.neurons import neuron_of
 from lightning_cvxsnn.network.reduction import TimeReduction
+from lightning_cvxsnn.network.spikes import ENCODER_DRAWS, Capture, capture, join, observe
 
 __all__ = [
     "ENCODER_DRAWS",

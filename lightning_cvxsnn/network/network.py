@@ -11,11 +11,11 @@ from torch.utils._pytree import tree_flatten
 
 from lightning_cvxsnn.network.activity import LayerActivity, measure_activity
 from lightning_cvxsnn.network.batch_norm import adapting_batch_norms, estimate_batch_norm
-from lightning_cvxsnn.network.capture import Capture, capture
 from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
 from lightning_cvxsnn.network.lif import LIF
 from lightning_cvxsnn.network.readout import Readout, find_readout
 from lightning_cvxsnn.network.rows import Batch, TrainingRows
+from lightning_cvxsnn.network.spikes import Capture, capture
 
 #: Training rows that firing rates are measured on.
 CALIBRATION_ROWS = 1024

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from lightning_cvxsnn.convex import Loss, Path, Point, Solution, certificate, mean_loss, path, rho_max, solve
 from lightning_cvxsnn.convex.losses import loss_named
-from lightning_cvxsnn.network.capture import Observed, join, observe
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.rows import TrainingRows, rows_of
+from lightning_cvxsnn.network.spikes import Observed, join, observe
 from lightning_cvxsnn.network.targets import row_targets, row_weights
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.runtime.memory import check_memory

@@ -30,7 +30,7 @@ from lightning_cvxsnn.reconstruction.stages import Finished, Outcome, Prepared, 
 from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.runtime.ranks import checksum
 from lightning_cvxsnn.runtime.work import Work, counting
-from lightning_cvxsnn.witnesses.calibrate import CalibratedLayer
+from lightning_cvxsnn.witnesses.calibration import CalibratedLayer
 from lightning_cvxsnn.witnesses.kinds import describe_repairs, repair_dead_layers, wants_pairs
 from lightning_cvxsnn.witnesses.replace import Replacement, recycle_units, replace_witnesses
 from lightning_cvxsnn.witnesses.search import SearchStatistics

@@ -1,5 +1,6 @@
 """The arguments that the callback and `reconstruct` share, checked once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -79,6 +80,27 @@ class Settings:
     def witness_options(self) -> WitnessOptions:
         """What a search for hidden weights needs to know of these."""
         return WitnessOptions(self.witnesses, self.seed, self.backend)
+
+
+def check_settings(every: Sequence[Settings]) -> None:
+    """Refuse callbacks of one Trainer that stand in each other's way.
+
+    Args:
+        every: The settings of all, in the order in which they act.
+
+    Raises:
+        MisconfigurationException: If one of several has no readout of its own, or a later one changes hidden weights.
+    """
+    if len(every) > 1 and any(settings.readout is None for settings in every):
+        raise MisconfigurationException(
+            "Found several ConvexReconstruction callbacks of which one has readout=None; expected each to name its "
+            "own readout, such as readout='net.4'."
+        )
+    if any(settings.witnesses not in ("auto", "keep") for settings in every[1:]):
+        raise MisconfigurationException(
+            f"Found ConvexReconstruction callbacks with witnesses={[settings.witnesses for settings in every]}. Only "
+            "the first may change hidden weights that others solve over; expected 'auto' or 'keep' for the rest."
+        )
 
 
 def _is_number(value: object) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.reconstruction.guard import Judgement
-from lightning_cvxsnn.witnesses.calibrate import CalibratedLayer
+from lightning_cvxsnn.witnesses.calibration import CalibratedLayer
 from lightning_cvxsnn.witnesses.search import SearchStatistics
 
 

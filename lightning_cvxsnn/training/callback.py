@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import override
 
@@ -20,7 +18,7 @@ from lightning_cvxsnn.patterns import Backend
 from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.reconstruction.policy import Occasion
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
-from lightning_cvxsnn.reconstruction.settings import Apply, Settings, Witnesses
+from lightning_cvxsnn.reconstruction.settings import Apply, Settings, Witnesses, check_settings
 from lightning_cvxsnn.reports import plots
 from lightning_cvxsnn.reports.advice import advise
 from lightning_cvxsnn.reports.solve_report import SolveReport
@@ -28,7 +26,9 @@ from lightning_cvxsnn.runtime.ranks import Ranks
 from lightning_cvxsnn.training.agreement import batch_loss, warn_unless_same_loss
 from lightning_cvxsnn.training.trainer import (
     averages,
+    check_strategy,
     save_beside_checkpoints,
+    tell_of_watcher,
     trainer_progress,
     transfer,
     unlogged,
@@ -210,27 +210,8 @@ class ConvexReconstruction(Callback):
         """Refuse what cannot work; a new network begins a new run."""
         if stage != "fit":
             return
-        solvers = _solvers(trainer)
-        if len(solvers) > 1 and any(c.settings.readout is None for c in solvers):
-            raise MisconfigurationException(
-                "Found several ConvexReconstruction callbacks of which one has readout=None; expected each to name its "
-                "own readout, such as readout='net.4'."
-            )
-        if any(c.settings.witnesses not in ("auto", "keep") for c in solvers[1:]):
-            raise MisconfigurationException(
-                f"Found ConvexReconstruction callbacks with witnesses={[c.settings.witnesses for c in solvers]}. Only "
-                "the first may change hidden weights that others solve over; expected 'auto' or 'keep' for the rest."
-            )
-        if type(trainer.strategy).__name__ in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
-            raise MisconfigurationException(
-                f"ConvexReconstruction does not support {type(trainer.strategy).__name__}, which shards parameters. "
-                "Use Trainer(strategy='ddp') or Trainer(devices=1)."
-            )
-        if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
-            raise MisconfigurationException(
-                f"ConvexReconstruction runs in several processes under DDP only; found {trainer.world_size} of them "
-                f"under {type(trainer.strategy).__name__}. Use Trainer(strategy='ddp') or Trainer(devices=1)."
-            )
+        check_settings([c.settings for c in _solvers(trainer)])
+        check_strategy(trainer)
         if averages(trainer):  # in ``on_train_end`` they replace the weights; the final solve must come after that
             trainer.callbacks = sorted(  # type: ignore[attr-defined]
                 trainer.callbacks,  # type: ignore[attr-defined]
@@ -249,7 +230,8 @@ class ConvexReconstruction(Callback):
         if not self._warm_started and not resumed and self._may_solve(trainer, "warm start", trainer.current_epoch):
             self._solve(trainer, pl_module, "warm start", trainer.current_epoch)
         self._warm_started = True
-        self._tell_watcher(trainer)
+        if self.settings.every_n_epochs and self.settings.apply != "replace":
+            tell_of_watcher(watcher(trainer), self.settings.apply)
 
     @override
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -375,22 +357,6 @@ class ConvexReconstruction(Callback):
         rank_zero_info(f"ConvexReconstruction {report}")
         advise(self.reports)
         return report
-
-    def _tell_watcher(self, trainer: "pl.Trainer") -> None:
-        """What compares validations would take a shadow's for training's, and the next one for a step back."""
-        watching = watcher(trainer)
-        if not watching or not self.settings.every_n_epochs or self.settings.apply == "replace":
-            return
-        if self.settings.apply == "auto":
-            rank_zero_info(
-                f"ConvexReconstruction makes no periodic solves in this fit: {watching} compares the validations of "
-                "trained weights, and solutions would now and then be better. Warm start and final solve stay."
-            )
-        else:
-            rank_zero_warn(
-                f"With apply='shadow' {watching} compares validations of solutions with those of trained weights, and "
-                "may end training or lower the learning rate for that alone. Use apply='auto' or every_n_epochs=0."
-            )
 
     def _withdraw(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Take shadows out, the last to enter first: it was laid over the others."""

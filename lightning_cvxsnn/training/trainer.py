@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch import LightningModule
@@ -15,7 +15,9 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
     WeightAveraging,
 )
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -38,6 +40,44 @@ def watcher(trainer: "pl.Trainer") -> str:
     if any(not 0 <= epochs <= c.patience for c in stopping):
         return "EarlyStopping"
     return "ReduceLROnPlateau" if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs) else ""
+
+
+def check_strategy(trainer: "pl.Trainer") -> None:
+    """Refuse strategies that shard parameters, and several processes that are not DDP's.
+
+    Raises:
+        MisconfigurationException: Naming the strategy.
+    """
+    name = type(trainer.strategy).__name__
+    if name in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
+        raise MisconfigurationException(
+            f"ConvexReconstruction does not support {name}, which shards parameters. Use Trainer(strategy='ddp') or "
+            "Trainer(devices=1)."
+        )
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+        raise MisconfigurationException(
+            f"ConvexReconstruction runs in several processes under DDP only; found {trainer.world_size} of them under "
+            f"{name}. Use Trainer(strategy='ddp') or Trainer(devices=1)."
+        )
+
+
+def tell_of_watcher(watching: str, apply: Literal["auto", "shadow"]) -> None:
+    """Say what a fit does whose ``watching`` ("": nothing) would take a shadow's validation for training's.
+
+    Args:
+        watching: What compares validations, see `watcher`.
+        apply: The callback's argument.
+    """
+    if watching and apply == "auto":
+        rank_zero_info(
+            f"ConvexReconstruction makes no periodic solves in this fit: {watching} compares the validations of "
+            "trained weights, and solutions would now and then be better. Warm start and final solve stay."
+        )
+    elif watching:
+        rank_zero_warn(
+            f"With apply='shadow' {watching} compares validations of solutions with those of trained weights, and "
+            "may end training or lower the learning rate for that alone. Use apply='auto' or every_n_epochs=0."
+        )
 
 
 def averages(trainer: "pl.Trainer") -> list[Callback]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_cvxsnn.network import reset_neurons
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.runtime.work import count_work
-from lightning_cvxsnn.witnesses.calibrate import factors_for
+from lightning_cvxsnn.witnesses.calibration import factors_for
 
 _CALIBRATION_SAMPLES = 256
 _BLOCK = 2**22  # spikes of one layer held at once

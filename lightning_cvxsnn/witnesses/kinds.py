@@ -18,7 +18,7 @@ from lightning_cvxsnn.network.transaction import all_or_nothing
 from lightning_cvxsnn.patterns import Backend
 from lightning_cvxsnn.runtime.memory import check_witness_memory
 from lightning_cvxsnn.witnesses.branches import Branched
-from lightning_cvxsnn.witnesses.calibrate import CalibratedLayer, Manner, calibrate_layers
+from lightning_cvxsnn.witnesses.calibration import CalibratedLayer, Manner, calibrate_layers
 from lightning_cvxsnn.witnesses.find_layer import find_witness_layer
 from lightning_cvxsnn.witnesses.samplers import is_initialised
 

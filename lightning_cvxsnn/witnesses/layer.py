@@ -18,7 +18,7 @@ from lightning_cvxsnn.patterns.dictionary import SpikeDictionary
 from lightning_cvxsnn.patterns.kernels import Backend
 from lightning_cvxsnn.patterns.neuron import Neuron
 from lightning_cvxsnn.patterns.spikes import PatternKind, spike_patterns
-from lightning_cvxsnn.witnesses.calibrate import factors_for
+from lightning_cvxsnn.witnesses.calibration import factors_for
 
 Affine = nn.Linear | _ConvNd
 

@@ -11,7 +11,7 @@ from lightning_cvxsnn.convex import Point, Solution
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.witnesses.branches import Branched
-from lightning_cvxsnn.witnesses.calibrate import CalibratedLayer, calibrate_layers
+from lightning_cvxsnn.witnesses.calibration import CalibratedLayer, calibrate_layers
 from lightning_cvxsnn.witnesses.column_generation import ColumnGeneration
 from lightning_cvxsnn.witnesses.kinds import PAIRED_SAMPLES, TARGET_RATE, WitnessOptions, repair_dead_layers
 from lightning_cvxsnn.witnesses.proposers import propose, propose_branches, propose_units
