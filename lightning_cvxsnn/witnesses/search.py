@@ -34,7 +34,7 @@ class SearchSettings:
     rho_range: tuple[float, float]
 
 
-class Witnesses(Protocol):
+class HiddenWeights(Protocol):
     """Hidden weights and the columns they make."""
 
     @property
@@ -42,7 +42,7 @@ class Witnesses(Protocol):
         """``[n, P]``."""
 
 
-W = TypeVar("W", bound=Witnesses)
+W = TypeVar("W", bound=HiddenWeights)
 
 
 @dataclass(frozen=True)
