@@ -67,8 +67,8 @@ ENTRY = "public entry point, of keywords"
 SETTINGS = "constructor of settings, of keywords"
 MANY_PARAMETERS = {
     "convex/solver.py solve": ENTRY,
-    "convex/certify.py certificate": ENTRY,
-    "convex/rho_path.py path": ENTRY,
+    "convex/solver.py certificate": ENTRY,
+    "convex/solver.py path": ENTRY,
     "witnesses/optimum.py network_optimum": ENTRY,
     "training/callback.py ConvexReconstruction.__init__": SETTINGS,
     "tasks/models.py ParallelSNN.__init__": SETTINGS,
