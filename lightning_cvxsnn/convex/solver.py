@@ -249,7 +249,7 @@ def mean_loss(outputs: Tensor, targets: Tensor, *, loss: Loss, sample_weight: Te
 
     Args:
         outputs: ``[n, C]``, any float dtype.
-        targets: As for `encode_targets`. With one output, labels are 0 and 1.
+        targets: As for :func:`solve`. With one output, labels are 0 and 1.
         loss: ``"cross_entropy"``, ``"hinge"``, ``"squared"`` or ``"squared_hinge"``.
         sample_weight: ``[n]``, ones by default.
 

@@ -16,7 +16,6 @@ from torch import Tensor
 import lightning_cvxsnn.convex.losses as losses
 from lightning_cvxsnn.convex import certificate, mean_loss, rho_max, solve
 from lightning_cvxsnn.convex.losses import Loss, LossFunction, LossProof, SmoothLoss, loss_named, proof_named
-from lightning_cvxsnn.convex.penalties import L1, L1Proof
 
 FILES = [*Path(losses.__file__).parent.glob("*.py"), Path(losses.__file__).parents[1] / "penalties.py"]
 
@@ -174,26 +173,3 @@ def test_squared_hinge_dual_by_hand() -> None:
         assert value == pytest.approx(factor * linear - factor**2 * curvature)
     repaired = proof.repair(torch.tensor([[-0.3], [0.2]]).double(), sign, weight[:, None] / 2, False)
     assert torch.equal(repaired, torch.zeros(2, 1).double())
-
-
-@pytest.mark.parametrize("rho", [0.1, 2.0])
-def test_the_penalty_and_its_proof(rho: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    coef = torch.randn(5, 3, generator=generator, dtype=torch.float64)
-    penalty, proof = L1().at(rho), L1Proof(rho)
-    assert float(penalty.value(coef)) == pytest.approx(rho * float(coef.abs().sum()))
-    assert proof.value(coef) == pytest.approx(float(penalty.value(coef)))
-    torch.testing.assert_close(penalty.values(coef).sum(), penalty.value(coef))
-    # prox: the minimiser of |w - x|^2 / 2 + step * rho |w|, entry by entry
-    near = penalty.prox(coef, 0.5)
-    for other in (near + 1e-3, near - 1e-3, torch.zeros_like(near), coef):
-        gain = ((other - coef).square() - (near - coef).square()) / 2 + 0.5 * rho * (other.abs() - near.abs())
-        assert float(gain.min()) >= -1e-15
-    # zero is optimal for slopes within rho
-    assert torch.equal(penalty.excess(coef) > 0, coef.abs() > rho)
-    assert penalty.largest_rho(coef) == float(coef.abs().max())
-    factors = penalty.shrinkage(coef.T.abs())
-    assert bool((coef.abs() * factors <= rho * (1 + 1e-12)).all())
-    largest = coef.abs().amax(0)
-    assert bool((proof.limits(largest) * largest <= rho).all())
-    assert proof.violation(largest) == pytest.approx(max(0.0, float(largest.max()) / rho - 1))
