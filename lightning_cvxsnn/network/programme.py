@@ -250,7 +250,7 @@ def _rows_to_hold(network: Network, share: TrainingRows, first: Tensor) -> int:
 
 def _held_out(sample_ids: Tensor, seed: int) -> Tensor:
     """Bool mask of the samples that judge; a sample that a sampler repeats is fitted or judges, never both."""
-    samples = int(sample_ids[-1]) + 1
+    samples = int(sample_ids.max()) + 1
     if samples < _HELD_OUT:
         raise MisconfigurationException(
             f"The training data has {samples} different samples. Expected at least {_HELD_OUT}: one in five judges."

@@ -1,31 +1,18 @@
 """The training rows, through a loader of our own: same data, same order, every time."""
 
 import copy
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.utils.data import (
-    ConcatDataset,
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    SubsetRandomSampler,
-    TensorDataset,
-)
 
+from lightning_cvxsnn.network.batches import Held
+from lightning_cvxsnn.network.loader import Epoch, seed_generators
+from lightning_cvxsnn.network.sampling import sample_ids
 from lightning_cvxsnn.runtime.ranks import Ranks
 
 PerOutput = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
@@ -40,19 +27,24 @@ class Batch(NamedTuple):
 
 
 class TrainingRows:
-    """The rows a ``DataLoader`` trains on, without shuffling and without touching the loader or its generators.
+    """The rows that training reads in an epoch, the same in the same order each time, without touching the loader.
 
-    Every iteration seeds the global generators, so that augmentations repeat: iterate inside ``isolate_rng``. Of an
-    ``IterableDataset`` a copy is read once, and the first batches that hold ``max_samples`` rows are kept in memory.
+    What is read are copies: of the loader, its samplers and generators, its dataset (whose large arrays are shared).
+    Every iteration seeds the global generators, so that augmentations repeat: iterate inside ``isolate_rng``.
+
+    Rows that torch's own ``DataLoader`` composes to batches come in the dataset's order. Batches that come whole (of a
+    batch sampler, a subclass that iterates by itself, a stream, any other iterable, a list) stay as they are; those of
+    streams and iterables are read once and kept in memory.
 
     Args:
         module: The LightningModule; its ``convex_batch`` unpacks a batch where it defines one.
         dataloader: The loader that training uses, or a list of batches.
         transfer: Puts a batch where the network is.
         max_samples: Use this many rows, a random subset fixed by ``seed``, stratified where the dataset tells class
-            labels without loading its rows; None: all.
+            labels without loading its rows. Of batches that come whole, so many of them. None: all.
         seed: Seed of the subset and of augmentations.
         ranks: The processes that train together; all see the same rows. None: this one alone.
+        limit: Batches of an epoch, as the Trainer counts them (infinity: unknown). None: without a Trainer.
 
     Attributes:
         ranks: As given.
@@ -70,70 +62,43 @@ class TrainingRows:
         max_samples: int | None,
         seed: int,
         ranks: Ranks | None = None,
+        limit: float | None = None,
     ) -> None:
         self.ranks = ranks or Ranks(alone=True)
         self._module = module
         self._transfer = transfer
         self._seed = seed
         self._first = 0
-        self._loader = dataloader
-        if isinstance(dataloader, DataLoader) and isinstance(dataloader.dataset, IterableDataset):
-            self._loader = self._head(dataloader, max_samples)
-        elif isinstance(dataloader, DataLoader):
-            indices = self.ranks.exchange(_indices(dataloader, self.ranks.size))[0]
-            if max_samples is not None and len(indices) > max_samples:
-                if _unbatched(dataloader):
-                    raise _no_rows_to_count("DataLoader with batch_size=None")
-                by_position = all(isinstance(index, (int, np.integer)) for index in indices)
-                labels = _labels(dataloader.dataset) if by_position else None
-                indices = sorted(_subset(indices, max_samples, seed, labels))
-            self._indices = indices
-            self._loader = _loader(dataloader, indices, seed)
-        elif not isinstance(dataloader, (list, tuple)) or not dataloader or isinstance(dataloader[0], DataLoader):
-            raise MisconfigurationException(
-                f"The training data comes from {_describe(dataloader)}. Expected one torch DataLoader over a dataset "
-                "with a length, or a non-empty list of batches, which can be read again without disturbing training."
-            )
-        elif max_samples is not None:
-            raise _no_rows_to_count("list of batches")
+        epoch = Epoch(limit=limit, max_samples=max_samples, seed=seed, ranks=self.ranks, count=self._count)
+        self._read = epoch.batches(dataloader)
 
     def __len__(self) -> int:
         """Number of batches."""
-        return len(self._loader)
+        return len(self._read)
 
     def samples(self, first: int) -> int:
         """Number of samples, where the first batch has ``first``; about, where batches come whole."""
-        return len(self._indices) if self._composed else first * len(self)
-
-    @property
-    def _composed(self) -> bool:
-        """Whether batches are composed of rows; else they come whole."""
-        return isinstance(self._loader, DataLoader) and not _unbatched(self._loader)
+        items = self._read.items
+        return first * len(self) if items is None else len(items)
 
     def __iter__(self) -> Iterator[Batch]:
         """Unpacked batches on the network's device."""
-        return self._batches(self._loader)
+        return self._batches(self._read)
 
     def share(self) -> "TrainingRows":
         """This process's part: consecutive whole batches, each composed as it would be in one process."""
         rank, size, batches = self.ranks.rank, self.ranks.size, len(self)
         own = range(batches)[batches * rank // size : batches * (rank + 1) // size]
-        part = copy.copy(self)
+        part = self._of(self._read.part(own.start, own.stop))
         part._first, part._seed = own.start, self._seed + own.start
-        if isinstance(self._loader, DataLoader):
-            rows = self._loader.batch_size or 1
-            part._indices = self._indices[own.start * rows : own.stop * rows]
-            part._loader = _loader(self._loader, part._indices, part._seed)
-        else:
-            part._loader = self._loader[own.start : own.stop]
         return part
 
     def sample_ids(self, count: int) -> Tensor:
         """Which row of the dataset each of ``count`` samples is, int64 from 0; a sampler may repeat some."""
-        if not self._composed or len(self._indices) != count:  # batches that come whole, or are made of something else
+        items = self._read.items
+        if items is None or len(items) != count:  # batches that come whole, or are made of something else
             return torch.arange(count)
-        new = [a != b for a, b in pairwise(self._indices)]  # they are sorted
-        return torch.tensor([False, *new]).cumsum(0)
+        return sample_ids(items)
 
     def subset(self, samples: Tensor) -> tuple["TrainingRows", Tensor]:
         """Rows that hold some samples, read without the others where batches are composed of rows.
@@ -144,66 +109,33 @@ class TrainingRows:
         Returns:
             The rows, and which of theirs these are.
         """
-        if not self._composed:
-            return self, samples
-        part = copy.copy(self)
-        part._indices = [self._indices[k] for k in samples.nonzero()[:, 0].tolist()]
-        part._loader = _loader(self._loader, part._indices, self._seed)
-        return part, torch.ones(len(part._indices), dtype=torch.bool)
+        read, own = self._read.among(samples)
+        return self._of(read), own
 
     def sample(self, count: int) -> list[Batch]:
-        """At least ``count`` rows drawn at random by the seed (all if there are fewer), as batches."""
-        if isinstance(self._loader, DataLoader):
-            return list(self._batches(_loader(self._loader, _subset(self._indices, count, self._seed), self._seed)))
+        """At least ``count`` rows drawn at random by the seed (all if there are fewer), as batches.
+
+        Of batches that a loader of one's own, a stream or a list gives, the first.
+        """
         batches, rows = [], 0
-        for batch in self:
+        for batch in self._batches(self._read.sample(count, self._seed)):
             batches.append(batch)
-            rows += len(_tensors(batch.y)[0])
+            rows += _rows(batch)
             if rows >= count:
                 break
         return batches
 
-    def _head(self, loader: DataLoader, max_samples: int | None) -> list[Any]:
-        """The first batches of an ``IterableDataset`` that hold ``max_samples`` rows, read from a copy of it."""
-        name = type(loader.dataset).__name__
-        if max_samples is None:
-            raise MisconfigurationException(
-                f"The training data is an IterableDataset ({name}), which may have no end. Set max_samples, such as "
-                "max_samples=10000: so many rows from the start of a pass are held in memory at each solve."
-            )
-        if self.ranks.size > 1:
-            raise MisconfigurationException(
-                f"The training data is an IterableDataset ({name}), of which each of {self.ranks.size} processes reads "
-                "a part of its own. Expected a dataset with a length and items by index, or Trainer(devices=1)."
-            )
-        try:
-            dataset = copy.deepcopy(loader.dataset)
-        except Exception as error:  # whatever the user's class does
-            raise MisconfigurationException(
-                f"The training data is an IterableDataset ({name}) that cannot be copied ({error}), so it cannot be "
-                "read without disturbing training. Open files, connections and generators in its `__iter__`, not in "
-                "its constructor."
-            ) from error
-        head, rows = [], 0
-        with isolate_rng():
-            self._seed_everything()
-            for batch in DataLoader(dataset, batch_size=loader.batch_size, collate_fn=loader.collate_fn):
-                head.append(batch)
-                rows += loader.batch_size or len(unpack(self._module, batch).y)
-                if rows >= max_samples:
-                    break
-        return head
+    def _of(self, read: Held) -> "TrainingRows":
+        part = copy.copy(self)
+        part._read = read
+        return part
 
-    def _seed_everything(self) -> None:
-        torch.manual_seed(self._seed)
-        random.seed(self._seed)
-        np.random.seed(self._seed)
+    def _count(self, batch: Any) -> int:
+        return _rows(unpack(self._module, self._transfer(batch)))
 
-    def _batches(self, loader: Any) -> Iterator[Batch]:
-        self._seed_everything()
-        if isinstance(loader, DataLoader):
-            loader.generator.manual_seed(self._seed)  # workers are seeded from it
-        for index, batch in enumerate(loader, self._first):
+    def _batches(self, read: Held) -> Iterator[Batch]:
+        seed_generators(self._seed)
+        for index, batch in enumerate(read.read(self._seed), self._first):
             yield unpack(self._module, self._transfer(batch), index)
 
 
@@ -248,108 +180,11 @@ def _tensors(part: Any) -> list[Tensor]:
     return list(values) if all(isinstance(value, Tensor) for value in values) else []
 
 
+def _rows(batch: Batch) -> int:
+    return len(_tensors(batch.y)[0])
+
+
 def _describe_batch(parts: Any) -> str:
     if isinstance(parts, (tuple, list)):
         return f"a {type(parts).__name__} of {[type(p).__name__ for p in parts]}"
     return f"a {type(parts).__name__}" + (f" with keys {list(parts)}" if isinstance(parts, dict) else "")
-
-
-def _describe(dataloader: Any) -> str:
-    if isinstance(dataloader, dict):
-        return f"a dict of {len(dataloader)} loaders"
-    if isinstance(dataloader, (list, tuple)):
-        return f"a {type(dataloader).__name__} of {len(dataloader)} loaders"
-    return f"a {type(dataloader).__name__}"
-
-
-def _indices(loader: DataLoader, processes: int) -> list[Any]:
-    """What one epoch of the loader's sampler visits, sorted; the user's generators are not advanced."""
-    sampler = loader.sampler
-    if isinstance(sampler, DistributedSamplerWrapper):  # Lightning's, around the user's own
-        sampler = sampler.dataset._sampler  # type: ignore[attr-defined]
-    if loader.batch_sampler is not None and type(loader.batch_sampler) is not torch.utils.data.BatchSampler:
-        if processes > 1:
-            raise MisconfigurationException(
-                f"The training data comes by a {type(loader.batch_sampler).__name__}, of which each of {processes} "
-                "processes sees a part of its own. Expected a DataLoader with a sampler, or Trainer(devices=1)."
-            )
-        return sorted(chain.from_iterable(_undisturbed(loader.batch_sampler)))
-    if isinstance(sampler, SubsetRandomSampler):
-        return sorted(sampler.indices)
-    if isinstance(sampler, (SequentialSampler, DistributedSampler)) or (
-        isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples >= len(loader.dataset)  # type: ignore[arg-type]
-    ):
-        return list(range(len(loader.dataset)))  # type: ignore[arg-type]
-    return sorted(_undisturbed(sampler))
-
-
-def _undisturbed(sampler: Any) -> list[Any]:
-    twin = copy.copy(sampler)
-    if isinstance(generator := getattr(sampler, "generator", None), torch.Generator):
-        twin.generator = torch.Generator().set_state(generator.get_state())
-    with isolate_rng():  # a sampler without a generator draws from the global one
-        return list(twin)
-
-
-def _subset(indices: list[Any], count: int, seed: int, labels: Tensor | None = None) -> list[Any]:
-    """``count`` of ``indices`` at random; with ``labels`` of all rows, each class in proportion, to within one row."""
-    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
-    if labels is not None:  # every (n / count)-th row of the shuffled rows, sorted by class in order of appearance
-        found = labels[torch.tensor(indices)[order]]
-        _, group = found.unique(return_inverse=True)
-        first = torch.full((int(group.max()) + 1,), len(group)).scatter_reduce(
-            0, group, torch.arange(len(group)), "amin"
-        )
-        order = order[first[group].argsort(stable=True)]
-        order = order[torch.arange(count) * len(indices) // count]
-    return [indices[i] for i in order[:count].tolist()]
-
-
-def _labels(dataset: Any) -> Tensor | None:
-    """Class labels ``[n]`` of a dataset that tells them without loading a row; None where it does not.
-
-    They are the last tensor of a ``TensorDataset`` or an attribute ``targets`` or ``labels``, as torchvision has it;
-    also through ``Subset`` and ``ConcatDataset``.
-    """
-    if isinstance(dataset, Subset):
-        labels = _labels(dataset.dataset)
-        return None if labels is None else labels[torch.as_tensor(dataset.indices)]
-    if isinstance(dataset, ConcatDataset):
-        parts = [_labels(part) for part in dataset.datasets]
-        return None if any(part is None for part in parts) else torch.cat(parts)  # type: ignore[arg-type]
-    told: Any = getattr(dataset, "targets", getattr(dataset, "labels", None))
-    if isinstance(dataset, TensorDataset):
-        told = dataset.tensors[-1]
-    try:
-        classes = torch.as_tensor(told).cpu()
-    except (TypeError, ValueError, RuntimeError):  # anything may be called so
-        return None
-    fits = classes.dim() == 1 and len(classes) == len(dataset) and not classes.is_floating_point()
-    return classes if fits else None
-
-
-def _unbatched(loader: DataLoader) -> bool:
-    return loader.batch_size is None and loader.batch_sampler is None
-
-
-def _no_rows_to_count(what: str) -> MisconfigurationException:
-    return MisconfigurationException(
-        f"max_samples counts rows and the training data is a {what}, whose batches come whole. Expected a DataLoader "
-        "that composes its batches of rows; or leave max_samples=None and give fewer batches."
-    )
-
-
-def _loader(loader: DataLoader, indices: list[Any], seed: int) -> DataLoader:
-    batched = not _unbatched(loader)
-    return DataLoader(
-        loader.dataset,
-        batch_size=(loader.batch_size or 256) if batched else None,
-        sampler=indices,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=torch.Generator().manual_seed(seed),
-    )

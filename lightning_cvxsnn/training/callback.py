@@ -335,6 +335,7 @@ class ConvexReconstruction(Callback):
                 max_samples=self.settings.max_samples,
                 seed=self.settings.seed,
                 ranks=ranks,
+                limit=trainer.num_training_batches,
             )
             context = TrainerContext(
                 optimizers=trainer.optimizers,

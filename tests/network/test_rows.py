@@ -313,7 +313,7 @@ def test_a_stream_is_refused_in_several_processes():
         TrainingRows(Net(), DataLoader(Endless()), transfer=lambda b: b, max_samples=5, seed=0, ranks=Two())
 
 
-def test_repeats_of_a_sampler_have_one_origin():
+def test_repeats_of_a_sampler_have_one_id():
     repeated = training_rows(numbered(20, sampler=[3, 7, 3, 0, 7, 7]))
     assert order(repeated) == [0, 3, 3, 7, 7, 7]
     assert repeated.sample_ids(6).tolist() == [0, 1, 1, 2, 2, 2]
