@@ -134,7 +134,7 @@ def test_an_exception_at_any_write_of_a_warm_start_undoes_all_of_them(witnesses)
         callback = ConvexReconstruction(beta=0.02, witnesses=witnesses, every_n_epochs=0, final_solve=False)
         try:
             with writes:
-                trainer(AtTheStart(writes), callback, max_epochs=1, limit_train_batches=1).fit(net, loader(ROWS, BATCH))
+                trainer(AtTheStart(writes), callback, max_epochs=1, max_steps=1).fit(net, loader(ROWS, BATCH))
         except OSError:
             assert callback.reports == []
             assert_same_state(net, before)
@@ -436,7 +436,7 @@ def solve(net, rows, **arguments):
     before = state(net)
     callback = ConvexReconstruction(beta=0.5, witnesses="keep", every_n_epochs=0, final_solve=False, **arguments)
     try:
-        trainer(callback, max_epochs=1, limit_train_batches=1).fit(net, loader(rows, 200))
+        trainer(callback, max_epochs=1, max_steps=1).fit(net, loader(rows, 200))
     except Exception as error:
         limit(None)
         assert_same_state(net, before)

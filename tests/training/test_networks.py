@@ -70,7 +70,7 @@ def warm_started(module, data=None, **options):
     callback = ConvexReconstruction(scale=1.0, every_n_epochs=0, final_solve=False, **options)
     after = AfterWarmStart()
     rows = DataLoader(TensorDataset(*(data or digits(160))), batch_size=32)
-    trainer(callback, after, max_epochs=1, limit_train_batches=1).fit(module, rows)
+    trainer(callback, after, max_epochs=1, max_steps=1).fit(module, rows)
     (report,) = callback.reports
     assert report.accepted, report
     assert report.gap < 1e-5
@@ -225,7 +225,7 @@ def test_event_data_time_first():
         return torch.stack([frames[:, i] for i in items], 1), y[items]
 
     rows = DataLoader(range(160), batch_size=32, collate_fn=time_first)
-    trainer(callback, after, max_epochs=1, limit_train_batches=1).fit(Events(net), rows)
+    trainer(callback, after, max_epochs=1, max_steps=1).fit(Events(net), rows)
     (report,) = callback.reports
     assert report.accepted
     assert report.rows == 160
@@ -298,7 +298,7 @@ def test_losses_without_their_convex_batch_are_warned_about(kind, monkeypatch):
     with pytest.warns(
         UserWarning, match=r"(?s)solves loss='cross_entropy'.*class weights, label smoothing, soft targets"
     ):
-        trainer(callback, max_epochs=1, limit_train_batches=1).fit(
+        trainer(callback, max_epochs=1, max_steps=1).fit(
             kind(dense(neuron.LIFNode())), DataLoader(TensorDataset(*digits(160)), batch_size=32)
         )
 
@@ -333,7 +333,7 @@ def test_two_readouts_with_a_callback_each(recwarn):
     ]
     module, after = Heads(), AfterWarmStart()
     rows = DataLoader(TensorDataset(*digits(160)), batch_size=32)
-    trainer(*callbacks, after, max_epochs=1, limit_train_batches=1).fit(module, rows)
+    trainer(*callbacks, after, max_epochs=1, max_steps=1).fit(module, rows)
     reports = [callback.reports[0] for callback in callbacks]
     assert all(report.accepted for report in reports)
     penalty = sum(r.rho * float(after.weights[n].abs().sum()) for r, n in zip(reports, ("digit", "carry"), strict=True))

@@ -448,7 +448,7 @@ def test_a_stream_is_solved_over_its_first_rows_and_trains_undisturbed(size, bat
     for callback in (None, ConvexReconstruction(beta=0.05, max_samples=30, dry_run=True, max_overhead=None)):
         net = small()
         stream = DataLoader(Stream(size), batch_size=BATCH) if batched else DataLoader(Chunks(size), batch_size=None)
-        run = trainer(*([callback] if callback else []), max_epochs=2, limit_train_batches=4)
+        run = trainer(*([callback] if callback else []), max_epochs=2, limit_train_batches=10)
         run.fit(net, stream)
         ends.append(state(net))
     assert len(callback.reports) == 3
@@ -498,6 +498,6 @@ def test_of_a_dataset_larger_than_memory_only_max_samples_are_loaded():
             return x, self.targets[index]
 
     callback = ConvexReconstruction(beta=0.05, every_n_epochs=0, final_solve=False, max_samples=50, witnesses="keep")
-    trainer(callback, max_epochs=1, limit_train_batches=1).fit(small(), DataLoader(Huge(), batch_size=BATCH))
+    trainer(callback, max_epochs=1, max_steps=1).fit(small(), DataLoader(Huge(), batch_size=BATCH))
     assert callback.reports[0].rows in (50, 40)
     assert Huge.loaded <= 6 * 50
