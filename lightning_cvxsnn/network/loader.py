@@ -125,7 +125,7 @@ class Epoch:
         original = Original(loader, f"a {type(loader).__name__}")
         stop = self._stop(original)
         if loader.batch_sampler is None:
-            items = self._items(loader, original, stop, 1)
+            items = self._items(loader.sampler, original, stop, 1)
             itself = Chosen(original, items, itself=True)
             if self.max_samples is None:
                 return itself
@@ -140,17 +140,17 @@ class Epoch:
             batches = self._drawn(original, lambda loader: loader.batch_sampler, stop)
             chosen = Chosen(original, batches, itself=False)
             return chosen if self.max_samples is None else chosen.limited(self.max_samples, self.seed)
-        size = loader.batch_size or loader.batch_sampler.batch_size
-        composed = Composed(original, self._items(loader, original, stop, size), size, whole=loader.drop_last)
+        own = loader.batch_sampler  # around a sampler that may be another one than the loader's
+        items = self._items(own.sampler, original, stop, own.batch_size)
+        composed = Composed(original, items, own.batch_size, whole=own.drop_last)
         return composed if self.max_samples is None else composed.limited(self.max_samples, self.seed, loader.dataset)
 
-    def _items(self, loader: DataLoader, original: Original, stop: float, size: int) -> list[Any]:
+    def _items(self, sampler: Any, original: Original, stop: float, size: int) -> list[Any]:
         """What the sampler gives in the batches of an epoch, sorted; the same in all processes."""
-        sampler: Any = loader.sampler
         several = self.ranks.size > 1
         length = sized_len(sampler)
         if length is None or stop * size < length:  # a part of a pass, another part in each process
-            drawn = self._drawn(original, lambda loader: loader.sampler, stop * size)
+            drawn = self._drawn(original, _sampler, stop * size)
             return in_order(list(chain.from_iterable(self.ranks.exchange(drawn))))
         inside = several and isinstance(sampler, DistributedSamplerWrapper)  # Lightning's, around the user's own
         if inside:
@@ -163,11 +163,12 @@ class Epoch:
             items = list(range(len(sampler.data_source)))
         elif several and kind is DistributedSampler:
             items = list(range(len(sampler.dataset)))
-        else:
-            most = stop * size * (self.ranks.size if inside else 1)
+        elif inside:
             items = self._drawn(
-                original, lambda loader: loader.sampler.dataset._sampler if inside else loader.sampler, most
+                original, lambda loader: _sampler(loader).dataset._sampler, stop * size * self.ranks.size
             )
+        else:
+            items = self._drawn(original, _sampler, stop * size)
         return in_order(self.ranks.exchange(items)[0])
 
     def _drawn(self, original: Original, sampler: Callable[[Any], Any], most: float) -> list[Any]:
@@ -191,6 +192,11 @@ def seed_generators(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
+
+
+def _sampler(loader: DataLoader) -> Any:
+    """What gives the loader its items."""
+    return loader.sampler if loader.batch_sampler is None else loader.batch_sampler.sampler  # type: ignore[attr-defined]
 
 
 def _torchs_own(loader: DataLoader) -> bool:

@@ -412,6 +412,8 @@ def test_a_sampler_that_iterates_by_itself_is_followed_whatever_it_inherits(kind
         17,
     ]
     assert order(training_rows(numbered(sampler=SequentialSampler(range(5))))) == list(range(5))
+    assert order(training_rows(numbered(batch_sampler=BatchSampler([5, 2, 9], 2, False)))) == [2, 5, 9]
+    assert order(training_rows(numbered(batch_sampler=BatchSampler(range(3, 8), 2, True)))) == [3, 4, 5, 6]
 
 
 class Forever(Sampler):
