@@ -1,8 +1,8 @@
 """A fuzz of data loaders: with ``dry_run=True`` a fit is bit for bit the one without the callback, or it is refused.
 
 ``python benchmarks/loaders.py`` draws 200 combinations of dataset, sampler, batch sampler, collate function, workers,
-``drop_last``, ``max_samples``, loader class, ``limit_train_batches`` and ``overfit_batches``, and fits each twice for
-one epoch. Compared are the batches that ``training_step`` received, the weights, the global random number generators, every
+``drop_last``, ``max_samples``, loader class, ``limit_train_batches`` and ``overfit_batches``, and fits each twice.
+Compared are the batches that ``training_step`` received, the weights, the global random number generators, every
 generator and counter of the loader, and what the loader gives next.
 """
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_cvxsnn.network.copies import Original
-from lightning_cvxsnn.network.sampling import class_labels, in_order, subset
+from lightning_cvxsnn.network.sampling import class_labels, in_order, random_subset
 
 
 class Held:
@@ -31,7 +31,7 @@ class Held:
         """Some consecutive batches."""
         return Held(self._batches[start:stop])
 
-    def among(self, samples: Tensor) -> tuple[Any, Tensor]:
+    def subset(self, samples: Tensor) -> tuple[Any, Tensor]:
         """Batches that hold the samples of a bool mask, and which of theirs these are."""
         return self, samples
 
@@ -91,7 +91,7 @@ class Chosen(Held):
         """Some consecutive batches."""
         return self._of(self._batches[start:stop])
 
-    def among(self, samples: Tensor) -> tuple["Chosen", Tensor]:
+    def subset(self, samples: Tensor) -> tuple["Chosen", Tensor]:
         """Batches that hold the samples of a bool mask, and which of theirs these are."""
         if self._itself or sum(map(len, self._batches)) != len(samples):
             return self, samples
@@ -101,13 +101,13 @@ class Chosen(Held):
 
     def sample(self, count: int, seed: int) -> "Chosen":
         """All batches in an order drawn by ``seed``."""
-        return self._of(subset(self._batches, len(self._batches), seed))
+        return self._of(random_subset(self._batches, len(self._batches), seed))
 
     def limited(self, count: int, seed: int) -> "Chosen":
         """Batches at random that hold at most ``count`` samples, but for one that alone holds more."""
         kept: list[int] = []
         rows = 0
-        for index in subset(range(len(self._batches)), len(self._batches), seed):
+        for index in random_subset(range(len(self._batches)), len(self._batches), seed):
             if not kept or rows + len(self._batches[index]) <= count:
                 kept.append(index)
                 rows += len(self._batches[index])
@@ -147,7 +147,7 @@ class Composed(Held):
         """Some consecutive batches."""
         return self._of(self._items[start * self._size : stop * self._size])
 
-    def among(self, samples: Tensor) -> tuple["Composed", Tensor]:
+    def subset(self, samples: Tensor) -> tuple["Composed", Tensor]:
         """The rows of a bool mask, with others where batches must be whole; and which of theirs these are."""
         if len(samples) != len(self._items):
             return self, samples
@@ -160,7 +160,7 @@ class Composed(Held):
         """``count`` rows at random, or the next number that makes whole batches."""
         if self._whole:
             count += -count % self._size
-        return self._of(subset(self._items, count, seed))
+        return self._of(random_subset(self._items, count, seed))
 
     def limited(self, count: int, seed: int, dataset: Any) -> "Composed":
         """At most ``count`` rows at random, classes in proportion; one batch at least where batches must be whole."""
@@ -168,7 +168,7 @@ class Composed(Held):
             count = max(count - count % self._size, self._size)
         if len(self._items) <= count:
             return self
-        return self._of(in_order(subset(self._items, count, seed, class_labels(dataset, self._items))))
+        return self._of(in_order(random_subset(self._items, count, seed, class_labels(dataset, self._items))))
 
     def read(self, seed: int) -> Iterator[Any]:
         """One pass over the batches."""

@@ -27,7 +27,7 @@ from torch.utils.data import (
 
 from lightning_cvxsnn.network.batches import Chosen, Composed, Followed, Held
 from lightning_cvxsnn.network.copies import Original
-from lightning_cvxsnn.network.sampling import in_order, subset
+from lightning_cvxsnn.network.sampling import in_order, random_subset
 from lightning_cvxsnn.runtime.memory import available_memory
 from lightning_cvxsnn.runtime.ranks import Ranks
 
@@ -65,7 +65,7 @@ class Epoch:
             if not any(isinstance(batch, DataLoader) for batch in dataloader):
                 if self.max_samples is None:
                     return Held(dataloader)
-                return Held(self._first(Held(subset(dataloader, len(dataloader), self.seed))))
+                return Held(self._first(Held(random_subset(dataloader, len(dataloader), self.seed))))
         elif not isinstance(dataloader, (list, tuple, dict)):
             return self._followed(dataloader)
         raise MisconfigurationException(
@@ -196,7 +196,8 @@ def seed_generators(seed: int) -> None:
 
 def _sampler(loader: DataLoader) -> Any:
     """What gives the loader its items."""
-    return loader.sampler if loader.batch_sampler is None else loader.batch_sampler.sampler  # type: ignore[attr-defined]
+    batch_sampler: Any = loader.batch_sampler
+    return loader.sampler if batch_sampler is None else batch_sampler.sampler
 
 
 def _torchs_own(loader: DataLoader) -> bool:
@@ -219,7 +220,7 @@ def _check_held(batch: Any, batches: int) -> None:
     if available is not None and size * batches > available / 2:
         raise MisconfigurationException(
             f"The training data is read once and held in memory: {batches} batches of {size / 2**20:.1f} MiB, and "
-            f"{available / 2**20:.1f} MiB are available. Set max_samples, or a smaller Trainer(limit_train_batches=...)."
+            f"{available / 2**20:.1f} MiB are available. Set max_samples or a smaller Trainer(limit_train_batches=...)."
         )
 
 

@@ -109,7 +109,7 @@ class TrainingRows:
         Returns:
             The rows, and which of theirs these are.
         """
-        read, own = self._read.among(samples)
+        read, own = self._read.subset(samples)
         return self._of(read), own
 
     def sample(self, count: int) -> list[Batch]:

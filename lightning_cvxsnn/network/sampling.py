@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 
-def subset(items: Sequence[Any], count: int, seed: int, labels: Tensor | None = None) -> list[Any]:
+def random_subset(items: Sequence[Any], count: int, seed: int, labels: Tensor | None = None) -> list[Any]:
     """``count`` of ``items`` at random; with ``labels`` of all rows, each class in proportion, to within one row."""
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))
     if labels is not None:  # every (n / count)-th row of the shuffled rows, sorted by class in order of appearance

@@ -146,7 +146,7 @@ def test_a_batch_sampler_of_ones_own():
     dataloader = DataLoader(numbered().dataset, batch_sampler=EvenFirst(range(5), 3, False))
     mine = training_rows(dataloader)
     assert [batch.y.tolist() for batch in mine] == [[0, 2, 4], [1, 3]]
-    few, own = mine.among(torch.tensor([False, False, False, True, False]))
+    few, own = mine.subset(torch.tensor([False, False, False, True, False]))
     assert [batch.y.tolist() for batch in few] == [[1, 3]]
     assert own.tolist() == [True, False]
 
@@ -468,7 +468,7 @@ def test_with_drop_last_every_batch_is_whole():
     mine = training_rows(dataloader)
     samples = torch.zeros(18, dtype=torch.bool)
     samples[[1, 4, 7, 9, 10, 12, 17]] = True
-    few, own = mine.among(samples)
+    few, own = mine.subset(samples)
     for batches in (mine, few, mine.sample(7), training_rows(dataloader, max_samples=13)):
         assert {len(batch.y) for batch in batches} == {6}
     assert len(order(mine)) == len(set(order(mine))) == 18
