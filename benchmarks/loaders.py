@@ -456,7 +456,8 @@ def fit(spec: dict[str, Any], callbacks: list[pl.Callback]) -> dict[str, Any]:
         "weights": checksum(*net.parameters()),
         "global": [checksum(torch.get_rng_state()), str(np.random.get_state()), hash(random.getstate())],
         "loader": state(loader),
-        "next": next_batches(loader),
+        # Persistent workers that a limit stops in mid-epoch give what they have ready: not the same in two runs without.
+        "next": [] if spec["persistent"] else next_batches(loader),
     }
 
 
