@@ -98,7 +98,7 @@ class ConvexReconstruction(Callback):
             charged.
         gap_tolerance: Certified duality gap to reach, relative to the objective of the best constant predictor.
         max_samples: Rows to use, a random subset fixed by ``seed``, stratified where the dataset tells class labels
-            without loading its rows; of batches that come whole, as many as hold so many rows. None: all.
+            without loading its rows; of batches that come whole, as many as hold them. None: all.
         backend: Engine of candidates' patterns (``pool``, ``priced``): ``"cupy"``, the kernels on a CUDA device;
             ``"torch"``; ``"auto"``: CuPy where it is installed and the network is on such a device, else torch.
         dry_run: Diagnose and certify, write nothing.

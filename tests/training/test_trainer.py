@@ -448,7 +448,7 @@ def test_a_stream_is_solved_over_its_first_rows_and_trains_undisturbed(size, bat
     for callback in (None, ConvexReconstruction(beta=0.05, max_samples=30, dry_run=True, max_overhead=None)):
         net = small()
         stream = DataLoader(Stream(size), batch_size=BATCH) if batched else DataLoader(Chunks(size), batch_size=None)
-        run = trainer(*([callback] if callback else []), max_epochs=2, limit_train_batches=10)
+        run = trainer(*([callback] if callback else []), max_epochs=2, limit_train_batches=4 if batched else 10)
         run.fit(net, stream)
         ends.append(state(net))
     assert len(callback.reports) == 3
