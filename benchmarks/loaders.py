@@ -456,7 +456,7 @@ def fit(spec: dict[str, Any], callbacks: list[pl.Callback]) -> dict[str, Any]:
         "weights": checksum(*net.parameters()),
         "global": [checksum(torch.get_rng_state()), str(np.random.get_state()), hash(random.getstate())],
         "loader": state(loader),
-        # Persistent workers that a limit stops give what they have ready: not the same in two runs without the callback.
+        # Persistent workers that a limit stops give what is ready: not the same in two runs without the callback.
         "next": [] if spec["persistent"] else next_batches(loader),
     }
 
