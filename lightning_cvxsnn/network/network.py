@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_flatten
 
 from lightning_cvxsnn.network.activity import LayerActivity, measure_activity
@@ -119,6 +120,19 @@ class Network:
         if self.rows.ranks.size > 1:
             for tensor in (*self.module.parameters(), *self.statistics, *self.constants):
                 tensor.copy_(self.rows.ranks.broadcast(tensor))
+
+    def check_initialised(self) -> None:
+        """Refuse lazy modules that have not seen a batch.
+
+        Raises:
+            MisconfigurationException: Naming their parameters.
+        """
+        lazy = [name for name, p in self.module.named_parameters() if isinstance(p, UninitializedParameter)]
+        if lazy:
+            raise MisconfigurationException(
+                f"The parameters {lazy} of lazy modules have no shape yet. Expected initialised ones: run one batch "
+                "through the network before the fit."
+            )
 
     def check_finite(self) -> None:
         """Refuse a network whose training has diverged.

@@ -216,7 +216,29 @@ def _call_order(module: nn.Module, x: Any) -> list[str]:
             f"{type(module).__name__} has no `forward`: expected `forward(self, x)` or `convex_forward(self, x)` that "
             "returns what the loss is applied to."
         )
-    return reached(module, x, lambda m: isinstance(m, nn.Linear) or is_spiking(m))
+    try:
+        return reached(module, x, lambda m: isinstance(m, nn.Linear) or is_spiking(m))
+    except MisconfigurationException:
+        raise
+    except Exception as error:  # whatever the user's forward raises
+        method = "forward" if forward_of(module) is module else "convex_forward"
+        raise MisconfigurationException(
+            f"{type(module).__name__}.{method}, called with the inputs of a training batch ({_describe(x)}), raised "
+            f"{type(error).__name__}: {error}. Expected it to take what the loader gives; where `training_step` "
+            "changes the batch first (casts, transposes, encodes), define `convex_batch(self, batch)` that returns (x, y) with "
+            "x as `training_step` passes it on, or `convex_forward(self, x)` that does the same."
+        ) from error
+
+
+def _describe(x: Any) -> str:
+    """Types and shapes of inputs, in words."""
+    if isinstance(x, Tensor):
+        return f"a {str(x.dtype).removeprefix('torch.')} tensor of shape {list(x.shape)}"
+    if isinstance(x, dict):
+        return "a dict of " + ", ".join(f"{key!r}: {_describe(value)}" for key, value in x.items())
+    if isinstance(x, (tuple, list)):
+        return f"a {type(x).__name__} of " + ", ".join(map(_describe, x))
+    return f"a {type(x).__name__}"
 
 
 def _candidate(module: nn.Module, order: list[str], name: str | None) -> str:

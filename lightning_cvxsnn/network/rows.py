@@ -138,6 +138,13 @@ class TrainingRows:
         for index, batch in enumerate(read.read(self._seed), self._first):
             yield unpack(self._module, self._transfer(batch), index)
 
+    def raw(self) -> Any:
+        """The first batch, as ``training_step`` gets it."""
+        self._seed_everything()
+        if isinstance(self._loader, DataLoader):
+            self._loader.generator.manual_seed(self._seed)
+        return self._transfer(next(iter(self._loader)))
+
 
 def rows_of(model: nn.Module, dataloader: Any, *, max_samples: int | None = None, seed: int = 0) -> TrainingRows:
     """Training rows without a Trainer, on the device where the model's parameters are."""

@@ -9,6 +9,11 @@ from lightning_cvxsnn.convex import Loss
 from lightning_cvxsnn.convex.losses import loss_named
 from lightning_cvxsnn.network.reduction import TimeReduction
 
+_IGNORED = (
+    "; give rows that the loss ignores (such as -100) any of these and weight 0: define `convex_batch(self, batch)` "
+    "that returns (x, y, weight)."
+)
+
 
 def row_targets(y: Tensor, reduction: TimeReduction, *, loss: Loss, num_outputs: int) -> Tensor:
     """Targets of one batch, one per dictionary row.
@@ -72,7 +77,7 @@ def row_targets(y: Tensor, reduction: TimeReduction, *, loss: Loss, num_outputs:
     if y.numel() and (y.min() < 0 or y.max() >= classes):
         raise MisconfigurationException(
             f"The targets range from {int(y.min())} to {int(y.max())} and the readout has {num_outputs} output(s). "
-            f"Expected class indices from 0 to {classes - 1}."
+            f"Expected class indices from 0 to {classes - 1}{_IGNORED if y.min() < 0 else '.'}"
         )
     return y
 

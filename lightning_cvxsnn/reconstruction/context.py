@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
+from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.runtime.progress import Progress, no_progress
 
 
@@ -17,6 +18,8 @@ class TrainerContext:
         optimizers: Optimisers that hold state for the network's parameters.
         precision: The context of a training forward, such as autocast; None: none.
         progress: Shows the pattern pass and the solve.
+        check: Called with the network once its readout is proved, before anything is written; raises where the Trainer
+            trains it on something else than what is captured.
         epoch: Epochs finished.
         step: Global step.
         batches: Training batches of an epoch, in each process.
@@ -25,6 +28,7 @@ class TrainerContext:
     optimizers: Sequence[Optimizer] = ()
     precision: Callable[[], AbstractContextManager] | None = None
     progress: Progress = no_progress
+    check: Callable[[Network], None] = lambda network: None
     epoch: int = 0
     step: int = 0
     batches: int = 0

@@ -76,6 +76,15 @@ class Reconstructor:
         self.budget = Budget(self.settings.max_overhead, **state["budget"])
         self.shadow = Shadow(**state["shadow"]) if "shadow" in state else None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle leaves out what belongs to one module: its proved readout and the cost of its forward."""
+        return {**vars(self), "readout": None, "_meter": None}
+
+    def begin_schedule(self) -> None:
+        """Another fit counts its epochs from 0, and may bring another loader."""
+        self.readout = self._meter = None
+        self.budget = Budget(self.settings.max_overhead, expected=self.budget.expected)
+
     def obstacle(self, module: nn.Module) -> str:
         """Why the readout that was found can no longer be written (pruning may have come since); "" if it can."""
         if self.readout is not None:
@@ -110,7 +119,9 @@ class Reconstructor:
         """
         context, policy = context or TrainerContext(), Policy(self.settings, occasion)
         tolerance = _TOLERANCE if context.precision is None else _LOW_PRECISION_TOLERANCE
-        network = Network(module, rows, self.readout or self.settings.readout, tolerance)
+        # Proved anew at each solve: sequences may have become longer since the last one.
+        network = Network(module, rows, self.readout.name if self.readout else self.settings.readout, tolerance)
+        network.check_initialised()
         self._once = Work()
         if self.shadow is not None:
             self.shadow.leave(module)
@@ -144,12 +155,14 @@ class Reconstructor:
         return self._report(finished, policy, context, spent)
 
     def _find_readout(self, network: Network, context: TrainerContext) -> Meter:
-        """Prove the readout and measure a forward pass, the first time; then as remembered."""
+        """Prove the readout and, if it is another one than at the last solve, measure a forward pass."""
         network.check_finite()
-        self.readout = network.readout
-        if self._meter is None:
-            self._meter = measure(network.module, network.readout.module, network.first().x)
-            self.budget.epoch = self._meter.epoch(context.batches)
+        found, known = network.readout, self.readout
+        if self._meter is None or known is None or found.reduction != known.reduction:
+            context.check(network)
+            self._meter = measure(network.module, found.module, network.first().x)
+        self.readout = found
+        self.budget.epoch = self._meter.epoch(context.batches)
         try:
             resolve_backend(self.settings.backend, network.readout.module.weight.device)
         except ValueError as error:

@@ -26,6 +26,9 @@ class Ranks:
 
     Args:
         alone: Act as a single rank, whatever process group there is.
+
+    Attributes:
+        in_step: Whether the last exchange ended on this rank; after an error in it others may have left.
     """
 
     def __init__(self, *, alone: bool = False) -> None:
@@ -35,6 +38,7 @@ class Ranks:
             if dist.get_backend() == "nccl":
                 self.device = torch.device("cuda", torch.cuda.current_device())
         self._together = True
+        self.in_step = True
 
     def __enter__(self) -> Ranks:
         return self
@@ -48,8 +52,9 @@ class Ranks:
         if self.size == 1:
             return [value]
         told: list[Any] = [None] * self.size
-        self._together = False
+        self._together = self.in_step = False
         dist.all_gather_object(told, (value, error and (type(error).__name__, str(error))))
+        self.in_step = True
         for rank, (_, failure) in enumerate(told):
             if failure is not None and error is None:
                 name, message = failure

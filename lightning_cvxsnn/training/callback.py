@@ -1,6 +1,5 @@
 """Convex reconstruction as a Lightning callback: when to solve, and telling what came of it. No numerics."""
 
-import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,15 +23,19 @@ from lightning_cvxsnn.reports.advice import advise
 from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.runtime.ranks import Ranks
 from lightning_cvxsnn.training.agreement import batch_loss, warn_unless_same_loss
+from lightning_cvxsnn.training.step_inputs import check_step_inputs
 from lightning_cvxsnn.training.trainer import (
     averages,
     check_strategy,
     save_beside_checkpoints,
+    seen_after_epoch,
+    start_module,
     tell_of_watcher,
     trainer_progress,
     transfer,
     unlogged,
     watcher,
+    weights_digest,
 )
 
 if TYPE_CHECKING:
@@ -154,17 +157,21 @@ class ConvexReconstruction(Callback):
             dry_run=dry_run,
             seed=seed,
         )
-        self._module: weakref.ref[pl.LightningModule] | None = None
+        self._left = ""  # digest of the weights that the last fit left behind
         self._begin_run()
 
     def _begin_run(self) -> None:
         self.reports: list[SolveReport] = []
         self._reconstructor = Reconstructor(self.settings)
-        self._warm_started = False
+        self._warm_started = self._restored = False
+        self._begin_schedule()
+
+    def _begin_schedule(self) -> None:
         self._solved_epoch = 0  # epochs that were finished at the last solve on schedule
         self._finished_step = -1  # global step of the last solve that a final one could not better
         self._compared = False
         self._batch_loss: float | None = None
+        self._reconstructor.begin_schedule()
 
     @property
     @override
@@ -179,8 +186,9 @@ class ConvexReconstruction(Callback):
 
         It is asked before the first epoch (``"warm start"``), after the last batch of each epoch, before its validation
         (``"periodic solve"``), and at the end (``"final solve"``); never under ``fast_dev_run``, of a warm start only
-        once in a run, and not of periodic solves where ``every_n_epochs=0``, or where ``apply="auto"`` and something in
-        the fit compares validations.
+        once in a run. Of periodic solves it is not asked where ``every_n_epochs=0``, where the solution is a shadow
+        that neither a validation nor a checkpoint would see, or where ``apply="auto"`` and something in the fit compares
+        validations.
 
         Args:
             occasion: What kind of solve it would be.
@@ -202,12 +210,14 @@ class ConvexReconstruction(Callback):
         """Whether this fit allows a solve that `should_solve` wants."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return False
-        compared = self.settings.apply == "auto" and bool(watcher(trainer))
-        return not (occasion == "periodic solve" and compared) and self.should_solve(occasion, epoch)
+        if occasion == "periodic solve" and self.settings.apply != "replace":
+            if not seen_after_epoch(trainer) or (self.settings.apply == "auto" and watcher(trainer)):
+                return False
+        return self.should_solve(occasion, epoch)
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        """Refuse what cannot work; a new network begins a new run."""
+        """Refuse what cannot work."""
         if stage != "fit":
             return
         check_settings([c.settings for c in _solvers(trainer)])
@@ -217,17 +227,23 @@ class ConvexReconstruction(Callback):
                 trainer.callbacks,  # type: ignore[attr-defined]
                 key=lambda c: 2 if isinstance(c, Checkpoint) else int(c is self),
             )
-        if self._module is None or self._module() is not pl_module:
-            self._begin_run()
-            self._module = weakref.ref(pl_module)
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """The warm start: loaders, counters and optimisers are in place, nothing has trained yet."""
+        """The warm start: loaders, counters and optimisers are in place, nothing has trained yet.
+
+        A fit that begins at step 0 with other weights than those left behind is a new run. The module's own
+        ``on_train_start``, which Lightning calls after those of callbacks, is called before the warm start.
+        """
         self._withdraw(trainer, pl_module)
+        if trainer.global_step == 0 and not self._restored:
+            if weights_digest(pl_module) != self._left:
+                self._begin_run()
+            self._begin_schedule()
         # The LR and batch-size finders set ``ckpt_path`` too, and go back to step 0.
         resumed = trainer.ckpt_path is not None and trainer.global_step > 0
         if not self._warm_started and not resumed and self._may_solve(trainer, "warm start", trainer.current_epoch):
+            start_module(trainer, pl_module)
             self._solve(trainer, pl_module, "warm start", trainer.current_epoch)
         self._warm_started = True
         if self.settings.every_n_epochs and self.settings.apply != "replace":
@@ -301,6 +317,8 @@ class ConvexReconstruction(Callback):
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Leave neurons whose deep copy works: weight averaging makes one as the next fit begins."""
         release_graphs(pl_module)
+        if stage == "fit":
+            self._left, self._restored = weights_digest(pl_module), False
 
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
@@ -308,6 +326,8 @@ class ConvexReconstruction(Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             self._withdraw(trainer, pl_module)
         release_graphs(pl_module)  # there is no ``teardown`` after an exception
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._left, self._restored = weights_digest(pl_module), False
 
     def plot(self) -> "Figure":
         """Draw the solves: objective and bound, units, held-out loss and accuracy; see `plots.solves`.
@@ -323,29 +343,34 @@ class ConvexReconstruction(Callback):
     def _solve(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
     ) -> SolveReport | None:
-        """Solve and report; None, with a warning, where the readout has become one that cannot be written."""
+        """Solve and report; None, with a warning, where a later solve fails, which nothing but itself depends on."""
         if obstacle := self._reconstructor.obstacle(pl_module):
-            rank_zero_warn(f"ConvexReconstruction leaves out the {occasion}, and training goes on. {obstacle}")
-            return None
-        with Ranks(alone=trainer.world_size == 1) as ranks, unlogged(pl_module):
-            rows = TrainingRows(
-                pl_module,
-                trainer.train_dataloader,
-                transfer=partial(transfer, trainer, pl_module),
-                max_samples=self.settings.max_samples,
-                seed=self.settings.seed,
-                ranks=ranks,
-                limit=trainer.num_training_batches,
-            )
-            context = TrainerContext(
-                optimizers=trainer.optimizers,
-                precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
-                progress=partial(trainer_progress, trainer),
-                epoch=epoch,
-                step=trainer.global_step,
-                batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
-            )
-            report = self._reconstructor.run(pl_module, rows, occasion, context)
+            return _leave_out(occasion, obstacle)
+        ranks = Ranks(alone=trainer.world_size == 1)
+        try:
+            with ranks, unlogged(pl_module):
+                rows = TrainingRows(
+                    pl_module,
+                    trainer.train_dataloader,
+                    transfer=partial(transfer, trainer, pl_module),
+                    max_samples=self.settings.max_samples,
+                    seed=self.settings.seed,
+                    ranks=ranks,
+                )
+                context = TrainerContext(
+                    optimizers=trainer.optimizers,
+                    precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
+                    progress=partial(trainer_progress, trainer),
+                    check=partial(check_step_inputs, trainer),
+                    epoch=epoch,
+                    step=trainer.global_step,
+                    batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
+                )
+                report = self._reconstructor.run(pl_module, rows, occasion, context)
+        except Exception as error:
+            if occasion == "warm start" or not ranks.in_step:
+                raise
+            return _leave_out(occasion, f"{type(error).__name__}: {error}")  # training alone would go on
         self.reports.append(report)
         self._solved_epoch = epoch
         if occasion == "final solve" or self.settings.apply != "replace":  # a shadow is what a last solve would find
@@ -387,7 +412,12 @@ class ConvexReconstruction(Callback):
         self._finished_step = state_dict["finished_step"]
         self._compared = state_dict["compared"]
         self._reconstructor.load_state_dict(state_dict["reconstructor"])
+        self._restored = True
         self.reports = [SolveReport(**report) for report in state_dict["reports"]]
+
+
+def _leave_out(occasion: Occasion, reason: str) -> None:
+    rank_zero_warn(f"ConvexReconstruction leaves out the {occasion}, and training goes on. {reason}")
 
 
 def _solvers(trainer: "pl.Trainer") -> list[ConvexReconstruction]:

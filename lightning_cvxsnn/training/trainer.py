@@ -10,18 +10,23 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
+    ModelCheckpoint,
     RichProgressBar,
     StochasticWeightAveraging,
     TQDMProgressBar,
     WeightAveraging,
 )
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 from tqdm.auto import tqdm
 
 from lightning_cvxsnn.runtime.progress import no_progress
+from lightning_cvxsnn.runtime.ranks import checksum
 
 # Lightning's connectors set `Trainer.callbacks` from outside the class, where mypy does not see it: `attr-defined`.
 
@@ -34,11 +39,16 @@ def transfer(trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any)
 
 
 def watcher(trainer: "pl.Trainer") -> str:
-    """Name of what compares validations of different epochs in this fit, early stopping or a plateau; "" if none."""
+    """What acts on a validation that is no better than an earlier one; "" if nothing does in this fit.
+
+    Lightning's ``EarlyStopping``, a schedule on a plateau, and any callback with ``compares_validations = True``.
+    """
     epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
-    stopping = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
-    if any(not 0 <= epochs <= c.patience for c in stopping):
-        return "EarlyStopping"
+    for c in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(c, EarlyStopping) and not 0 <= epochs <= c.patience:
+            return "EarlyStopping"
+        if getattr(c, "compares_validations", False):
+            return type(c).__name__
     return "ReduceLROnPlateau" if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs) else ""
 
 
@@ -78,6 +88,45 @@ def tell_of_watcher(watching: str, apply: Literal["auto", "shadow"]) -> None:
             f"With apply='shadow' {watching} compares validations of solutions with those of trained weights, and "
             "may end training or lower the learning rate for that alone. Use apply='auto' or every_n_epochs=0."
         )
+def seen_after_epoch(trainer: "pl.Trainer") -> bool:
+    """Whether a validation or a checkpoint follows the batch that has just ended, the last one of an epoch.
+
+    Also where the fit has neither: then reports are all that solves are for.
+    """
+    savers = trainer.checkpoint_callbacks
+    if not trainer.enable_validation and not savers:
+        return True
+    return _validates_next(trainer) or any(_saves_next(trainer, saver) for saver in savers)
+
+
+def _validates_next(trainer: "pl.Trainer") -> bool:
+    every, batch = trainer.check_val_every_n_epoch, trainer.val_check_batch
+    if not trainer.enable_validation or (every is not None and (trainer.current_epoch + 1) % every):
+        return False
+    if batch is None:  # a time interval: whether it is over is not known to all processes alike
+        return False
+    loop = trainer.fit_loop.epoch_loop
+    done = loop.total_batch_idx if every is None else loop.batch_idx
+    return batch == float("inf") or (done + 1) % batch == 0
+
+
+def _saves_next(trainer: "pl.Trainer", saver: Callback) -> bool:
+    if not isinstance(saver, ModelCheckpoint):
+        return True
+    every = saver._every_n_epochs
+    return saver._should_save_on_train_epoch_end(trainer) and every > 0 and (trainer.current_epoch + 1) % every == 0
+
+
+def start_module(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    """Call the module's own ``on_train_start`` now; Lightning's call of it, which comes after, does nothing then."""
+    if is_overridden("on_train_start", pl_module) and "on_train_start" not in vars(pl_module):
+        call._call_lightning_module_hook(trainer, "on_train_start")
+        vars(pl_module)["on_train_start"] = lambda: vars(pl_module).pop("on_train_start", None)
+
+
+def weights_digest(module: nn.Module) -> str:
+    """A digest of all parameters that have a value."""
+    return checksum(*(p for p in module.parameters() if not isinstance(p, UninitializedParameter)))
 
 
 def averages(trainer: "pl.Trainer") -> list[Callback]:
