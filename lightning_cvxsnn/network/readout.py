@@ -225,8 +225,8 @@ def _call_order(module: nn.Module, x: Any) -> list[str]:
         raise MisconfigurationException(
             f"{type(module).__name__}.{method}, called with the inputs of a training batch ({_describe(x)}), raised "
             f"{type(error).__name__}: {error}. Expected it to take what the loader gives; where `training_step` "
-            "changes the batch first (casts, transposes, encodes), define `convex_batch(self, batch)` that returns (x, y) with "
-            "x as `training_step` passes it on, or `convex_forward(self, x)` that does the same."
+            "changes the batch first (casts, transposes, encodes), define `convex_batch(self, batch)` that returns "
+            "(x, y) with x as `training_step` passes it on, or `convex_forward(self, x)` that does the same."
         ) from error
 
 

@@ -187,8 +187,8 @@ class ConvexReconstruction(Callback):
         It is asked before the first epoch (``"warm start"``), after the last batch of each epoch, before its validation
         (``"periodic solve"``), and at the end (``"final solve"``); never under ``fast_dev_run``, of a warm start only
         once in a run. Of periodic solves it is not asked where ``every_n_epochs=0``, where the solution is a shadow
-        that neither a validation nor a checkpoint would see, or where ``apply="auto"`` and something in the fit compares
-        validations.
+        that neither a validation nor a checkpoint would see, or where ``apply="auto"`` and something in the fit
+        compares validations.
 
         Args:
             occasion: What kind of solve it would be.
@@ -210,9 +210,11 @@ class ConvexReconstruction(Callback):
         """Whether this fit allows a solve that `should_solve` wants."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return False
-        if occasion == "periodic solve" and self.settings.apply != "replace":
-            if not seen_after_epoch(trainer) or (self.settings.apply == "auto" and watcher(trainer)):
-                return False
+        shadow = occasion == "periodic solve" and self.settings.apply != "replace"
+        if shadow and not seen_after_epoch(trainer):
+            return False
+        if shadow and self.settings.apply == "auto" and watcher(trainer):
+            return False
         return self.should_solve(occasion, epoch)
 
     @override
@@ -345,7 +347,8 @@ class ConvexReconstruction(Callback):
     ) -> SolveReport | None:
         """Solve and report; None, with a warning, where a later solve fails, which nothing but itself depends on."""
         if obstacle := self._reconstructor.obstacle(pl_module):
-            return _leave_out(occasion, obstacle)
+            _leave_out(occasion, obstacle)
+            return None
         ranks = Ranks(alone=trainer.world_size == 1)
         try:
             with ranks, unlogged(pl_module):
@@ -370,7 +373,8 @@ class ConvexReconstruction(Callback):
         except Exception as error:
             if occasion == "warm start" or not ranks.in_step:
                 raise
-            return _leave_out(occasion, f"{type(error).__name__}: {error}")  # training alone would go on
+            _leave_out(occasion, f"{type(error).__name__}: {error}")  # training alone would go on
+            return None
         self.reports.append(report)
         self._solved_epoch = epoch
         if occasion == "final solve" or self.settings.apply != "replace":  # a shadow is what a last solve would find
