@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -28,7 +30,7 @@ class Ranks:
         alone: Act as a single rank, whatever process group there is.
 
     Attributes:
-        in_step: Whether the last exchange ended on this rank; after an error in it others may have left.
+        in_step: Whether the last transfer ended on this rank; after an error in it others may have left.
     """
 
     def __init__(self, *, alone: bool = False) -> None:
@@ -70,7 +72,8 @@ class Ranks:
         buffer = tensor.detach().to(self.device, copy=True).contiguous()
         self.exchange()
         if buffer.numel():
-            dist.broadcast(_raw(buffer), src=0)
+            with self._transferring():
+                dist.broadcast(_raw(buffer), src=0)
         return buffer.to(tensor.device)
 
     def collect(self, value: Any, device: torch.device) -> list[Any] | None:
@@ -87,21 +90,29 @@ class Ranks:
         if self.rank > 0:
             mine = [tensor.to(self.device).contiguous() for tensor in pickler.tensors]
             self.exchange()
-            for tensor in mine:
-                self._send(tensor, 0)
+            with self._transferring():
+                for tensor in mine:
+                    self._send(tensor, 0)
             return None
         theirs = [
             [torch.empty(shape, dtype=dtype, device=self.device) for dtype, shape in layout] for _, layout in told[1:]
         ]
         self.exchange()
-        for rank, buffers in enumerate(theirs, 1):
-            for buffer in buffers:
-                self._receive(buffer, rank)
+        with self._transferring():
+            for rank, buffers in enumerate(theirs, 1):
+                for buffer in buffers:
+                    self._receive(buffer, rank)
         frames = [io.BytesIO(frame) for frame, _ in told[1:]]
         return [value] + [
             _TensorRestorer(frame, [buffer.to(device) for buffer in buffers]).load()
             for frame, buffers in zip(frames, theirs, strict=True)
         ]
+
+    @contextmanager
+    def _transferring(self) -> Iterator[None]:
+        self.in_step = False
+        yield
+        self.in_step = True
 
     def _send(self, tensor: Tensor, rank: int) -> None:
         if tensor.numel():

@@ -1,6 +1,5 @@
 """Convex reconstruction as a Lightning callback: when to solve, and telling what came of it. No numerics."""
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
@@ -12,9 +11,7 @@ from typing_extensions import override
 
 from lightning_cvxsnn.convex import Loss
 from lightning_cvxsnn.network import release_graphs
-from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.patterns import Backend
-from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.reconstruction.policy import Occasion
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
 from lightning_cvxsnn.reconstruction.settings import Apply, Settings, Witnesses, check_settings
@@ -23,7 +20,7 @@ from lightning_cvxsnn.reports.advice import advise
 from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.runtime.ranks import Ranks
 from lightning_cvxsnn.training.agreement import batch_loss, warn_unless_same_loss
-from lightning_cvxsnn.training.step_inputs import check_step_inputs
+from lightning_cvxsnn.training.context import context_of, training_rows
 from lightning_cvxsnn.training.trainer import (
     averages,
     check_strategy,
@@ -31,8 +28,6 @@ from lightning_cvxsnn.training.trainer import (
     seen_after_epoch,
     start_module,
     tell_of_watcher,
-    trainer_progress,
-    transfer,
     unlogged,
     watcher,
     weights_digest,
@@ -352,23 +347,8 @@ class ConvexReconstruction(Callback):
         ranks = Ranks(alone=trainer.world_size == 1)
         try:
             with ranks, unlogged(pl_module):
-                rows = TrainingRows(
-                    pl_module,
-                    trainer.train_dataloader,
-                    transfer=partial(transfer, trainer, pl_module),
-                    max_samples=self.settings.max_samples,
-                    seed=self.settings.seed,
-                    ranks=ranks,
-                )
-                context = TrainerContext(
-                    optimizers=trainer.optimizers,
-                    precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
-                    progress=partial(trainer_progress, trainer),
-                    check=partial(check_step_inputs, trainer),
-                    epoch=epoch,
-                    step=trainer.global_step,
-                    batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
-                )
+                rows = training_rows(trainer, pl_module, self.settings, ranks)
+                context = context_of(trainer, epoch)
                 report = self._reconstructor.run(pl_module, rows, occasion, context)
         except Exception as error:
             if occasion == "warm start" or not ranks.in_step:

@@ -88,6 +88,8 @@ def tell_of_watcher(watching: str, apply: Literal["auto", "shadow"]) -> None:
             f"With apply='shadow' {watching} compares validations of solutions with those of trained weights, and "
             "may end training or lower the learning rate for that alone. Use apply='auto' or every_n_epochs=0."
         )
+
+
 def seen_after_epoch(trainer: "pl.Trainer") -> bool:
     """Whether a validation or a checkpoint follows the batch that has just ended, the last one of an epoch.
 
