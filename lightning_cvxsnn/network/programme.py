@@ -134,6 +134,8 @@ class CapturedProgramme:
             start: Whether the solution is one that training starts from.
         """
         share = _GIVEN_BY_START if start else _GIVEN_AWAY
+        # Only a start, which training improves, ends where little is gained; else until the held-out loss turns.
+        values, ratio, least_gain = (_PATH_VALUES, 1e-3, share) if start else (2 * _PATH_VALUES - 1, 1e-6, 0.0)
         fitted = (~self.held_out).nonzero()[:, 0]
         order = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(0))
         rows = self.held_out.clone()
@@ -146,14 +148,17 @@ class CapturedProgramme:
             held_out=few.held_out,
             num_outputs=self.num_outputs,
             sample_weight=few.weights,
-            num_values=_PATH_VALUES,
-            least_gain=share,
+            num_values=values,
+            ratio=ratio,
+            least_gain=least_gain,
             gap_tolerance=ROUGH,
         )
         if walk.edge == "smallest":
             return walk  # better ones lie beyond
-        losses = walk.held_out_losses
-        limit = losses[walk.best] + share * (losses[0] - losses[walk.best])
+        losses, least = walk.held_out_losses, walk.held_out_losses[walk.best]
+        gained = losses[0] - least
+        # Where the outputs are values, not decisions, a share of the gain may be most of the loss that is left.
+        limit = least + share * (gained if loss_named(self.loss).decides else min(gained, least))
         return replace(walk, best=next(k for k, loss in enumerate(losses) if loss <= limit))
 
     def subset(self, rows: Tensor) -> "CapturedProgramme":

@@ -138,6 +138,11 @@ class Reconstructor:
                 with torch.no_grad():
                     for buffer, value in buffers:
                         buffer.copy_(value)
+            if not all(bool(p.isfinite().all()) for p in module.parameters()):
+                raise RuntimeError(
+                    "The reconstruction found weights that hold NaN or infinity, so nothing was written. Expected "
+                    "finite inputs of moderate size; use witnesses='keep' or 'calibrated', and report the case."
+                )
             told = rows.ranks.exchange((checksum(*module.parameters()), work(), FLOAT64 * self._once.multiply_adds))
             if len({bits for bits, *_ in told}) > 1:
                 raise RuntimeError(

@@ -20,6 +20,8 @@ _ASCENT_SAMPLES = 512
 _ASCENT_CURRENTS = 2**23  # of all units at most: maps have many
 _FEWEST = 32  # samples in any case
 _ASCENT_RATE = 0.1  # of Adam, relative to the root mean square of a unit's weights
+_REDRAWS = 16  # of pairs that do not differ
+_TINY = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +88,26 @@ class UnitSampler:
         return weight[order], bias[order]
 
     def draw_pairs(self, count: int) -> tuple[Tensor, Tensor]:
-        """Weights ``[count, F]`` and biases ``[count]`` from pairs of fitted samples, calibrated."""
-        points = pairs(self._inputs, self._targets, count, self.generator)
-        weight, bias = between(*self.layer.patches(*points, self.generator))
+        """Weights ``[count, F]`` and biases ``[count]`` from pairs of fitted samples, calibrated.
+
+        Two samples that are equal at the step drawn would give weights of zero: other pairs are drawn for these, and
+        random weights if none differ.
+        """
+        weight, bias = self._between_pairs(count)
+        for _ in range(_REDRAWS):
+            same = (~weight.any(1)).nonzero()[:, 0]
+            if not len(same):
+                break
+            weight[same], bias[same] = self._between_pairs(len(same))
+        same = (~weight.any(1)).nonzero()[:, 0]
+        if len(same):
+            drawn = torch.randn(len(same), weight.shape[1], generator=self.generator)
+            weight[same], bias[same] = drawn.to(weight) / weight.shape[1] ** 0.5, 0.0
         return self._calibrated(weight.to(self.layer.weight), bias.to(self.layer.weight))
+
+    def _between_pairs(self, count: int) -> tuple[Tensor, Tensor]:
+        points = pairs(self._inputs, self._targets, count, self.generator)
+        return between(*self.layer.patches(*points, self.generator))
 
     def mutate(self, count: int, units: Units, importance: Tensor, size: float) -> tuple[Tensor, Tensor]:
         """``count`` of ``units``, drawn by ``importance [M]``, with noise of relative ``size`` on their weights."""
@@ -112,7 +130,7 @@ class UnitSampler:
         Returns:
             Weights and biases, calibrated.
         """
-        size = weight.square().mean(1, keepdim=True).sqrt()
+        size = weight.square().mean(1, keepdim=True).sqrt().clamp_min(_TINY)
         point = [(weight / size).requires_grad_(), (bias / size[:, 0]).requires_grad_()]
         optimizer = torch.optim.Adam(point, lr=_ASCENT_RATE)
         most = _ASCENT_CURRENTS // (len(weight) * self.layer.places * len(self._inputs))
@@ -131,7 +149,9 @@ class UnitSampler:
                 point[1].grad = None
             optimizer.step()
         self.layer.neuron.eval()
-        return self._calibrated((point[0] * size).detach(), (point[1] * size[:, 0]).detach())
+        climbed, moved = (point[0] * size).detach(), (point[1] * size[:, 0]).detach()
+        lives = climbed.any(1) & climbed.isfinite().all(1) & moved.isfinite()
+        return self._calibrated(torch.where(lives[:, None], climbed, weight), torch.where(lives, moved, bias))
 
     def measure(self, weight: Tensor, bias: Tensor) -> Units:
         """The units of weights ``[M, F]`` and biases ``[M]``, with their columns over all samples."""
