@@ -140,10 +140,8 @@ class TrainingRows:
 
     def raw(self) -> Any:
         """The first batch, as ``training_step`` gets it."""
-        self._seed_everything()
-        if isinstance(self._loader, DataLoader):
-            self._loader.generator.manual_seed(self._seed)
-        return self._transfer(next(iter(self._loader)))
+        seed_generators(self._seed)
+        return self._transfer(next(iter(self._read.read(self._seed))))
 
 
 def rows_of(model: nn.Module, dataloader: Any, *, max_samples: int | None = None, seed: int = 0) -> TrainingRows:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -15,9 +16,50 @@ from lightning_cvxsnn.network import reset_neurons, undisturbed
 from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.rows import unpack
 from lightning_cvxsnn.network.targets import row_targets, row_weights
+from lightning_cvxsnn.training.trainer import unlogged
 
 _TOLERANCE = 1e-2  # relative difference of losses taken for equal
 _SMALL = 1e-2  # losses below it are compared as if they were as large
+
+
+class Agreement:
+    """Compares, once in a fit, the programme's loss with what the module trains on the same batch.
+
+    Args:
+        loss: Loss of the programme.
+
+    Attributes:
+        compared: Whether that is done.
+    """
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss, self.compared = loss, False
+        self._ours: float | None = None
+
+    def note(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", readout: Readout, batch: Any, index: int
+    ) -> None:
+        """The programme's loss on a batch that is about to be trained on."""
+        if self.compared:
+            return
+        try:
+            with unlogged(pl_module):
+                self._ours = batch_loss(
+                    pl_module, readout, batch, index, loss=self.loss, precision=trainer.precision_plugin.forward_context
+                )
+        except Exception:  # what this batch lacks is told by the next solve; training goes on
+            self._ours = None
+        self.compared = self._ours is None
+
+    def compare(self, trainer: "pl.Trainer", readout: Readout, loss: Tensor) -> None:
+        """Warn if ``loss``, what `training_step` returned for that batch, is another one."""
+        if self._ours is None:
+            return
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        factor = trainer.accumulate_grad_batches / (scaler.get_scale() if scaler is not None else 1.0)
+        theirs = float(loss.detach()) * factor
+        warn_unless_same_loss(self._ours, theirs, loss=self.loss, num_outputs=readout.module.out_features)
+        self.compared, self._ours = True, None
 
 
 def batch_loss(

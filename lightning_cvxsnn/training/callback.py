@@ -19,7 +19,7 @@ from lightning_cvxsnn.reports import plots
 from lightning_cvxsnn.reports.advice import advise
 from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.runtime.ranks import Ranks
-from lightning_cvxsnn.training.agreement import batch_loss, warn_unless_same_loss
+from lightning_cvxsnn.training.agreement import Agreement
 from lightning_cvxsnn.training.context import context_of, training_rows
 from lightning_cvxsnn.training.trainer import (
     averages,
@@ -164,8 +164,7 @@ class ConvexReconstruction(Callback):
     def _begin_schedule(self) -> None:
         self._solved_epoch = 0  # epochs that were finished at the last solve on schedule
         self._finished_step = -1  # global step of the last solve that a final one could not better
-        self._compared = False
-        self._batch_loss: float | None = None
+        self._agreement = Agreement(self.settings.loss)
         self._reconstructor.begin_schedule()
 
     @property
@@ -258,26 +257,14 @@ class ConvexReconstruction(Callback):
         """Our loss on the first batch after a solve, to be compared with what the module trains."""
         self._withdraw(trainer, pl_module)
         self._reconstructor.shadow = None  # of weights that are about to change
-        readout = self._reconstructor.readout
-        if not self._compared and readout is not None:
-            precision = trainer.precision_plugin.forward_context
-            with unlogged(pl_module):
-                self._batch_loss = batch_loss(
-                    pl_module, readout, batch, batch_idx, loss=self.settings.loss, precision=precision
-                )
-            self._compared = self._batch_loss is None
+        if readout := self._reconstructor.readout:
+            self._agreement.note(trainer, pl_module, readout, batch, batch_idx)
 
     @override
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
         """The module's loss on the same batch, at the same weights."""
-        readout = self._reconstructor.readout
-        if self._batch_loss is not None and readout is not None:
-            scaler = getattr(trainer.precision_plugin, "scaler", None)
-            factor = trainer.accumulate_grad_batches / (scaler.get_scale() if scaler is not None else 1.0)
-            theirs = float(loss.detach()) * factor
-            num_outputs = readout.module.out_features
-            warn_unless_same_loss(self._batch_loss, theirs, loss=self.settings.loss, num_outputs=num_outputs)
-            self._compared, self._batch_loss = True, None
+        if readout := self._reconstructor.readout:
+            self._agreement.compare(trainer, readout, loss)
 
     @override
     def on_train_batch_end(
@@ -383,7 +370,7 @@ class ConvexReconstruction(Callback):
             "warm_started": self._warm_started,
             "solved_epoch": self._solved_epoch,
             "finished_step": self._finished_step,
-            "compared": self._compared,
+            "compared": self._agreement.compared,
             "reconstructor": self._reconstructor.state_dict(),
             "reports": [report.state() for report in self.reports],
         }
@@ -394,7 +381,7 @@ class ConvexReconstruction(Callback):
         self._warm_started = state_dict["warm_started"]
         self._solved_epoch = state_dict["solved_epoch"]
         self._finished_step = state_dict["finished_step"]
-        self._compared = state_dict["compared"]
+        self._agreement.compared = state_dict["compared"]
         self._reconstructor.load_state_dict(state_dict["reconstructor"])
         self._restored = True
         self.reports = [SolveReport(**report) for report in state_dict["reports"]]

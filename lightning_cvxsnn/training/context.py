@@ -23,6 +23,7 @@ def training_rows(
         max_samples=settings.max_samples,
         seed=settings.seed,
         ranks=ranks,
+        limit=trainer.num_training_batches,
     )
 
 
