@@ -5,13 +5,11 @@ shows, and a solution over those would make it worse. So the first batch goes th
 and without a trace, and what each linear and convolutional layer receives is compared.
 """
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
+from lightning_cvxsnn.network.loader import seed_generators
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.rows import unpack
 
@@ -116,8 +115,7 @@ def _record(
     ]
     try:
         reset_neurons(network.module)
-        for seed_generator in (torch.manual_seed, random.seed, np.random.seed):
-            seed_generator(seed)
+        seed_generators(seed)
         run()
     finally:
         for handle in handles:
