@@ -231,11 +231,11 @@ class ConvexReconstruction(Callback):
         A fit that begins at step 0 with other weights than those left behind is a new run. The module's own
         ``on_train_start``, which Lightning calls after those of callbacks, is called before the warm start.
         """
-        self._withdraw(trainer, pl_module)
         if trainer.global_step == 0 and not self._restored:
             if weights_digest(pl_module) != self._left:
                 self._begin_run()
             self._begin_schedule()
+        self._withdraw(trainer, pl_module)
         # The LR and batch-size finders set ``ckpt_path`` too, and go back to step 0.
         resumed = trainer.ckpt_path is not None and trainer.global_step > 0
         if not self._warm_started and not resumed and self._may_solve(trainer, "warm start", trainer.current_epoch):
