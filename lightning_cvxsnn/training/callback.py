@@ -24,12 +24,12 @@ from lightning_cvxsnn.reports.advice import advise
 from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.runtime.ranks import Ranks
 from lightning_cvxsnn.training.agreement import batch_loss, warn_unless_same_loss
+from lightning_cvxsnn.training.progress_bars import above_progress_bar, trainer_progress
 from lightning_cvxsnn.training.trainer import (
     averages,
     check_strategy,
     save_beside_checkpoints,
     tell_of_watcher,
-    trainer_progress,
     transfer,
     unlogged,
     watcher,
@@ -106,6 +106,7 @@ class ConvexReconstruction(Callback):
 
     Attributes:
         reports: A `SolveReport` for each solve, newest last.
+        validations: The Trainer's step and the metrics with ``val`` in their names, after each validation of a fit.
 
     Raises:
         MisconfigurationException: For a wrong argument here; for a network, Trainer or data that cannot be solved, in
@@ -155,10 +156,12 @@ class ConvexReconstruction(Callback):
             seed=seed,
         )
         self._module: weakref.ref[pl.LightningModule] | None = None
+        self._in_trainer = False
         self._begin_run()
 
     def _begin_run(self) -> None:
         self.reports: list[SolveReport] = []
+        self.validations: list[tuple[int, dict[str, float]]] = []
         self._reconstructor = Reconstructor(self.settings)
         self._warm_started = False
         self._solved_epoch = 0  # epochs that were finished at the last solve on schedule
@@ -169,8 +172,13 @@ class ConvexReconstruction(Callback):
     @property
     @override
     def state_key(self) -> str:
-        """Distinct for distinct readouts and losses."""
-        return self._generate_state_key(readout=self.settings.readout, loss=self.settings.loss)
+        """Distinct for distinct readouts and losses.
+
+        Until a Trainer sets the callback up, each without a readout has a key of its own: the Trainer compares keys as
+        it is made, and would refuse two of them before `setup` can say what to do.
+        """
+        own = {} if self._in_trainer or self.settings.readout is not None else {"instance": id(self)}
+        return self._generate_state_key(readout=self.settings.readout, loss=self.settings.loss, **own)
 
     # -- when -----------------------------------------------------------------------------------------------------
 
@@ -208,9 +216,10 @@ class ConvexReconstruction(Callback):
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Refuse what cannot work; a new network begins a new run."""
+        self._in_trainer = True
+        check_settings([c.settings for c in _solvers(trainer)])
         if stage != "fit":
             return
-        check_settings([c.settings for c in _solvers(trainer)])
         check_strategy(trainer)
         if averages(trainer):  # in ``on_train_end`` they replace the weights; the final solve must come after that
             trainer.callbacks = sorted(  # type: ignore[attr-defined]
@@ -231,7 +240,8 @@ class ConvexReconstruction(Callback):
             self._solve(trainer, pl_module, "warm start", trainer.current_epoch)
         self._warm_started = True
         if self.settings.every_n_epochs and self.settings.apply != "replace":
-            tell_of_watcher(watcher(trainer), self.settings.apply)
+            with above_progress_bar(trainer):
+                tell_of_watcher(watcher(trainer), self.settings.apply)
 
     @override
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -263,7 +273,8 @@ class ConvexReconstruction(Callback):
             factor = trainer.accumulate_grad_batches / (scaler.get_scale() if scaler is not None else 1.0)
             theirs = float(loss.detach()) * factor
             num_outputs = readout.module.out_features
-            warn_unless_same_loss(self._batch_loss, theirs, loss=self.settings.loss, num_outputs=num_outputs)
+            with above_progress_bar(trainer):
+                warn_unless_same_loss(self._batch_loss, theirs, loss=self.settings.loss, num_outputs=num_outputs)
             self._compared, self._batch_loss = True, None
 
     @override
@@ -282,6 +293,13 @@ class ConvexReconstruction(Callback):
             self._solve(trainer, pl_module, "periodic solve", finished)
 
     @override
+    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Keep the metrics of a fit's validations, for `plot`."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "val" in name.lower()}
+            self.validations.append((trainer.global_step, metrics))
+
+    @override
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """The last solve where the last epoch was not known, saved beside the user's checkpoints."""
         epoch, done = trainer.current_epoch, self._finished_step == trainer.global_step
@@ -289,13 +307,14 @@ class ConvexReconstruction(Callback):
             return
         report = self._solve(trainer, pl_module, "final solve", epoch)
         if report is not None and report.accepted and not self.settings.dry_run:
-            save_beside_checkpoints(trainer)
+            with above_progress_bar(trainer):
+                save_beside_checkpoints(trainer)
 
     @override
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """The figure of all solves to TensorBoard."""
         if trainer.is_global_zero:
-            plots.log_solves(trainer.loggers, self.reports, trainer.global_step)
+            plots.log_solves(trainer.loggers, self.reports, self.validations, trainer.global_step)
 
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -316,11 +335,17 @@ class ConvexReconstruction(Callback):
             ModuleNotFoundError: Without matplotlib, the extra ``plot``.
             MisconfigurationException: Before the first solve.
         """
-        return plots.solves(self.reports)
+        return plots.solves(self.reports, self.validations)
 
     # -- what -----------------------------------------------------------------------------------------------------
 
     def _solve(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
+    ) -> SolveReport | None:
+        with above_progress_bar(trainer):
+            return self._solve_and_report(trainer, pl_module, occasion, epoch)
+
+    def _solve_and_report(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
     ) -> SolveReport | None:
         """Solve and report; None, with a warning, where the readout has become one that cannot be written."""
@@ -355,7 +380,7 @@ class ConvexReconstruction(Callback):
             metrics = {f"convex/{self.settings.readout}/{k.removeprefix('convex/')}": v for k, v in metrics.items()}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
-        rank_zero_info(f"ConvexReconstruction {report}")
+        rank_zero_info(f"ConvexReconstruction {report.line()}")
         advise(self.reports)
         return report
 
@@ -377,6 +402,7 @@ class ConvexReconstruction(Callback):
             "compared": self._compared,
             "reconstructor": self._reconstructor.state_dict(),
             "reports": [report.state() for report in self.reports],
+            "validations": list(self.validations),
         }
 
     @override
@@ -388,6 +414,7 @@ class ConvexReconstruction(Callback):
         self._compared = state_dict["compared"]
         self._reconstructor.load_state_dict(state_dict["reconstructor"])
         self.reports = [SolveReport(**report) for report in state_dict["reports"]]
+        self.validations = [(step, dict(metrics)) for step, metrics in state_dict.get("validations", [])]
 
 
 def _solvers(trainer: "pl.Trainer") -> list[ConvexReconstruction]:

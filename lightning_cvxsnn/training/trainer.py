@@ -1,7 +1,7 @@
-"""Reads a Trainer: batch transfer, callbacks that compare or average, checkpoint folders, progress bars."""
+"""Reads a Trainer: batch transfer, callbacks that compare or average, checkpoint folders."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -10,18 +10,13 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
-    RichProgressBar,
     StochasticWeightAveraging,
-    TQDMProgressBar,
     WeightAveraging,
 )
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
-from tqdm.auto import tqdm
-
-from lightning_cvxsnn.runtime.progress import no_progress
 
 # Lightning's connectors set `Trainer.callbacks` from outside the class, where mypy does not see it: `attr-defined`.
 
@@ -123,39 +118,3 @@ def unlogged(module: nn.Module) -> Iterator[None]:
 
 def _drop(*_: object, **__: object) -> None:
     """Log nothing."""
-
-
-@contextmanager
-def trainer_progress(trainer: "pl.Trainer", stage: str, total: int | None) -> Iterator[Callable[[], object]]:
-    """Show a stage in the Trainer's progress bar, if it has one.
-
-    Args:
-        trainer: The Trainer; its ``RichProgressBar`` gets a task, its ``TQDMProgressBar`` a bar below.
-        stage: Name of the stage.
-        total: Number of steps; None: unknown.
-    """
-    bar = trainer.progress_bar_callback
-    description = f"Convex: {stage.removeprefix('convex ')}"
-    if isinstance(bar, RichProgressBar) and bar.progress is not None and bar.is_enabled:
-        progress, steps = bar.progress, 1 if total is None else total
-        # One task for all stages, hidden in between: Lightning finds its own tasks by their positions.
-        task = next((t.id for t in progress.tasks if t.fields.get("convex")), None)
-        if task is None:
-            task = progress.add_task(description, total=steps, convex=True)
-        progress.reset(task, total=steps, description=description, visible=True)
-        bar.refresh()
-
-        def advance() -> None:
-            progress.advance(task)
-            bar.refresh()
-
-        try:
-            yield advance
-        finally:
-            progress.update(task, visible=False)
-    elif isinstance(bar, TQDMProgressBar) and bar.is_enabled:
-        with tqdm(total=total, desc=description, leave=False, position=2 * bar.process_position + 2) as shown:
-            yield shown.update
-    else:
-        with no_progress(stage, total) as nothing:
-            yield nothing
