@@ -52,7 +52,7 @@ def report_gap(gap: float, tolerance: float, objective: float) -> None:
     """Report the duality gap of a solve: its steps are the decades from the objective down to the tolerance.
 
     Args:
-        gap: Certified gap so far.
+        gap: Gap so far, certified or about what it is.
         tolerance: Gap to reach.
         objective: Objective so far, which no gap exceeds where losses are not negative.
     """

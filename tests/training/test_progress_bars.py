@@ -3,6 +3,8 @@
 import io
 import logging
 import sys
+import time
+from itertools import count
 
 import pytest
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
@@ -45,17 +47,23 @@ def fit(monkeypatch):
     return run
 
 
-@pytest.mark.filterwarnings("ignore:warned")
-def test_rounds_advance_rich_and_its_time_left(fit):
+def watched(shown):
+    """A bar of Rich that keeps what it shows of our stages."""
+
     class Watch(RichProgressBar):
         def refresh(self, hard=False):
             super().refresh(hard)
-            for task in self.progress.tasks:
+            for task in self.progress.tasks if self.progress else ():
                 if task.visible and task.fields.get("convex"):
                     shown.append((task.description, round(task.completed, 2), task.total, task.time_remaining))
 
+    return Watch()
+
+
+@pytest.mark.filterwarnings("ignore:warned")
+def test_rounds_advance_rich_and_its_time_left(fit):
     shown = []
-    fit(Loud(), Watch(), enable_progress_bar=True)
+    fit(Loud(), watched(shown), enable_progress_bar=True)
     assert shown[0][:3] == ("Convex: witnesses", 0, 1)
     done = [step for _, step, total, _ in shown[1:] if total == 3]
     assert done == sorted(done)
@@ -77,3 +85,17 @@ def test_without_a_bar_nothing_is_led_elsewhere(fit):
     with pytest.warns(UserWarning, match="warned in round"):
         lines = fit(Loud())
     assert "logged in round 2" in lines
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "hinge"])
+def test_a_search_and_a_solve_advance(fit, monkeypatch, loss):
+    monkeypatch.setattr(time, "monotonic", count().__next__)  # no report is too soon after another
+    shown = []
+    callback = ConvexReconstruction(loss=loss, witnesses="priced", final_solve=False, every_n_epochs=0)
+    fit(callback, watched(shown), enable_progress_bar=True)
+    search = [step for name, step, total, _ in shown if name.startswith("Convex: witnesses, gap") and total == 5]
+    assert search == sorted(search)
+    assert len({int(step) for step in search}) > 1
+    assert any(step != int(step) for step in search)  # within rounds too
+    solve = [step / total for name, step, total, _ in shown if name.startswith("Convex: solve, gap")]
+    assert max(solve) == pytest.approx(1, abs=0.02)
