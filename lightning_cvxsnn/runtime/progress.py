@@ -49,7 +49,7 @@ def report_progress(done: float, total: float, note: str = "") -> None:
 
 
 def report_gap(gap: float, tolerance: float, objective: float) -> None:
-    """Report the duality gap of a solve: its steps are the decades from the objective down to the tolerance.
+    """Report the duality gap of a solve, as the percentage of the decades from the objective down to the tolerance.
 
     Args:
         gap: Gap so far, certified or about what it is.
@@ -57,9 +57,8 @@ def report_gap(gap: float, tolerance: float, objective: float) -> None:
         objective: Objective so far, which no gap exceeds where losses are not negative.
     """
     if _listener.get() is not None and 0 < tolerance < objective < math.inf:
-        total = math.log10(objective / tolerance)
-        done = total if gap <= tolerance else max(0.0, math.log10(objective) - math.log10(gap))
-        report_progress(done, total, f"gap {gap:.0e}")
+        decades = math.log10(objective) - math.log10(max(gap, tolerance))
+        report_progress(100 * max(0.0, decades / math.log10(objective / tolerance)), 100, f"gap {gap:.0e}")
 
 
 @contextmanager
@@ -76,5 +75,12 @@ def progress_step(index: int, total: int, note: str = "") -> Iterator[None]:
         yield
         return
     listener(index, total, note)
-    with listening(lambda done, of, inner: listener(index + done / of, total, inner or note)):
+    reached = 0.0  # what is inside may go back, or be several loops
+
+    def part(done: float, of: float, inner: str) -> None:
+        nonlocal reached
+        reached = max(reached, min(done / of, 1.0))
+        listener(index + reached, total, inner or note)
+
+    with listening(part):
         yield

@@ -1,7 +1,6 @@
 """Convex reconstruction as a Lightning callback: when to solve, and telling what came of it. No numerics."""
 
 import weakref
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
@@ -13,9 +12,7 @@ from typing_extensions import override
 
 from lightning_cvxsnn.convex import Loss
 from lightning_cvxsnn.network import release_graphs
-from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.patterns import Backend
-from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.reconstruction.policy import Occasion
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
 from lightning_cvxsnn.reconstruction.settings import Apply, Settings, Witnesses, check_settings
@@ -24,14 +21,16 @@ from lightning_cvxsnn.reports.advice import advise
 from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.runtime.ranks import Ranks
 from lightning_cvxsnn.training.agreement import batch_loss, warn_unless_same_loss
-from lightning_cvxsnn.training.progress_bars import above_progress_bar, trainer_progress
+from lightning_cvxsnn.training.progress_bars import above_progress_bar
 from lightning_cvxsnn.training.trainer import (
     averages,
     check_strategy,
     save_beside_checkpoints,
     tell_of_watcher,
-    transfer,
+    trainer_context,
+    training_rows,
     unlogged,
+    validation_metrics,
     watcher,
 )
 
@@ -172,11 +171,7 @@ class ConvexReconstruction(Callback):
     @property
     @override
     def state_key(self) -> str:
-        """Distinct for distinct readouts and losses.
-
-        Until a Trainer sets the callback up, each without a readout has a key of its own: the Trainer compares keys as
-        it is made, and would refuse two of them before `setup` can say what to do.
-        """
+        """Distinct for distinct readouts and losses; before `setup`, which refuses two without a readout, always."""
         own = {} if self._in_trainer or self.settings.readout is not None else {"instance": id(self)}
         return self._generate_state_key(readout=self.settings.readout, loss=self.settings.loss, **own)
 
@@ -296,8 +291,7 @@ class ConvexReconstruction(Callback):
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Keep the metrics of a fit's validations, for `plot`."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "val" in name.lower()}
-            self.validations.append((trainer.global_step, metrics))
+            self.validations.append((trainer.global_step, validation_metrics(trainer)))
 
     @override
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -342,46 +336,26 @@ class ConvexReconstruction(Callback):
     def _solve(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
     ) -> SolveReport | None:
-        with above_progress_bar(trainer):
-            return self._solve_and_report(trainer, pl_module, occasion, epoch)
-
-    def _solve_and_report(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
-    ) -> SolveReport | None:
         """Solve and report; None, with a warning, where the readout has become one that cannot be written."""
         if obstacle := self._reconstructor.obstacle(pl_module):
-            rank_zero_warn(f"ConvexReconstruction leaves out the {occasion}, and training goes on. {obstacle}")
+            with above_progress_bar(trainer):
+                rank_zero_warn(f"ConvexReconstruction leaves out the {occasion}, and training goes on. {obstacle}")
             return None
-        with Ranks(alone=trainer.world_size == 1) as ranks, unlogged(pl_module):
-            rows = TrainingRows(
-                pl_module,
-                trainer.train_dataloader,
-                transfer=partial(transfer, trainer, pl_module),
-                max_samples=self.settings.max_samples,
-                seed=self.settings.seed,
-                ranks=ranks,
-                limit=trainer.num_training_batches,
-            )
-            context = TrainerContext(
-                optimizers=trainer.optimizers,
-                precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
-                progress=partial(trainer_progress, trainer),
-                epoch=epoch,
-                step=trainer.global_step,
-                batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
-            )
-            report = self._reconstructor.run(pl_module, rows, occasion, context)
+        alone = trainer.world_size == 1
+        with above_progress_bar(trainer), Ranks(alone=alone) as ranks, unlogged(pl_module):
+            rows = training_rows(trainer, pl_module, self.settings, ranks)
+            report = self._reconstructor.run(pl_module, rows, occasion, trainer_context(trainer, epoch))
         self.reports.append(report)
         self._solved_epoch = epoch
         if occasion == "final solve" or self.settings.apply != "replace":  # a shadow is what a last solve would find
             self._finished_step = trainer.global_step
-        metrics = report.metrics()
-        if len(_solvers(trainer)) > 1:  # whose figures they are
-            metrics = {f"convex/{self.settings.readout}/{k.removeprefix('convex/')}": v for k, v in metrics.items()}
+        name = f"convex/{self.settings.readout}/" if len(_solvers(trainer)) > 1 else "convex/"  # whose figures they are
+        metrics = {f"{name}{k.removeprefix('convex/')}": v for k, v in report.metrics().items()}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
-        rank_zero_info(f"ConvexReconstruction {report.line()}")
-        advise(self.reports)
+        with above_progress_bar(trainer):
+            rank_zero_info(f"ConvexReconstruction {report.line()}")
+            advise(self.reports)
         return report
 
     def _withdraw(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

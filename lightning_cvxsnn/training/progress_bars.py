@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from itertools import count
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
-from rich.progress import Progress as RichProgress
 from tqdm.auto import tqdm
 
 from lightning_cvxsnn.runtime.progress import Listener, listening, report_progress
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks.progress.rich_progress import CustomProgress
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def trainer_progress(trainer: "pl.Trainer", stage: str, total: int | None) -> It
 
 
 @contextmanager
-def _rich_task(bar: RichProgressBar, progress: RichProgress, description: str, total: float) -> Iterator[Listener]:
+def _rich_task(bar: RichProgressBar, progress: "CustomProgress", description: str, total: float) -> Iterator[Listener]:
     """One task for all stages, hidden in between: Lightning finds its own tasks by their positions."""
     task = next((t.id for t in progress.tasks if t.fields.get("convex")), None)
     if task is None:
@@ -86,13 +88,18 @@ def _nothing(done: float, total: float, note: str) -> None:
 
 
 def _now_and_then(show: Listener) -> Listener:
-    """Ten times a second at most, and at the end of each loop: solvers report after each step."""
-    last = -math.inf
+    """Ten times a second at most, and at the end of each loop: solvers report after each step.
+
+    Steps of one loop do not go back, as a gap does now and then; where a loop was nearly through, another has begun.
+    """
+    last, furthest, steps = -math.inf, 0.0, 0.0
 
     def told(done: float, total: float, note: str) -> None:
-        nonlocal last
+        nonlocal last, furthest, steps
+        furthest = max(done, furthest) if total == steps and furthest < 0.9 * total else done
+        steps = total
         if done >= total or time.monotonic() >= last + 0.1:
-            show(done, total, note)
+            show(furthest, total, note)
             last = time.monotonic()
 
     return told

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -18,6 +19,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from lightning_cvxsnn.network.rows import TrainingRows
+from lightning_cvxsnn.reconstruction.context import TrainerContext
+from lightning_cvxsnn.reconstruction.settings import Settings
+from lightning_cvxsnn.runtime.ranks import Ranks
+from lightning_cvxsnn.training.progress_bars import trainer_progress
+
 # Lightning's connectors set `Trainer.callbacks` from outside the class, where mypy does not see it: `attr-defined`.
 
 
@@ -26,6 +33,33 @@ def transfer(trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any)
     batch = trainer.precision_plugin.convert_input(batch)
     batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def training_rows(
+    trainer: "pl.Trainer", pl_module: "pl.LightningModule", settings: Settings, ranks: Ranks
+) -> TrainingRows:
+    """The rows of the Trainer's loader that the settings ask for, as ``training_step`` receives them."""
+    return TrainingRows(
+        pl_module,
+        trainer.train_dataloader,
+        transfer=partial(transfer, trainer, pl_module),
+        max_samples=settings.max_samples,
+        seed=settings.seed,
+        ranks=ranks,
+        limit=trainer.num_training_batches,
+    )
+
+
+def trainer_context(trainer: "pl.Trainer", epoch: int) -> TrainerContext:
+    """What a solve after ``epoch`` finished epochs reads of the Trainer."""
+    return TrainerContext(
+        optimizers=trainer.optimizers,
+        precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
+        progress=partial(trainer_progress, trainer),
+        epoch=epoch,
+        step=trainer.global_step,
+        batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
+    )
 
 
 def watcher(trainer: "pl.Trainer") -> str:
@@ -97,6 +131,11 @@ def save_beside_checkpoints(trainer: "pl.Trainer") -> None:
             path = os.path.join(folder, f"convex-last-v{version}.ckpt")
         trainer.save_checkpoint(path, weights_only=weights_only)
         rank_zero_info(f"ConvexReconstruction saved the network after its final solve: {path}")
+
+
+def validation_metrics(trainer: "pl.Trainer") -> dict[str, float]:
+    """What has been logged under names with ``val`` in them, newest values."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if "val" in name.lower()}
 
 
 @contextmanager

@@ -29,10 +29,19 @@ def test_without_a_listener_a_step_is_a_plain_block():
         report_gap(0.1, 1e-6, 1.0)
 
 
+def test_a_step_does_not_go_back():
+    def rounds():
+        with progress_step(1, 3):
+            for done in (1, 4, 2, 8):
+                report_progress(done, 4)
+
+    assert [done for done, *_ in told(rounds)] == [1, 1.25, 2, 2, 2]
+
+
 def test_the_gap_counts_decades():
     heard = told(lambda: [report_gap(gap, 1e-6, 10.0) for gap in (math.inf, 20.0, 1.0, 1e-3, 1e-7, 0.0)])
-    assert [done for done, _, _ in heard] == pytest.approx([0, 0, 1, 4, 7, 7])
-    assert {total for _, total, _ in heard} == {7.0}
+    assert [done for done, _, _ in heard] == pytest.approx([0, 0, 100 / 7, 400 / 7, 100, 100])
+    assert {total for _, total, _ in heard} == {100}
     assert heard[3][2] == "gap 1e-03"
 
 

@@ -65,11 +65,11 @@ def test_rounds_advance_rich_and_its_time_left(fit):
     shown = []
     fit(Loud(), watched(shown), enable_progress_bar=True)
     assert shown[0][:3] == ("Convex: witnesses", 0, 1)
-    done = [step for _, step, total, _ in shown[1:] if total == 3]
+    done = [step for name, step, total, _ in shown[1:] if name.startswith("Convex: witnesses") and total == 3]
     assert done == sorted(done)
     assert done[-1] == 3
     assert len(set(done)) > 1
-    assert shown[-1][0] == "Convex: witnesses, gap 1e-2"
+    assert "Convex: witnesses, gap 1e-2" in [name for name, *_ in shown]
 
 
 def test_rounds_advance_tqdm_and_lines_leave_it_whole(fit, monkeypatch):
