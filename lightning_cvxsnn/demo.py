@@ -10,6 +10,7 @@ from functools import partial
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
@@ -127,20 +128,28 @@ def train(
     return row
 
 
-def run_demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float = 1e-2, seed: int = 0) -> list[DemoRow]:
+def run_demo(
+    epochs: int = 20, hidden: int | tuple[int, ...] = (128, 128), lr: float = 1e-2, seed: int = 0
+) -> list[DemoRow]:
     """Train the same network three ways on scikit-learn's digits, same seed and epochs.
 
     Args:
-        epochs: Epochs of each run.
-        hidden: Width of each LIF layer, first to last.
+        epochs: Epochs of each run, at least 1.
+        hidden: Width of each LIF layer, first to last; one number: of a single layer.
         lr: Learning rate of Adam.
         seed: Seed of weights, split and batches.
+
+    Raises:
+        MisconfigurationException: If there is no epoch to run or no layer to train.
 
     Returns:
         One row for surrogate gradients (SG) from default weights, one from calibrated weights, one for the callback.
     """
+    if epochs < 1:
+        raise MisconfigurationException(f"Invalid value epochs={epochs!r}. Expected an integer >= 1.")
+    settings = DemoSettings(epochs, (hidden,) if isinstance(hidden, int) else tuple(hidden), lr, seed)
     with Progress(transient=True) as progress:
-        run = partial(train, settings=DemoSettings(epochs, hidden, lr, seed), progress=progress)
+        run = partial(train, settings=settings, progress=progress)
         return [
             run("SG, default weights"),
             run("SG, calibrated weights", calibrated=True),
@@ -148,19 +157,19 @@ def run_demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float =
         ]
 
 
-def show_demo(epochs: int = 20, hidden: tuple[int, ...] = (128, 128), lr: float = 1e-2, seed: int = 0) -> None:
+def show_demo(epochs: int = 20, hidden: int | tuple[int, ...] = (128, 128), lr: float = 1e-2, seed: int = 0) -> None:
     """Train a spiking network on real digits with and without convex reconstruction and print the comparison.
 
     Args:
-        epochs: Epochs of each of the three runs.
-        hidden: Width of each LIF layer, first to last.
+        epochs: Epochs of each of the three runs, at least 1.
+        hidden: Width of each LIF layer, first to last, such as [128,128]; one number: of a single layer.
         lr: Learning rate of Adam.
         seed: Seed of weights, split and batches.
     """
     rows = run_demo(epochs, hidden, lr, seed)
-    early = min(5, epochs)
+    early, widths = min(5, epochs), [hidden] if isinstance(hidden, int) else list(hidden)
     table = Table(
-        title=f"scikit-learn digits, {len(hidden)} LIF layers {list(hidden)}, {epochs} epochs, seed {seed}",
+        title=f"scikit-learn digits, LIF layers {widths}, {epochs} epochs, seed {seed}",
         caption="Accuracies in %: validation before training (start) and after epochs (ep), test at the end. gap: "
         "largest certified gap of the run's solves, over their dictionaries. written: accepted solves, of all solves. "
         "seconds: wall clock of the run; solving: its part in pattern passes and solves.",

@@ -2,11 +2,17 @@ import csv
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from lightning.pytorch.trainer.connectors import data_connector
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+import lightning_cvxsnn
+from lightning_cvxsnn import LitSNN
 from lightning_cvxsnn.cli import main
 from lightning_cvxsnn.demo import run_demo
 
@@ -16,7 +22,6 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["cvxsnn"])  # LightningCLI looks
 
 
 FAST = ["--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.enable_checkpointing=false"]
@@ -149,8 +154,93 @@ def test_usage(capsys):
     usage = capsys.readouterr().out
     main(["--help"])
     assert capsys.readouterr().out == usage
-    for command in ("demo", "fit", "validate", "test"):
+    for command in ("demo", "fit", "validate", "test", "predict"):
         assert f"  {command} " in usage
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"cvxsnn {lightning_cvxsnn.__version__}\n"
+    assert lightning_cvxsnn.__version__ == version("lightning-cvxsnn")
+
+
+VALIDATE = ["validate", "--model=LitSNN", "--model.hidden=[8]", "--data=DigitsDataModule", "--trainer.logger=false"]
+
+
+def test_lightning_warns_of_nothing_false(recwarn, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cvxsnn", "--something"])
+    monkeypatch.setattr(data_connector, "suggested_max_num_workers", lambda devices: 16)
+    main(VALIDATE)
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_the_same_folder_twice(tmp_path):
+    config = [f"--config={ROOT / 'examples/configs/digits.yaml'}", "--trainer.logger=false", "--model.hidden=[8]"]
+    for lr in (0.1, 0.2, 0.3):
+        main(["test", *config, f"--model.lr={lr}"])
+    kept = [yaml.safe_load((tmp_path / f"config{v}.yaml").read_text()) for v in ("", "-v1", "-v2")]
+    assert [config["model"]["init_args"]["lr"] for config in kept] == [0.1, 0.2, 0.3]
+
+
+def test_predict_saves_the_answers(tmp_path):
+    main(["predict", *VALIDATE[1:]])
+    answers = torch.load(tmp_path / "predictions_0.pt")
+    assert [len(batch) for batch in answers] == [64] * 5 + [30]
+    assert torch.cat(answers).dtype == torch.int64
+
+
+def test_predict_on_several_loaders(tmp_path):
+    sizes = ["--data.sizes=[8,8,8]", "--data.test_digits=[2,3]", "--model.last_width=8", "--trainer.logger=false"]
+    main(["predict", "--model=AdditionSNN", "--data=AdditionDataModule", *sizes])
+    ((two,), (three,)) = torch.load(tmp_path / "predictions_0.pt")
+    assert (two.shape, three.shape) == ((8, 3), (8, 4))
+
+
+CALLBACK = "--trainer.callbacks=ConvexReconstruction"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*VALIDATE, CALLBACK, "--trainer.callbacks.beta=-1"], "Invalid value beta=-1.0. Expected a positive number"),
+        ([*VALIDATE, CALLBACK, "--trainer.callbacks.beta=small"], "Given value: small"),
+        ([*VALIDATE, CALLBACK, "--trainer.callbacks+=ConvexReconstruction"], "each to name its own readout"),
+        ([*VALIDATE, "--model.hidden=[]"], "Invalid value hidden=[]. Expected a list of positive integers."),
+        ([*VALIDATE, "--model.tau=1"], "Invalid value tau=1.0. Expected a number above 1."),
+        ([*VALIDATE, "--trainer.max_epochs=many"], "Parser key \"trainer.max_epochs\": Expected a <class 'int'>"),
+        ([*VALIDATE, "--trainer.accelerator=abacus"], "invalid accelerator name"),
+        ([*VALIDATE, "--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
+        (["validate", "--model=LitSNN"], "arguments are required: validate.data"),
+        (["validate", "--config=nowhere.yaml"], "File does not exist"),
+        (["frobnicate"], "invalid choice: 'frobnicate' (choose from"),
+        (["demo", "--epochs=0"], "Invalid value epochs=0. Expected an integer >= 1."),
+        (["demo", "--epochs=some"], 'Parser key "epochs"'),
+        (["demo", "--hidden=0"], "Invalid value hidden=[0]. Expected a list of positive integers."),
+    ],
+)
+def test_a_wrong_value_ends_in_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cvxsnn: error: ")]
+    assert message in line
+    assert len(line) < 400
+    assert "Traceback" not in line
+
+
+def test_the_traceback_of_a_wrong_value(monkeypatch):
+    monkeypatch.setenv("CVXSNN_TRACEBACK", "1")
+    with pytest.raises(MisconfigurationException, match="epochs=0"):
+        main(["demo", "--epochs=0"])
+
+
+def test_an_error_of_the_users_code_keeps_its_traceback(monkeypatch):
+    def broken(self, batch, batch_idx):
+        raise ValueError("a mistake in validation_step")
+
+    monkeypatch.setattr(LitSNN, "validation_step", broken)
+    with pytest.raises(ValueError, match="a mistake in validation_step"):
+        main(VALIDATE)
 
 
 def test_the_installed_command_runs_the_demo():
@@ -162,7 +252,7 @@ def test_the_installed_command_runs_the_demo():
 
 
 def test_the_demo_certifies_and_starts_ahead():
-    default, calibrated, hybrid = run_demo(epochs=2, hidden=(32,))
+    default, calibrated, hybrid = run_demo(epochs=2, hidden=32)
     assert hybrid.gap is not None
     assert 0 <= hybrid.gap < 1e-5
     assert hybrid.start > calibrated.start + 0.2

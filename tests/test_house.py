@@ -36,7 +36,7 @@ TOP = {"__init__.py", "demo.py", "cli.py", "py.typed"}
 
 #: Who may import which library; the longest name that fits decides.
 LIBRARIES = {
-    "torch": {*HOUSE, "demo"},
+    "torch": {*HOUSE, "demo", "cli"},
     "numpy": {"patterns", "convex", "network", "witnesses", "tasks"},
     "typing_extensions": {*HOUSE, *ROOF},
     "cupy": {"patterns"},

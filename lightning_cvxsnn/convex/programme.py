@@ -20,6 +20,7 @@ from lightning_cvxsnn.convex.penalties import L1, L1Proof
 from lightning_cvxsnn.convex.presolve import Presolve, reduce
 from lightning_cvxsnn.convex.rho_path import Path, Walk, check_rhos, geometric
 from lightning_cvxsnn.convex.solution import Limits, Point, Solution
+from lightning_cvxsnn.runtime.progress import progress_step
 from lightning_cvxsnn.runtime.work import counting
 
 __all__ = ["Programme"]
@@ -181,10 +182,12 @@ class Programme:
         sequence = check_rhos(rhos, num_values, ratio)
         held_out = check_held_out(held_out, self.data)
         fitted, scored = self.subset(~held_out), self.subset(held_out)
-        for rho in sequence or geometric(fitted.largest_rho(), ratio, num_values):
+        values = sequence or geometric(fitted.largest_rho(), ratio, num_values)
+        for index, rho in enumerate(values):
             left = None if limits.max_seconds is None else max(deadline - time.perf_counter(), 0.0)
             start = walk.solutions[-1].point if walk.solutions else None
-            solution = fitted.solve(rho, start, replace(limits, max_seconds=left), algorithm)
+            with progress_step(index, len(values)):
+                solution = fitted.solve(rho, start, replace(limits, max_seconds=left), algorithm)
             walk.add(rho, scored.mean_loss(solution), solution)
             if walk.ended or time.perf_counter() > deadline:
                 break

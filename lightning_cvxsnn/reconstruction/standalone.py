@@ -55,5 +55,5 @@ def reconstruct(model: nn.Module, dataloader: Any, **arguments: Any) -> SolveRep
     rows = rows_of(model, dataloader, max_samples=settings.max_samples, seed=settings.seed)
     report = Reconstructor(settings).run(model, rows, "single solve")
     advise([report])
-    rank_zero_info(f"ConvexReconstruction {report}")
+    rank_zero_info(f"ConvexReconstruction {report.line()}")
     return report

@@ -23,11 +23,12 @@ def advise(reports: Sequence[SolveReport]) -> None:
 
 
 def _dead_layers(reports: Sequence[SolveReport]) -> str | None:
-    repaired = reports[-1].repaired
-    return repaired and (
-        f"brought dead spiking layers to life by changing the weights that feed them: {repaired}. Such a layer sends "
-        "the same on every row, so nothing behind it can learn. Give it initial weights with which it fires now and "
-        "then, or use witnesses='keep' to refuse such a network."
+    layers = [change.partition(" (")[0] for change in reports[-1].repaired.split("); ") if change]
+    if not layers:
+        return None
+    return (
+        f"brought dead spiking layers to life: {', '.join(layers)}. They sent the same on every row; the report tells "
+        "how. Give them initial weights with which they fire now and then, or use witnesses='keep' to refuse them."
     )
 
 

@@ -1,4 +1,4 @@
-"""Figures of a run's solves and of a dictionary. Needs matplotlib, the extra ``plot``.
+"""Figures of a run's solves, of spikes and of a dictionary. Needs matplotlib, the extra ``plot``.
 
 Figures are made without pyplot: none is shown, no backend is chosen, and pyplot's state stays as it is.
 """
@@ -6,12 +6,14 @@ Figures are made without pyplot: none is shown, no backend is chosen, and pyplot
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from itertools import cycle, groupby
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.reports.solve_report import SolveReport
@@ -20,26 +22,33 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["log_solves", "raster", "solves"]
+__all__ = ["dictionary", "log_solves", "raster", "solves"]
+
+#: The Trainer's step of a validation and its metrics by name.
+Validation = tuple[int, Mapping[str, float]]
 
 # Okabe and Ito: colours that differ for colour-blind eyes too.
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#777777"
 
 
-def solves(reports: Sequence[SolveReport]) -> Figure:
-    """Draw a run's solves over the Trainer's steps, in three or four panels.
+def solves(reports: Sequence[SolveReport], validations: Sequence[Validation] = ()) -> Figure:
+    """Draw a run's solves over the Trainer's steps, in four or five panels.
 
     - *objective*: the solution's and its certified lower bound, the gap between them shaded (at 1e-6 no wider than
       the line; its largest value is in the title), and, lighter, up to the objective of the readout as it is stored
-      after the solve: scaled, rounded, or kept where the solve was rejected;
+      after the solve: scaled, rounded, or kept where the solve was rejected. Lines end where beta changes: objectives
+      of different beta do not compare;
+    - *duality gap* of the solution and of the readout as stored, on a logarithmic axis;
     - *units* that the readout receives: active in the solution, distinct, dead (silent or saturated), of all;
-    - *held-out loss* before and after each solve;
-    - *held-out accuracy* before and after, for losses that classify.
+    - *held-out loss* before and after each solve, and over it the validation losses;
+    - *held-out accuracy* before and after, for losses that classify, and over it the validation accuracies.
 
     Solves whose solution was written are marked by filled circles, rejected ones by crosses.
 
     Args:
         reports: Those of one run, such as ``callback.reports``.
+        validations: Step and metrics of each validation, such as ``callback.validations``; metrics whose names contain
+            ``loss`` or ``acc`` are drawn.
 
     Returns:
         The figure; ``figure.savefig("solves.png")`` writes it.
@@ -55,45 +64,36 @@ def solves(reports: Sequence[SolveReport]) -> Figure:
         >>> data.setup("fit")
         >>> report = reconstruct(LitSNN(hidden=[32]), data.train_dataloader(), beta=0.01)
         >>> ", ".join(axes.get_ylabel() for axes in plots.solves([report]).axes)
-        'objective, units, held-out loss, held-out accuracy'
+        'objective, duality gap, units, held-out loss, held-out accuracy'
     """
     if not reports:
         raise MisconfigurationException(
             "There is no solve to draw yet. Expected at least one report; draw after the Trainer has fitted."
         )
     accuracies = any(report.accuracy_after is not None for report in reports)
-    figure = _figure(7.5, 2.3 * (3 + accuracies))
-    panels = figure.subplots(3 + accuracies, 1, sharex=True)
+    figure = _figure(7.5, 2.3 * (4 + accuracies))
+    panels = figure.subplots(4 + accuracies, 1, sharex=True)
     steps = [report.step for report in reports]
 
-    objective, units = panels[:2]
-    primal, dual = [r.primal for r in reports], [r.dual for r in reports]
-    stored = [r.dual + r.gap_written for r in reports]
-    objective.plot(steps, stored, color=_GREY, linestyle=":", label="readout as stored")
-    objective.plot(steps, primal, color=_BLUE, label="solution")
-    objective.plot(steps, dual, color=_GREEN, linestyle="--", label="certified lower bound")
-    objective.fill_between(steps, dual, primal, color=_ORANGE, alpha=0.8, label="duality gap")
-    objective.fill_between(steps, dual, stored, color=_ORANGE, alpha=0.2, label="gap as stored")
-    _mark(objective, reports, primal)
-    objective.set_ylabel("objective")
-    objective.set_title(f"{reports[-1].loss}, duality gap at most {max(r.gap for r in reports):.1e}")
-
+    _draw_objectives(panels[0], panels[1], reports)
     for values, color, label in (
         ([r.columns for r in reports], _GREY, "all"),
         ([r.distinct for r in reports], _GREEN, "distinct"),
         ([r.active for r in reports], _BLUE, "active"),
         ([r.silent + r.saturated for r in reports], _RED, "dead"),
     ):
-        units.plot(steps, values, color=color, marker=".", label=label)
-    units.set_ylim(bottom=0)
-    units.set_ylabel("units")
+        panels[2].plot(steps, values, color=color, marker=".", label=label)
+    panels[2].set_ylim(bottom=0)
+    panels[2].set_ylabel("units")
 
-    for axes, (name, field) in zip(panels[2:], (("loss", "held_out_loss"), ("accuracy", "accuracy")), strict=False):
+    names = (("loss", "held_out_loss"), ("acc", "accuracy"))
+    for axes, (word, field) in zip(panels[3:], names, strict=False):
         before, after = ([getattr(r, f"{field}_{when}") for r in reports] for when in ("before", "after"))
         axes.plot(steps, before, color=_GREY, marker=".", label="before")
         axes.plot(steps, after, color=_BLUE, linewidth=1, label="after")
         _mark(axes, reports, after)
-        axes.set_ylabel(f"held-out {name}")
+        _draw_validations(axes, validations, word)
+        axes.set_ylabel(field.replace("held_out_", "held-out ") if word == "loss" else "held-out accuracy")
 
     for axes in panels:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", frameon=False)
@@ -102,7 +102,83 @@ def solves(reports: Sequence[SolveReport]) -> Figure:
     return figure
 
 
-def raster(before: SpikeDictionary, after: SpikeDictionary | None = None, *, rows: int = 64) -> Figure:
+def _draw_objectives(objective: Axes, gap: Axes, reports: Sequence[SolveReport]) -> None:
+    """The objectives and their gaps; lines join solves of one beta only."""
+    for number, (_, group) in enumerate(groupby(reports, key=lambda r: r.beta)):
+        same = list(group)
+        steps, primal, dual = [r.step for r in same], [r.primal for r in same], [r.dual for r in same]
+        stored = [r.dual + r.gap_written for r in same]
+
+        def style(color: str, line: str, label: str, first: bool = number == 0) -> dict[str, Any]:
+            return {"color": color, "linestyle": line, "label": label if first else "_"}
+
+        objective.plot(steps, stored, marker=".", **style(_GREY, ":", "readout as stored"))
+        objective.plot(steps, primal, **style(_BLUE, "-", "solution"))
+        objective.plot(steps, dual, marker="_", **style(_GREEN, "--", "certified lower bound"))
+        objective.fill_between(steps, dual, primal, alpha=0.8, **style(_ORANGE, "-", "duality gap"))
+        objective.fill_between(steps, dual, stored, alpha=0.2, **style(_ORANGE, "-", "gap as stored"))
+        gap.plot(steps, [r.gap_written for r in same], marker=".", **style(_GREY, ":", "readout as stored"))
+        gap.plot(steps, [r.gap for r in same], **style(_BLUE, "-", "solution"))
+    _mark(objective, reports, [r.primal for r in reports])
+    _mark(gap, reports, [r.gap for r in reports])
+    gap.set_yscale("log", nonpositive="clip")
+    gap.set_ylabel("duality gap")
+    objective.set_ylabel("objective")
+    objective.set_title(f"{reports[-1].loss}, duality gap at most {max(r.gap for r in reports):.1e}")
+
+
+def _draw_validations(axes: Axes, validations: Sequence[Validation], word: str) -> None:
+    """The curves of all validation metrics with ``word`` in their names."""
+    names = dict.fromkeys(name for _, metrics in validations for name in metrics if word in name.lower())
+    for name, line in zip(names, cycle(("-", "--", ":")), strict=False):
+        points = [(step, metrics[name]) for step, metrics in validations if name in metrics]
+        axes.plot(*zip(*points, strict=True), color=_GREEN, linestyle=line, label=name)
+
+
+def raster(before: Tensor, after: Tensor | None = None, *, sample: int = 0) -> Figure:
+    """Draw the spikes of one sample: time steps from left to right, a line for each unit, a mark for each spike.
+
+    Args:
+        before: Spikes ``[T, N, *units]`` of a layer, such as ``model.layers(x)`` gives them.
+        after: Those of the same layer later, to the right.
+        sample: Which of the N samples.
+
+    Returns:
+        The figure; ``figure.savefig("raster.png")`` writes it.
+
+    Raises:
+        ModuleNotFoundError: Without matplotlib.
+        MisconfigurationException: If these are no spikes of that shape, or there is no such sample.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cvxsnn import plots
+        >>> axes = plots.raster((torch.rand(20, 4, 30) < 0.1).float()).axes[0]
+        >>> axes.get_xlabel(), axes.get_ylabel()
+        ('time step', 'unit')
+    """
+    shown = {"spikes": before} if after is None else {"before": before, "after": after}
+    for spikes in shown.values():
+        if not isinstance(spikes, Tensor) or spikes.ndim < 3 or not -spikes.shape[1] <= sample < spikes.shape[1]:
+            found = f"shape {list(spikes.shape)}" if isinstance(spikes, Tensor) else type(spikes).__name__
+            raise MisconfigurationException(
+                f"Found {found} and sample={sample!r}. Expected spikes [T, N, *units] and one of the N samples; "
+                "plots.dictionary draws a SpikeDictionary."
+            )
+    figure = _figure(5.5 * len(shown), 4.5)
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, (name, spikes) in zip(panels, shown.items(), strict=True):
+        units = spikes[:, sample].detach().flatten(1).T.float().cpu()
+        axes.imshow(units.numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest", origin="lower")
+        axes.set_title(f"{name}, firing rate {float(units.mean()):.3f}")
+        axes.set_xlabel("time step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    panels[0].set_ylabel("unit")
+    return figure
+
+
+def dictionary(before: SpikeDictionary, after: SpikeDictionary | None = None, *, rows: int = 64) -> Figure:
     """Draw a dictionary: a line for each training row, a column for each unit, the darker the more it fires.
 
     White columns are silent units, evenly dark ones saturated; equal columns are one unit to the readout.
@@ -113,7 +189,7 @@ def raster(before: SpikeDictionary, after: SpikeDictionary | None = None, *, row
         rows: Draw this many rows, the first ones.
 
     Returns:
-        The figure; ``figure.savefig("raster.png")`` writes it.
+        The figure; ``figure.savefig("dictionary.png")`` writes it.
 
     Raises:
         ModuleNotFoundError: Without matplotlib.
@@ -123,7 +199,7 @@ def raster(before: SpikeDictionary, after: SpikeDictionary | None = None, *, row
         >>> import torch
         >>> from lightning_cvxsnn import plots
         >>> D = SpikeDictionary(torch.randint(0, 5, (100, 30), dtype=torch.uint8), scale=0.25)
-        >>> plots.raster(D).axes[0].get_xlabel()
+        >>> plots.dictionary(D).axes[0].get_xlabel()
         '30 units: 30 distinct, 0 silent, 0 saturated'
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
@@ -133,30 +209,32 @@ def raster(before: SpikeDictionary, after: SpikeDictionary | None = None, *, row
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     entries = [d.rows(torch.arange(min(rows, d.shape[0]))).to_dense(torch.float32).cpu() for d in shown.values()]
     darkest = max(float(part.max()) for part in entries) or 1.0
-    for axes, (name, dictionary), part in zip(panels, shown.items(), entries, strict=True):
+    for axes, (name, spikes), part in zip(panels, shown.items(), entries, strict=True):
         image = axes.imshow(part.numpy(), cmap="Greys", vmin=0, vmax=darkest, aspect="auto", interpolation="nearest")
         axes.set_title("what the readout receives" if after is None else name)
         axes.set_xlabel(
-            f"{dictionary.shape[1]} units: {dictionary.distinct} distinct, {dictionary.silent} silent, "
-            f"{dictionary.saturated} saturated"
+            f"{spikes.shape[1]} units: {spikes.distinct} distinct, {spikes.silent} silent, {spikes.saturated} saturated"
         )
     panels[0].set_ylabel(f"first {len(entries[0])} of {before.shape[0]} rows")
     figure.colorbar(image, ax=list(panels), label="sent by the unit, reduced over time")
     return figure
 
 
-def log_solves(loggers: Sequence[Logger], reports: Sequence[SolveReport], step: int) -> None:
+def log_solves(
+    loggers: Sequence[Logger], reports: Sequence[SolveReport], validations: Sequence[Validation], step: int
+) -> None:
     """Log the figure of `solves` to the TensorBoard loggers among ``loggers``, if matplotlib is installed.
 
     Args:
         loggers: Those of the Trainer.
         reports: Those of one run.
+        validations: Step and metrics of each of its validations.
         step: The Trainer's global step.
     """
     boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
     if boards and reports and importlib.util.find_spec("matplotlib"):
         for board in boards:
-            board.experiment.add_figure("convex/solves", solves(reports), step)
+            board.experiment.add_figure("convex/solves", solves(reports, validations), step)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -86,15 +86,36 @@ class SolveReport:
         """Plain values for a checkpoint; ``SolveReport(**state)`` reads them."""
         return asdict(self)
 
-    def __str__(self) -> str:
-        """One line for a person."""
-        accuracy = ""
-        if self.accuracy_before is not None and self.accuracy_after is not None:
-            accuracy = f", accuracy {100 * self.accuracy_before:.1f} % -> {100 * self.accuracy_after:.1f} %"
-        repaired = f"brought to life: {self.repaired}; " if self.repaired else ""
+    def line(self) -> str:
+        """One line for a log: the decision, what it rests on, and the certificate."""
+        accuracy = "" if self.accuracy_after is None else f", accuracy {self._accuracies()}"
         return (
-            f"{self.reason}; {repaired}"
-            f"held-out {self.loss} {self.held_out_loss_before:.4f} -> {self.held_out_loss_after:.4f}{accuracy}; "
-            f"gap {self.gap:.1e} at beta {self.beta:.3g} over {self.rows} rows x {self.columns} columns "
+            f"{self.reason}; held-out {self.loss} {self.held_out_loss_before:.4f} -> {self.held_out_loss_after:.4f}"
+            f"{accuracy}; gap {self.gap:.1e} at beta {self.beta:.3g} over {self.rows} rows x {self.columns} columns "
             f"({self.active} active, {self.silent} silent); {self.seconds_patterns + self.seconds_solve:.1f} s"
+        )
+
+    def __str__(self) -> str:
+        """A small table."""
+        cells = {
+            "held-out loss": f"{self.held_out_loss_before:.4f} -> {self.held_out_loss_after:.4f} ({self.loss})",
+            "held-out accuracy": "" if self.accuracy_after is None else self._accuracies(),
+            "objective": f"{self.primal:.6g}, at least {self.dual:.6g} over this {self.scope}",
+            "duality gap": f"{self.gap:.1e}, as stored {self.gap_written:.1e}",
+            "programme": f"{self.rows} rows x {self.columns} columns, beta {self.beta:.3g}, scale {self.scale:g}",
+            "units": f"{self.active} active, {self.distinct} distinct, "
+            f"{self.silent} silent, {self.saturated} saturated",
+            "search": f"{self.candidates} candidates" if self.candidates else "",
+            "repaired": self.repaired.replace("); ", ")\n"),  # a line for each layer
+            "seconds": f"{self.seconds_patterns:.1f} patterns, {self.seconds_solve:.1f} solve",
+        }
+        if self.violation is not None:
+            cells["search"] += f", worst violation {self.violation:.3g}"
+        width = max(map(len, cells))
+        rows = [f"  {k:<{width}}  {v}".replace("\n", "\n" + " " * (width + 4)) for k, v in cells.items() if v]
+        return "\n".join([f"{self.reason} (epoch {self.epoch}, step {self.step})", *rows])
+
+    def _accuracies(self) -> str:
+        return " -> ".join(
+            "?" if a is None else f"{100 * a:.1f} %" for a in (self.accuracy_before, self.accuracy_after)
         )

@@ -15,7 +15,10 @@ from lightning_cvxsnn.tasks.idx import read_idx
 
 
 class _Splits(pl.LightningDataModule):
-    """Loaders over the datasets ``train``, ``val`` and ``test``, which ``setup`` makes; only training is shuffled."""
+    """Loaders over the datasets ``train``, ``val`` and ``test``, which ``setup`` makes; only training is shuffled.
+
+    ``batch_size`` goes in by name: to predict, Lightning makes a loader again, and cannot where it is positional.
+    """
 
     train: Dataset
     val: Dataset
@@ -29,17 +32,22 @@ class _Splits(pl.LightningDataModule):
     @override
     def train_dataloader(self) -> DataLoader:
         """Shuffled."""
-        return DataLoader(self.train, self.batch_size, shuffle=True)
+        return DataLoader(self.train, batch_size=self.batch_size, shuffle=True)
 
     @override
     def val_dataloader(self) -> DataLoader:
         """In order."""
-        return DataLoader(self.val, self.batch_size)
+        return DataLoader(self.val, batch_size=self.batch_size)
 
     @override
     def test_dataloader(self) -> DataLoader | list[DataLoader]:
         """In order."""
-        return DataLoader(self.test, self.batch_size)
+        return DataLoader(self.test, batch_size=self.batch_size)
+
+    @override
+    def predict_dataloader(self) -> DataLoader | list[DataLoader]:
+        """The samples to test on, in order."""
+        return self.test_dataloader()
 
 
 class DigitsDataModule(_Splits):
@@ -179,7 +187,7 @@ class AdditionDataModule(_Splits):
     @override
     def test_dataloader(self) -> list[DataLoader]:
         """In order, one for each of ``test_digits``."""
-        return [DataLoader(dataset, self.batch_size) for dataset in self.tests]
+        return [DataLoader(dataset, batch_size=self.batch_size) for dataset in self.tests]
 
     def _draw(self, size: int, digits: int, generator: torch.Generator) -> TensorDataset:
         a, b = torch.randint(self.base, (2, size, digits), generator=generator)

@@ -61,6 +61,11 @@ class _Classifier(pl.LightningModule):
         self.log("test_accuracy", self.test_accuracy)
 
     @override
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Class of each sample, int64 ``[N]``, or of each step, ``[N, T]``; targets in the batch are not used."""
+        return self(batch[0] if isinstance(batch, (tuple, list)) else batch).argmax(-1)
+
+    @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
         return torch.optim.Adam(self.parameters(), lr=self.lr)
@@ -84,6 +89,9 @@ class LitSNN(_Classifier):
     Shapes:
         Input ``[N, T, in_features]``, output (logits) ``[N, num_classes]``.
 
+    Raises:
+        MisconfigurationException: If a width or ``tau`` is out of range.
+
     Example:
         >>> net = LitSNN(in_features=8, hidden=[32, 16])
         >>> net(torch.rand(4, 8, 8)).shape
@@ -102,6 +110,10 @@ class LitSNN(_Classifier):
     ) -> None:
         super().__init__(num_classes, lr)
         self.save_hyperparameters()
+        if not hidden or min(hidden) < 1:
+            raise MisconfigurationException(f"Invalid value hidden={hidden!r}. Expected a list of positive integers.")
+        if not tau > 1:
+            raise MisconfigurationException(f"Invalid value tau={tau!r}. Expected a number above 1.")
         layers: list[nn.Module] = []
         for fan_in, width in zip([in_features, *hidden], hidden, strict=False):
             layers.append(layer.Linear(fan_in, width, step_mode="m"))
@@ -297,12 +309,20 @@ class AdditionSNN(ParallelSNN):
         reset_neurons(self.branches)
         return torch.stack(sums, 1)
 
+    def _add(self, x: Tensor) -> Tensor:
+        """Sums of inputs ``[N, T, 3]``, of which the digits are used, not the carries."""
+        return self.add((x[..., :2] * (self.base - 1)).round().long())
+
+    @override
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """What `add` answers for the digits of a batch, int64 ``[N, T]``."""
+        return self._add(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
     @override
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Accuracy of one batch ``(x, y)``; of its inputs the digits are used, not the carries."""
         x, y = batch
-        digits = (x[..., :2] * (self.base - 1)).round().long()
-        right = self.add(digits) % self.base == y % self.base
+        right = self._add(x) % self.base == y % self.base
         options: Any = {"on_epoch": True, "add_dataloader_idx": False, "batch_size": len(x)}
         self.log(f"test_accuracy_{x.shape[1] - 1}_digits", right.float().mean(), **options)
         self.log(f"test_sums_{x.shape[1] - 1}_digits", right.all(1).float().mean(), **options)

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
@@ -20,15 +20,20 @@ from lightning_cvxsnn.reports.advice import advise
 from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.runtime.ranks import Ranks
 from lightning_cvxsnn.training.agreement import Agreement
-from lightning_cvxsnn.training.context import context_of, training_rows
+from lightning_cvxsnn.training.progress_bars import above_progress_bar
 from lightning_cvxsnn.training.trainer import (
     averages,
     check_strategy,
+    fit_allows,
+    follow_averages,
+    leave_out,
     save_beside_checkpoints,
-    seen_after_epoch,
     start_module,
     tell_of_watcher,
+    trainer_context,
+    training_rows,
     unlogged,
+    validation_metrics,
     watcher,
     weights_digest,
 )
@@ -64,19 +69,16 @@ class ConvexReconstruction(Callback):
             has a larger one of its own.
         readout: Dotted name of the readout, such as ``"net.4"``. None: the last linear layer that a batch reaches.
         witnesses: What to do with hidden weights. ``"auto"`` keeps them and repairs layers that are silent or
-            saturated. One that holds its constructor's weights is changed as a whole, and as soon as more than half of
-            its units are silent or saturated: with at most two spiking layers by one factor and its biases, else by
-            rescaling its units. Of any other, silent and saturated units are rescaled. Where training goes on from the
-            warm start, a classifier of one decision per sample and at most two spiking layers, of which the last holds
-            its constructor's weights, gets those of ``"pairs"`` there. ``"keep"`` refuses a network that is dead. The
-            others act at the warm start only. ``"calibrated"`` rescales every unit to a firing rate of 0.1.
-            ``"gaussian_standard"``, ``"gaussian_normalized"`` and ``"gaussian_orthogonal"`` draw the weights of every
-            hidden layer: N(0, 1), rows of unit norm, orthonormal rows; units that are then silent or saturated are
-            rescaled. ``"pairs"``, ``"pool"`` and ``"priced"`` bring the layers below to that firing rate and replace
-            the last hidden ``nn.Linear`` or convolution: by weights that tell pairs of training points apart, by the
-            best of many candidates, by column generation. In a `ParallelSNN` the last two replace whole branches and
-            their neurons' constants. New weights are rolled back where the held-out rows reject what comes of them.
-            With ``"priced"``, later solves that are trained on give units without a part in the answers new weights.
+            saturated: one that holds its constructor's weights as a whole, of any other the dead units. Where training
+            goes on from the warm start, a classifier of one decision per sample and at most two spiking layers gets
+            those of ``"pairs"`` in a last layer that holds its constructor's weights. ``"keep"`` refuses a network that
+            is dead. The others act at the warm start only. ``"calibrated"`` rescales every unit to a firing rate of
+            0.1. ``"gaussian_standard"``, ``"gaussian_normalized"`` and ``"gaussian_orthogonal"`` draw every hidden
+            layer: N(0, 1), rows of unit norm, orthonormal rows. ``"pairs"``, ``"pool"`` and ``"priced"`` replace the
+            last hidden ``nn.Linear`` or convolution: by weights that tell pairs of training points apart, by the best
+            of many candidates, by column generation; in a `ParallelSNN` the last two replace whole branches. What the
+            held-out rows reject is rolled back. With ``"priced"``, later solves that are trained on give units without
+            a part in the answers new weights.
         warm_start: Solve before the first epoch; once per run, not on resume, not under ``fast_dev_run``.
         every_n_epochs: Solve after the last batch of every n-th epoch at the earliest, before its validation. 0: never.
         final_solve: Solve at the end of training, before the last validation where the last epoch is known, else in
@@ -104,6 +106,7 @@ class ConvexReconstruction(Callback):
 
     Attributes:
         reports: A `SolveReport` for each solve, newest last.
+        validations: The Trainer's step and the metrics with ``val`` in their names, after each validation of a fit.
 
     Raises:
         MisconfigurationException: For a wrong argument here; for a network, Trainer or data that cannot be solved, in
@@ -153,10 +156,12 @@ class ConvexReconstruction(Callback):
             seed=seed,
         )
         self._left = ""  # digest of the weights that the last fit left behind
+        self._in_trainer = False
         self._begin_run()
 
     def _begin_run(self) -> None:
         self.reports: list[SolveReport] = []
+        self.validations: list[tuple[int, dict[str, float]]] = []
         self._reconstructor = Reconstructor(self.settings)
         self._warm_started = self._restored = False
         self._begin_schedule()
@@ -170,8 +175,9 @@ class ConvexReconstruction(Callback):
     @property
     @override
     def state_key(self) -> str:
-        """Distinct for distinct readouts and losses."""
-        return self._generate_state_key(readout=self.settings.readout, loss=self.settings.loss)
+        """Distinct for distinct readouts and losses; before `setup`, which refuses two without a readout, always."""
+        own = {} if self._in_trainer or self.settings.readout is not None else {"instance": id(self)}
+        return self._generate_state_key(readout=self.settings.readout, loss=self.settings.loss, **own)
 
     # -- when -----------------------------------------------------------------------------------------------------
 
@@ -202,27 +208,17 @@ class ConvexReconstruction(Callback):
 
     def _may_solve(self, trainer: "pl.Trainer", occasion: Occasion, epoch: int) -> bool:
         """Whether this fit allows a solve that `should_solve` wants."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return False
-        shadow = occasion == "periodic solve" and self.settings.apply != "replace"
-        if shadow and not seen_after_epoch(trainer):
-            return False
-        if shadow and self.settings.apply == "auto" and watcher(trainer):
-            return False
-        return self.should_solve(occasion, epoch)
+        return fit_allows(trainer, occasion, self.settings.apply) and self.should_solve(occasion, epoch)
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Refuse what cannot work."""
+        self._in_trainer = True
+        check_settings([c.settings for c in _solvers(trainer)])
         if stage != "fit":
             return
-        check_settings([c.settings for c in _solvers(trainer)])
         check_strategy(trainer)
-        if averages(trainer):  # in ``on_train_end`` they replace the weights; the final solve must come after that
-            trainer.callbacks = sorted(  # type: ignore[attr-defined]
-                trainer.callbacks,  # type: ignore[attr-defined]
-                key=lambda c: 2 if isinstance(c, Checkpoint) else int(c is self),
-            )
+        follow_averages(trainer, self)
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -243,7 +239,8 @@ class ConvexReconstruction(Callback):
             self._solve(trainer, pl_module, "warm start", trainer.current_epoch)
         self._warm_started = True
         if self.settings.every_n_epochs and self.settings.apply != "replace":
-            tell_of_watcher(watcher(trainer), self.settings.apply)
+            with above_progress_bar(trainer):
+                tell_of_watcher(watcher(trainer), self.settings.apply)
 
     @override
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -264,7 +261,8 @@ class ConvexReconstruction(Callback):
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
         """The module's loss on the same batch, at the same weights."""
         if readout := self._reconstructor.readout:
-            self._agreement.compare(trainer, readout, loss)
+            with above_progress_bar(trainer):
+                self._agreement.compare(trainer, readout, loss)
 
     @override
     def on_train_batch_end(
@@ -282,6 +280,12 @@ class ConvexReconstruction(Callback):
             self._solve(trainer, pl_module, "periodic solve", finished)
 
     @override
+    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Keep the metrics of a fit's validations, for `plot`."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self.validations.append((trainer.global_step, validation_metrics(trainer)))
+
+    @override
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """The last solve where the last epoch was not known, saved beside the user's checkpoints."""
         epoch, done = trainer.current_epoch, self._finished_step == trainer.global_step
@@ -289,13 +293,14 @@ class ConvexReconstruction(Callback):
             return
         report = self._solve(trainer, pl_module, "final solve", epoch)
         if report is not None and report.accepted and not self.settings.dry_run:
-            save_beside_checkpoints(trainer)
+            with above_progress_bar(trainer):
+                save_beside_checkpoints(trainer)
 
     @override
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """The figure of all solves to TensorBoard."""
         if trainer.is_global_zero:
-            plots.log_solves(trainer.loggers, self.reports, trainer.global_step)
+            plots.log_solves(trainer.loggers, self.reports, self.validations, trainer.global_step)
 
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -320,7 +325,7 @@ class ConvexReconstruction(Callback):
             ModuleNotFoundError: Without matplotlib, the extra ``plot``.
             MisconfigurationException: Before the first solve.
         """
-        return plots.solves(self.reports)
+        return plots.solves(self.reports, self.validations)
 
     # -- what -----------------------------------------------------------------------------------------------------
 
@@ -329,30 +334,29 @@ class ConvexReconstruction(Callback):
     ) -> SolveReport | None:
         """Solve and report; None, with a warning, where a later solve fails, which nothing but itself depends on."""
         if obstacle := self._reconstructor.obstacle(pl_module):
-            _leave_out(occasion, obstacle)
+            leave_out(trainer, occasion, obstacle)
             return None
         ranks = Ranks(alone=trainer.world_size == 1)
         try:
-            with ranks, unlogged(pl_module):
+            with above_progress_bar(trainer), ranks, unlogged(pl_module):
                 rows = training_rows(trainer, pl_module, self.settings, ranks)
-                context = context_of(trainer, epoch)
-                report = self._reconstructor.run(pl_module, rows, occasion, context)
+                report = self._reconstructor.run(pl_module, rows, occasion, trainer_context(trainer, epoch))
         except Exception as error:
             if occasion == "warm start" or not ranks.in_step:
                 raise
-            _leave_out(occasion, f"{type(error).__name__}: {error}")  # training alone would go on
+            leave_out(trainer, occasion, f"{type(error).__name__}: {error}")  # training alone would go on
             return None
         self.reports.append(report)
         self._solved_epoch = epoch
         if occasion == "final solve" or self.settings.apply != "replace":  # a shadow is what a last solve would find
             self._finished_step = trainer.global_step
-        metrics = report.metrics()
-        if len(_solvers(trainer)) > 1:  # whose figures they are
-            metrics = {f"convex/{self.settings.readout}/{k.removeprefix('convex/')}": v for k, v in metrics.items()}
+        name = f"convex/{self.settings.readout}/" if len(_solvers(trainer)) > 1 else "convex/"  # whose figures they are
+        metrics = {f"{name}{k.removeprefix('convex/')}": v for k, v in report.metrics().items()}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
-        rank_zero_info(f"ConvexReconstruction {report}")
-        advise(self.reports)
+        with above_progress_bar(trainer):
+            rank_zero_info(f"ConvexReconstruction {report.line()}")
+            advise(self.reports)
         return report
 
     def _withdraw(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -373,6 +377,7 @@ class ConvexReconstruction(Callback):
             "compared": self._agreement.compared,
             "reconstructor": self._reconstructor.state_dict(),
             "reports": [report.state() for report in self.reports],
+            "validations": list(self.validations),
         }
 
     @override
@@ -385,10 +390,7 @@ class ConvexReconstruction(Callback):
         self._reconstructor.load_state_dict(state_dict["reconstructor"])
         self._restored = True
         self.reports = [SolveReport(**report) for report in state_dict["reports"]]
-
-
-def _leave_out(occasion: Occasion, reason: str) -> None:
-    rank_zero_warn(f"ConvexReconstruction leaves out the {occasion}, and training goes on. {reason}")
+        self.validations = [(step, dict(metrics)) for step, metrics in state_dict.get("validations", [])]
 
 
 def _solvers(trainer: "pl.Trainer") -> list[ConvexReconstruction]:

@@ -1,19 +1,19 @@
-"""Reads a Trainer: batch transfer, callbacks that compare or average, checkpoint folders, progress bars."""
+"""Reads a Trainer: batch transfer, callbacks that compare or average, checkpoint folders."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
     Callback,
+    Checkpoint,
     EarlyStopping,
     ModelCheckpoint,
-    RichProgressBar,
     StochasticWeightAveraging,
-    TQDMProgressBar,
     WeightAveraging,
 )
 from lightning.pytorch.strategies import DDPStrategy
@@ -23,10 +23,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
-from tqdm.auto import tqdm
 
-from lightning_cvxsnn.runtime.progress import no_progress
-from lightning_cvxsnn.runtime.ranks import checksum
+from lightning_cvxsnn.network.rows import TrainingRows
+from lightning_cvxsnn.reconstruction.context import TrainerContext
+from lightning_cvxsnn.reconstruction.policy import Occasion
+from lightning_cvxsnn.reconstruction.settings import Apply, Settings
+from lightning_cvxsnn.runtime.ranks import Ranks, checksum
+from lightning_cvxsnn.training.progress_bars import above_progress_bar, trainer_progress
+from lightning_cvxsnn.training.step_inputs import check_step_inputs
 
 # Lightning's connectors set `Trainer.callbacks` from outside the class, where mypy does not see it: `attr-defined`.
 
@@ -36,6 +40,34 @@ def transfer(trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any)
     batch = trainer.precision_plugin.convert_input(batch)
     batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def training_rows(
+    trainer: "pl.Trainer", pl_module: "pl.LightningModule", settings: Settings, ranks: Ranks
+) -> TrainingRows:
+    """The rows of the Trainer's loader that the settings ask for, as ``training_step`` receives them."""
+    return TrainingRows(
+        pl_module,
+        trainer.train_dataloader,
+        transfer=partial(transfer, trainer, pl_module),
+        max_samples=settings.max_samples,
+        seed=settings.seed,
+        ranks=ranks,
+        limit=trainer.num_training_batches,
+    )
+
+
+def trainer_context(trainer: "pl.Trainer", epoch: int) -> TrainerContext:
+    """What a solve after ``epoch`` finished epochs reads of the Trainer."""
+    return TrainerContext(
+        optimizers=trainer.optimizers,
+        precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
+        progress=partial(trainer_progress, trainer),
+        check=partial(check_step_inputs, trainer),
+        epoch=epoch,
+        step=trainer.global_step,
+        batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
+    )
 
 
 def watcher(trainer: "pl.Trainer") -> str:
@@ -88,6 +120,30 @@ def tell_of_watcher(watching: str, apply: Literal["auto", "shadow"]) -> None:
             f"With apply='shadow' {watching} compares validations of solutions with those of trained weights, and "
             "may end training or lower the learning rate for that alone. Use apply='auto' or every_n_epochs=0."
         )
+
+
+def follow_averages(trainer: "pl.Trainer", callback: Callback) -> None:
+    """Put ``callback`` behind those that average weights, which in ``on_train_end`` replace what a solve acts on."""
+    if averages(trainer):
+        trainer.callbacks = sorted(  # type: ignore[attr-defined]
+            trainer.callbacks,  # type: ignore[attr-defined]
+            key=lambda c: 2 if isinstance(c, Checkpoint) else int(c is callback),
+        )
+
+
+def leave_out(trainer: "pl.Trainer", occasion: Occasion, reason: str) -> None:
+    """Say that a solve is left out, and why."""
+    with above_progress_bar(trainer):
+        rank_zero_warn(f"ConvexReconstruction leaves out the {occasion}, and training goes on. {reason}")
+
+
+def fit_allows(trainer: "pl.Trainer", occasion: Occasion, apply: Apply) -> bool:
+    """Whether a solve has its place in this fit: never under ``fast_dev_run``; a shadow where somebody looks."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return False
+    if occasion != "periodic solve" or apply == "replace":
+        return True
+    return seen_after_epoch(trainer) and not (apply == "auto" and watcher(trainer))
 
 
 def seen_after_epoch(trainer: "pl.Trainer") -> bool:
@@ -155,6 +211,11 @@ def save_beside_checkpoints(trainer: "pl.Trainer") -> None:
         rank_zero_info(f"ConvexReconstruction saved the network after its final solve: {path}")
 
 
+def validation_metrics(trainer: "pl.Trainer") -> dict[str, float]:
+    """What has been logged under names with ``val`` in them, newest values."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if "val" in name.lower()}
+
+
 @contextmanager
 def unlogged(module: nn.Module) -> Iterator[None]:
     """Discard what LightningModules log in this context, whose forward passes are not training steps."""
@@ -174,39 +235,3 @@ def unlogged(module: nn.Module) -> Iterator[None]:
 
 def _drop(*_: object, **__: object) -> None:
     """Log nothing."""
-
-
-@contextmanager
-def trainer_progress(trainer: "pl.Trainer", stage: str, total: int | None) -> Iterator[Callable[[], object]]:
-    """Show a stage in the Trainer's progress bar, if it has one.
-
-    Args:
-        trainer: The Trainer; its ``RichProgressBar`` gets a task, its ``TQDMProgressBar`` a bar below.
-        stage: Name of the stage.
-        total: Number of steps; None: unknown.
-    """
-    bar = trainer.progress_bar_callback
-    description = f"Convex: {stage.removeprefix('convex ')}"
-    if isinstance(bar, RichProgressBar) and bar.progress is not None and bar.is_enabled:
-        progress, steps = bar.progress, 1 if total is None else total
-        # One task for all stages, hidden in between: Lightning finds its own tasks by their positions.
-        task = next((t.id for t in progress.tasks if t.fields.get("convex")), None)
-        if task is None:
-            task = progress.add_task(description, total=steps, convex=True)
-        progress.reset(task, total=steps, description=description, visible=True)
-        bar.refresh()
-
-        def advance() -> None:
-            progress.advance(task)
-            bar.refresh()
-
-        try:
-            yield advance
-        finally:
-            progress.update(task, visible=False)
-    elif isinstance(bar, TQDMProgressBar) and bar.is_enabled:
-        with tqdm(total=total, desc=description, leave=False, position=2 * bar.process_position + 2) as shown:
-            yield shown.update
-    else:
-        with no_progress(stage, total) as nothing:
-            yield nothing

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_cvxsnn.convex import Point
+from lightning_cvxsnn.runtime.progress import progress_step
 from lightning_cvxsnn.witnesses.restricted import RhoPath
 from lightning_cvxsnn.witnesses.search import Master, Proposer, SearchResult, SearchStatistics, W
 
@@ -54,14 +55,15 @@ class ColumnGeneration(Generic[W]):
         for index in range(proposer.settings.rounds):
             if rho is None and not path.ended:
                 path.judge(programme.held_out_loss(witnesses.columns, solution))
-            found = proposer.improve(Master(witnesses, solution), path, index)
-            witnesses, solution = found.witnesses, found.point
-            violation = violation if found.violation is None else found.violation
-            if found.final:
-                break
-            path.advance()
-            if not found.solved:
-                solution = programme.solve(witnesses.columns, path.rho, solution)
+            with progress_step(index, proposer.settings.rounds):
+                found = proposer.improve(Master(witnesses, solution), path, index)
+                witnesses, solution = found.witnesses, found.point
+                violation = violation if found.violation is None else found.violation
+                if found.final:
+                    break
+                path.advance()
+                if not found.solved:
+                    solution = programme.solve(witnesses.columns, path.rho, solution)
             objectives.append(solution.primal)
         coef = solution.coef
         missing = coef.new_zeros(witnesses.columns.shape[1] - len(coef), coef.shape[1])

@@ -49,7 +49,7 @@ def test_the_figure_holds_the_reports():
     reports = callback.reports
     assert {report.accepted for report in reports} == {True, False}
     figure = callback.plot()
-    objective, units, loss, accuracy = figure.axes
+    objective, gap, units, loss, accuracy = figure.axes
     steps = [report.step for report in reports]
     drawn = lines(objective)
     assert drawn["solution"] == [(r.step, r.primal) for r in reports]
@@ -60,6 +60,9 @@ def test_the_figure_holds_the_reports():
     for report in reports:
         assert {report.primal, report.dual} <= set(shaded[shaded[:, 0] == report.step, 1])
     assert f"{max(r.gap for r in reports):.1e}" in objective.get_title()
+    assert gap.get_yscale() == "log"
+    assert lines(gap)["solution"] == [(r.step, r.gap) for r in reports]
+    assert lines(gap)["readout as stored"] == [(r.step, r.gap_written) for r in reports]
     for label, field in (("all", "columns"), ("distinct", "distinct"), ("active", "active")):
         assert lines(units)[label] == [(r.step, getattr(r, field)) for r in reports]
     assert lines(units)["dead"] == [(r.step, r.silent + r.saturated) for r in reports]
@@ -76,7 +79,12 @@ def test_the_figure_holds_the_reports():
 
 def test_a_squared_loss_has_no_accuracy():
     callback = fitted(1, loss="squared")
-    assert [axes.get_ylabel() for axes in callback.plot().axes] == ["objective", "units", "held-out loss"]
+    assert [axes.get_ylabel() for axes in callback.plot().axes] == [
+        "objective",
+        "duality gap",
+        "units",
+        "held-out loss",
+    ]
 
 
 def test_one_report_is_enough_and_none_is_not():
@@ -92,7 +100,8 @@ def test_drawing_changes_nothing_outside():
     dictionary = SpikeDictionary.from_values(torch.randint(0, 3, (20, 8)).float())
     before = matplotlib.rcParams.copy(), pyplot.get_fignums(), matplotlib.get_backend(auto_select=False)
     png(plots.solves(reports))
-    png(plots.raster(dictionary))
+    png(plots.dictionary(dictionary))
+    png(plots.raster((torch.rand(5, 2, 8) < 0.5).float()))
     assert (matplotlib.rcParams.copy(), pyplot.get_fignums(), matplotlib.get_backend(auto_select=False)) == before
 
 
@@ -124,7 +133,7 @@ def test_a_run_without_matplotlib_is_not_disturbed(tmp_path, without_matplotlib)
     board.Reload()
     assert board.Tags()["images"] == []
     assert "convex/gap" in board.Tags()["scalars"]
-    for draw in (callback.plot, lambda: plots.raster(SpikeDictionary(torch.zeros(2, 2, dtype=torch.uint8)))):
+    for draw in (callback.plot, lambda: plots.raster(torch.zeros(2, 2, 2))):
         with pytest.raises(ModuleNotFoundError, match=r"need matplotlib.*pip install 'lightning-cvxsnn\[plot\]'"):
             draw()
 
@@ -137,14 +146,73 @@ def test_without_a_solve_nothing_is_logged(tmp_path):
     assert board.Tags()["images"] == []
 
 
-# -- the raster ---------------------------------------------------------------------------------------------------
+def test_objectives_of_different_beta_are_not_joined():
+    report = reconstruct(Net(), loader(), beta=0.02)
+    reports = [replace(report, step=step, beta=beta) for step, beta in ((0, 0.2), (1, 0.1), (2, 0.1), (3, 0.2))]
+    for axes in plots.solves(reports).axes[:2]:
+        joined = [tuple(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "-"]
+        assert joined == [(0,), (1, 2), (3,)]
+        labels = axes.get_legend_handles_labels()[1]
+        assert len(labels) == len(set(labels))
 
 
-def test_the_raster_shows_the_first_rows_of_before_and_after_in_the_same_shades():
+def test_validations_are_drawn_over_the_held_out_rows():
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
+    torch.manual_seed(1)
+    trainer(callback, max_epochs=2, num_sanity_val_steps=1).fit(Validated(), loader(), loader(seed=1))
+    assert [step for step, _ in callback.validations] == [4, 8]
+    *_, loss, accuracy = callback.plot().axes
+    for axes, name in ((loss, "val_loss"), (accuracy, "val_accuracy")):
+        assert lines(axes)[name] == [(step, metrics[name]) for step, metrics in callback.validations]
+    again = ConvexReconstruction()
+    again.load_state_dict(callback.state_dict())
+    assert again.validations == callback.validations
+
+
+class Validated(Net):
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        logits = self(x)
+        self.log("val_loss", torch.nn.functional.cross_entropy(logits, y))
+        self.log("val_accuracy", (logits.argmax(1) == y).float().mean())
+
+
+# -- spikes -------------------------------------------------------------------------------------------------------
+
+
+def test_a_raster_is_units_over_time():
+    spikes = (torch.rand(12, 3, 2, 5) < 0.3).float()
+    figure = plots.raster(spikes, 1 - spikes, sample=1)
+    for axes, drawn, name in zip(figure.axes, (spikes, 1 - spikes), ("before", "after"), strict=True):
+        (image,) = axes.images
+        assert torch.equal(torch.tensor(image.get_array().data), drawn[:, 1].flatten(1).T)  # [units, T]
+        assert axes.get_title().startswith(f"{name}, firing rate")
+        assert axes.get_xlabel() == "time step"
+    assert figure.axes[0].get_ylabel() == "unit"
+    png(figure)
+
+
+@pytest.mark.parametrize(
+    ("spikes", "sample", "found"),
+    [
+        (torch.zeros(4, 3), 0, r"shape \[4, 3\]"),
+        (torch.zeros(4, 2, 3), 2, "sample=2"),
+        (SpikeDictionary(torch.zeros(3, 4, dtype=torch.uint8)), 0, "Found SpikeDictionary"),
+    ],
+)
+def test_a_raster_of_something_else_is_refused(spikes, sample, found):
+    with pytest.raises(MisconfigurationException, match=f"{found}.*plots.dictionary"):
+        plots.raster(spikes, sample=sample)
+
+
+# -- the dictionary -----------------------------------------------------------------------------------------------
+
+
+def test_the_dictionary_shows_the_first_rows_of_before_and_after_in_the_same_shades():
     values = torch.randint(0, 4, (30, 7)), torch.randint(0, 5, (20, 9))
     values[0][:, 2], values[1][:, 0] = 0, 1
     before, after = (SpikeDictionary.from_values(v.float(), 0.25) for v in values)
-    figure = plots.raster(before, after, rows=25)
+    figure = plots.dictionary(before, after, rows=25)
     left, right, _ = figure.axes
     for axes, value, count in ((left, values[0], 25), (right, values[1], 20)):
         (image,) = axes.images
@@ -157,17 +225,17 @@ def test_the_raster_shows_the_first_rows_of_before_and_after_in_the_same_shades(
     png(figure)
 
 
-def test_the_raster_of_a_dead_network_and_of_packed_bits():
-    png(plots.raster(SpikeDictionary(torch.zeros(3, 4, dtype=torch.uint8))))
+def test_the_dictionary_of_a_dead_network_and_of_packed_bits():
+    png(plots.dictionary(SpikeDictionary(torch.zeros(3, 4, dtype=torch.uint8))))
     bits = torch.eye(9, dtype=torch.uint8)
-    (image,) = plots.raster(SpikeDictionary(bits).packed(), rows=4).axes[0].images
+    (image,) = plots.dictionary(SpikeDictionary(bits).packed(), rows=4).axes[0].images
     assert torch.equal(torch.tensor(image.get_array().data), bits[:4].float())
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, True, None])
 def test_rows_that_cannot_be_drawn(wrong):
     with pytest.raises(MisconfigurationException, match="Invalid value rows="):
-        plots.raster(SpikeDictionary(torch.zeros(3, 4, dtype=torch.uint8)), rows=wrong)
+        plots.dictionary(SpikeDictionary(torch.zeros(3, 4, dtype=torch.uint8)), rows=wrong)
 
 
 # -- where a dictionary comes from --------------------------------------------------------------------------------

@@ -501,3 +501,16 @@ def test_of_a_dataset_larger_than_memory_only_max_samples_are_loaded():
     trainer(callback, max_epochs=1, max_steps=1).fit(small(), DataLoader(Huge(), batch_size=BATCH))
     assert callback.reports[0].rows in (50, 40)
     assert Huge.loaded <= 6 * 50
+
+
+def test_two_callbacks_without_a_readout_meet_our_message():
+    with pytest.raises(MisconfigurationException, match=r"one has readout=None; expected each to name its own readout"):
+        trainer(ConvexReconstruction(), ConvexReconstruction(), max_epochs=1).fit(small(), data())
+
+
+def test_in_a_trainer_the_key_depends_on_readout_and_loss_only():
+    keys = set()
+    for callback in (ConvexReconstruction(), ConvexReconstruction(beta=0.02)):
+        trainer(callback, max_epochs=1).validate(small(), data(), verbose=False)
+        keys.add(callback.state_key)
+    assert keys == {"ConvexReconstruction{'readout': None, 'loss': 'cross_entropy'}"}

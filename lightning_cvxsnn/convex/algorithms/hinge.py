@@ -32,6 +32,7 @@ from lightning_cvxsnn.convex.losses.hinge import Hinge
 from lightning_cvxsnn.convex.penalties import L1
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 from lightning_cvxsnn.convex.solution import Point
+from lightning_cvxsnn.runtime.progress import report_gap
 
 __all__ = ["ColumnGeneration"]
 
@@ -199,6 +200,7 @@ class _Search:
         if programme.fit_intercept:
             point = torch.cat([state.intercept[:, None], point], 1)
         gap = (self.value - self.bound)[alive]
+        report_gap(float(gap.max()), self.stop.tolerance, float(self.value[alive].max()))
         share = grouped.together(state.alpha / weight, weight.expand_as(state.alpha))
         iterate = initial(grouped.sign, grouped.cost, grouped.columns, self.rho, (point, share, gap))
         iterate = self._solve_grouped(iterate, (_AHEAD * gap).clamp_min(0.2 * self.stop.tolerance))
@@ -249,6 +251,7 @@ class _Search:
             slope, correlation = self._price(alive, iterate.alpha)
             self._improve(alive, objective, iterate.spread(programme.matrix.shape[1]), iterate.point)
             gap = self.value[alive] - self.bound[alive]
+            report_gap(float(gap.max()), self.stop.tolerance, float(self.value[alive].max()))
             # in degenerate programmes rounding error takes over in the end
             stale = torch.where(gap < before, 0, stale + (product < 1e-6 * total))
             going = (gap > (1 - _SPARSITY) * self.stop.tolerance) & (stale < _PATIENCE) & (product > 0)

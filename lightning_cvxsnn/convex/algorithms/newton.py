@@ -32,6 +32,7 @@ from lightning_cvxsnn.convex.matrix import Matrix
 from lightning_cvxsnn.convex.penalties import L1, L1Proof
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 from lightning_cvxsnn.convex.solution import Point
+from lightning_cvxsnn.runtime.progress import report_gap
 
 __all__ = ["WorkingSetNewton"]
 
@@ -123,6 +124,7 @@ class _Descent:
                 self.best = (primal, self.coef)
             gradient = self.matrix.T @ (self.weight[:, None] * self.loss.gradient(self.outputs, self.encoded))
             steepest = self.penalty.largest_rho(gradient * self.penalised)
+            report_gap(primal * max(steepest / rho - 1, 0.0), stop.tolerance, primal)
             if current in (rho, math.inf) and (steepest - rho) * primal <= _HOPEFUL * rho * stop.tolerance:
                 proof, dual_point = self.certifier.certify(*self.split(self.coef), dual_point)
                 if proof.gap <= stop.tolerance:
