@@ -345,7 +345,13 @@ class ConvexReconstruction(Callback):
                 step=trainer.global_step,
                 batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
             )
-            report = self._reconstructor.run(pl_module, rows, occasion, context)
+            try:
+                report = self._reconstructor.run(pl_module, rows, occasion, context)
+            except MisconfigurationException as error:
+                if occasion == "warm start":
+                    raise
+                rank_zero_warn(f"ConvexReconstruction leaves out the {occasion}, and training goes on. {error}")
+                return None
         self.reports.append(report)
         self._solved_epoch = epoch
         if occasion == "final solve" or self.settings.apply != "replace":  # a shadow is what a last solve would find
