@@ -70,7 +70,7 @@ def data_flow(module: nn.Module) -> Iterator[dict[str, list[Feed]]]:
 
     What layers and neurons give becomes a leaf of an autograd graph, which is walked from the inputs of the next ones
     back to these leaves. Layers and neurons themselves run without gradients, and their results are not changed.
-    A layer is a module that has rows (see `has_rows`), or parameters and no submodules.
+    A layer is a module that has rows (see `has_rows`), or parameters of which no submodule holds one.
     """
     follower = _Follower(module)
     handles = []
@@ -135,16 +135,19 @@ class _Follower:
 
 
 def followed(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Layers and spiking neurons; what is inside a neuron is its own."""
-    inside = ""
+    """Layers and spiking neurons, by name; what is inside one is its own."""
+    outer = ""
     for name, part in module.named_modules():
-        if inside and name.startswith(inside):
+        if outer and name.startswith(outer):
             continue
-        if is_spiking(part):
-            inside = f"{name}."
+        if is_spiking(part) or has_rows(part) or _is_own_layer(part):
+            outer = f"{name}."
             yield name, part
-        elif has_rows(part) or (not list(part.children()) and list(part.parameters(recurse=False))):
-            yield name, part
+
+
+def _is_own_layer(part: nn.Module) -> bool:
+    own = len(list(part.parameters(recurse=False)))
+    return 0 < own == len(list(part.parameters())) and not any(map(is_spiking, part.modules()))
 
 
 def _leaves(values: Tensor) -> tuple[list[Tensor], bool]:

@@ -83,6 +83,7 @@ def reductions(probe: RandomReadout, output: Tensor) -> list[TimeReduction]:
             TimeReduction("all", layout, steps, batch_first)
             for layout, steps in layouts
             for batch_first in (False, True)
+            if output.shape[int(batch_first)] == steps
         ]
     if layouts and layouts[0][0] == "static":
         return [TimeReduction("none", "static", 1)]
