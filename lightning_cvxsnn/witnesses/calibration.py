@@ -36,6 +36,7 @@ _DEVIATION = 0.5  # of a unit's current where biases make it fire: inside the wi
 _COPY = 1.5  # of the current that makes a unit fire: other weights, drawn at random, do not stop a copy;
 _COPY_SOFT = 1.1  # where a reset keeps what is above the threshold: it would add up to further spikes
 _ADVICE = "Give it weights or thresholds with which it fires, or use witnesses='keep'."
+_ROUNDING = 1e-5
 _CURRENT_LIMIT = 2**23  # input currents held at once, 32 MiB of float32
 
 
@@ -98,8 +99,8 @@ def calibrate_layers(
 
     Raises:
         ValueError: If a layer that must change is fed by no affine layer whose weights it may change, by one that is
-            frozen, or carries no more information afterwards. A dead layer that only other spiking layers feed is left
-            as it is, with a warning.
+            frozen, or carries no more information afterwards. A dead layer that only other spiking layers feed, or that
+            receives the same on every row, is left as it is, with a warning.
     """
     changed, module, inputs = [], network.module, network.inputs()
     activities = measure_activity(module, inputs)
@@ -131,10 +132,7 @@ def calibrate_layers(
                 parameter.copy_(value)
             network.refresh_norms()
             if not before.alive:
-                raise ValueError(
-                    f"{_dead(before)} Rescaling '{before.affine_name}' ({type(affine).__name__}), which feeds it, did "
-                    f"not help and was undone. {_ADVICE}"
-                )
+                _refuse_unless_uninformed(module, inputs, before)
             continue
         activities = then
         changed.append(
@@ -168,6 +166,14 @@ def _factors_and_shifts(
             now = currents.rates(ones, shifts)
             factors = torch.where((now == 0) | (now == 1), factors, ones)
     return factors, shifts
+
+
+def _refuse_unless_uninformed(module: nn.Module, inputs: Sequence[Any], layer: LayerActivity) -> None:
+    """Warn of a dead layer that no factor helps since all rows send it the same; raise where they do not."""
+    tried = f"{_dead(layer)} Rescaling '{layer.affine_name}', which feeds it, did not help and was undone"
+    if not _Currents(module, inputs, layer).alike():
+        raise ValueError(f"{tried}. {_ADVICE}")
+    rank_zero_warn(f"{tried}: it receives the same from there on every row. It is left as it is.")
 
 
 def _is_as_dead(after: LayerActivity, before: LayerActivity) -> bool:
@@ -306,6 +312,13 @@ class _Currents:
                 total += by_unit.sum(0) if self._per_unit else by_unit.sum() / by_unit.shape[1]
                 count += by_unit.shape[0]
         return total / count
+
+    def alike(self) -> bool:
+        """Whether all samples send the same, but for rounding."""
+        axis = 1 if getattr(self._neuron, "step_mode", "m") == "m" else 0
+        calls = [c for calls in self._batches for c in calls if c.dim() > axis]
+        differences = [float((c - c.narrow(axis, 0, 1)).abs().max()) for c in calls]
+        return max(differences, default=1.0) <= _ROUNDING * max((float(c.abs().max()) for c in calls), default=0.0)
 
     def deviation(self) -> float:
         """Root mean square over units of the standard deviation of a unit's currents."""

@@ -230,7 +230,7 @@ def test_a_bias_silences_and_excites_and_gives_up():
     assert rates[0] < 0.6
     stubborn = deep(1, node=lambda: neuron.LIFNode(v_threshold=1e6))
     before = stubborn[0].weight.clone()
-    with pytest.raises(ValueError, match=r"'1' carries no information.*Rescaling '0' \(Linear\).*was undone"):
+    with pytest.raises(ValueError, match=r"'1' carries no information.*Rescaling '0'.*was undone"):
         calibrated(stubborn, INPUTS, manner=lambda affine, layer: "shift_bias")
     assert torch.equal(before, stubborn[0].weight)
 
@@ -393,7 +393,7 @@ def test_a_layer_that_neurons_share_is_left_to_the_first_ones():
         (nn.utils.spectral_norm(nn.Linear(6, 6)), "computed from other parameters"),
         (nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)), "computed from other parameters"),
         (nn.utils.weight_norm(nn.Linear(6, 6)), "computed from other parameters"),
-        (layer.WSLinear(6, 6, gain=False, bias=False), r"Rescaling 'part' \(WSLinear\).*undone"),
+        (layer.WSLinear(6, 6, gain=False, bias=False), "Rescaling 'part'.*undone"),
     ],
     ids=lambda part: type(part).__name__ if isinstance(part, nn.Module) else "",
 )
@@ -414,12 +414,11 @@ def test_columns_of_a_transposed_convolution_are_not_taken_for_rows():
         repaired(net)
 
 
-def test_a_repair_without_effect_is_undone_and_refused():
+def test_a_layer_that_all_rows_send_the_same_is_left_with_a_warning():
     net = Parts(lambda n, x: n.spike(n.norm(n.fc(x))), fc=linear(), norm=layer.BatchNorm1d(6), spike=neuron.LIFNode())
     nn.init.zeros_(net.norm.weight)  # as the last norm of a residual block may be
-    with pytest.raises(ValueError, match=r"'spike' carries no information.*Rescaling 'norm' \(BatchNorm1d\).*undone"):
-        repaired(net)
-    assert not net.norm.weight.any()
+    with pytest.warns(UserWarning, match="'spike' carries no information.*was undone: it receives the same"):
+        assert repaired(net) == ([], set())
 
 
 def test_neurons_of_spikes_alone_are_left_with_a_warning():
