@@ -189,7 +189,7 @@ class DQSN(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc = nn.Sequential(layer.Linear(64, 32), neuron.IFNode(), layer.Linear(32, CLASSES), Voltage())
+        self.fc = nn.Sequential(layer.Linear(64, 32), neuron.IFNode(), layer.Linear(32, CLASSES), Voltage(2.0, True))
 
     def forward(self, x: Tensor) -> Tensor:
         for _ in range(T):
