@@ -76,15 +76,6 @@ class Reconstructor:
         self.budget = Budget(self.settings.max_overhead, **state["budget"])
         self.shadow = Shadow(**state["shadow"]) if "shadow" in state else None
 
-    def obstacle(self, module: nn.Module) -> str:
-        """Why the readout that was found can no longer be written (pruning may have come since); "" if it can."""
-        if self.readout is not None:
-            try:
-                check_parameters(module, self.readout.name)
-            except MisconfigurationException as error:
-                return str(error)
-        return ""
-
     def run(
         self, module: nn.Module, rows: TrainingRows, occasion: Occasion, context: TrainerContext | None = None
     ) -> SolveReport:
@@ -145,6 +136,8 @@ class Reconstructor:
 
     def _find_readout(self, network: Network, context: TrainerContext) -> Meter:
         """Prove the readout and measure a forward pass, the first time; then as remembered."""
+        if self.readout is not None:  # pruning may have come since
+            check_parameters(network.module, self.readout.name)
         network.check_finite()
         self.readout = network.readout
         if self._meter is None:

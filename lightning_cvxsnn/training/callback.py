@@ -16,7 +16,6 @@ from lightning_cvxsnn.convex import Loss
 from lightning_cvxsnn.network import release_graphs
 from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.patterns import Backend
-from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.reconstruction.policy import Occasion
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
 from lightning_cvxsnn.reconstruction.settings import Apply, Settings, Witnesses, check_settings
@@ -28,9 +27,9 @@ from lightning_cvxsnn.training.agreement import batch_loss, warn_unless_same_los
 from lightning_cvxsnn.training.trainer import (
     averages,
     check_strategy,
+    context_of,
     save_beside_checkpoints,
     tell_of_watcher,
-    trainer_progress,
     transfer,
     unlogged,
     watcher,
@@ -324,35 +323,14 @@ class ConvexReconstruction(Callback):
     def _solve(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
     ) -> SolveReport | None:
-        """Solve and report; None, with a warning, where the readout has become one that cannot be written."""
-        if obstacle := self._reconstructor.obstacle(pl_module):
-            rank_zero_warn(f"ConvexReconstruction leaves out the {occasion}, and training goes on. {obstacle}")
+        """Solve and report; None, with a warning, where training is under way and the network no longer allows it."""
+        try:
+            report = self._reconstruct(trainer, pl_module, occasion, epoch)
+        except (MisconfigurationException, RuntimeError) as error:  # the latter where another rank refuses
+            if occasion == "warm start" or MisconfigurationException.__name__ not in f"{type(error).__name__} {error}":
+                raise
+            rank_zero_warn(f"ConvexReconstruction leaves out the {occasion}, and training goes on. {error}")
             return None
-        with Ranks(alone=trainer.world_size == 1) as ranks, unlogged(pl_module):
-            rows = TrainingRows(
-                pl_module,
-                trainer.train_dataloader,
-                transfer=partial(transfer, trainer, pl_module),
-                max_samples=self.settings.max_samples,
-                seed=self.settings.seed,
-                ranks=ranks,
-                limit=trainer.num_training_batches,
-            )
-            context = TrainerContext(
-                optimizers=trainer.optimizers,
-                precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
-                progress=partial(trainer_progress, trainer),
-                epoch=epoch,
-                step=trainer.global_step,
-                batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
-            )
-            try:
-                report = self._reconstructor.run(pl_module, rows, occasion, context)
-            except MisconfigurationException as error:
-                if occasion == "warm start":
-                    raise
-                rank_zero_warn(f"ConvexReconstruction leaves out the {occasion}, and training goes on. {error}")
-                return None
         self.reports.append(report)
         self._solved_epoch = epoch
         if occasion == "final solve" or self.settings.apply != "replace":  # a shadow is what a last solve would find
@@ -365,6 +343,21 @@ class ConvexReconstruction(Callback):
         rank_zero_info(f"ConvexReconstruction {report}")
         advise(self.reports)
         return report
+
+    def _reconstruct(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
+    ) -> SolveReport:
+        with Ranks(alone=trainer.world_size == 1) as ranks, unlogged(pl_module):
+            rows = TrainingRows(
+                pl_module,
+                trainer.train_dataloader,
+                transfer=partial(transfer, trainer, pl_module),
+                max_samples=self.settings.max_samples,
+                seed=self.settings.seed,
+                ranks=ranks,
+                limit=trainer.num_training_batches,
+            )
+            return self._reconstructor.run(pl_module, rows, occasion, context_of(trainer, epoch))
 
     def _withdraw(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Take shadows out, the last to enter first: it was laid over the others."""

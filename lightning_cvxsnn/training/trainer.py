@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -21,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from tqdm.auto import tqdm
 
+from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.runtime.progress import no_progress
 
 # Lightning's connectors set `Trainer.callbacks` from outside the class, where mypy does not see it: `attr-defined`.
@@ -123,6 +125,18 @@ def unlogged(module: nn.Module) -> Iterator[None]:
 
 def _drop(*_: object, **__: object) -> None:
     """Log nothing."""
+
+
+def context_of(trainer: "pl.Trainer", epoch: int) -> TrainerContext:
+    """The Trainer's part in a reconstruction after so many epochs."""
+    return TrainerContext(
+        optimizers=trainer.optimizers,
+        precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
+        progress=partial(trainer_progress, trainer),
+        epoch=epoch,
+        step=trainer.global_step,
+        batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
+    )
 
 
 @contextmanager
