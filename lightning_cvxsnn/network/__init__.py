@@ -1,7 +1,8 @@
 """The user's network with its rows: what it sends its readout, read without a trace and written all or not at all."""
 
-from lightning_cvxsnn.network.activity import LayerActivity, is_spiking, measure_activity
+from lightning_cvxsnn.network.activity import LayerActivity, measure_activity
 from lightning_cvxsnn.network.batch_norm import adapting_batch_norms, estimate_batch_norm
+from lightning_cvxsnn.network.dataflow import is_spiking
 from lightning_cvxsnn.network.isolation import forward_of, release_graphs, reset_neurons, undisturbed
 from lightning_cvxsnn.network.lif import LIF
 from lightning_cvxsnn.network.neurons import neuron_of

@@ -1,15 +1,15 @@
 """What the spiking layers of a network do on some rows: which layer feeds which neurons, and how they fire."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import base
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
+from lightning_cvxsnn.network.dataflow import Feed, data_flow, followed, has_rows, is_spiking
 from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
 
 
@@ -19,13 +19,19 @@ class LayerActivity:
 
     Attributes:
         name: Dotted name of the neuron module.
-        affine_name: Dotted name of the affine layer that feeds it (Linear, Conv or batch norm); "" if none ran before.
+        affine_name: Dotted name of the layer whose weights are this one's to change: of those that feed it, by data
+            flow and at every step, the last one reached that feeds no spiking layer before it. A Linear, Conv or norm
+            where there is one, else any layer with parameters; "" if there is none.
         units: Number of units, or of channels behind a convolution.
         silent: Units that never fire.
         saturated: Units that fire at every step of every row.
         rate: Mean firing rate, spikes per unit and step.
         source: Dotted name of the neurons whose spikes the affine layer receives as they are; "" if there are none.
-        normalised: Dotted name of the affine layer that ran before this one, where this one is a batch norm; else "".
+        normalised: Dotted name of the one layer that feeds the affine layer, where that is a batch norm; else "".
+        feeders: Dotted names of all layers and spiking neurons that feed it, in the order reached.
+        alone: Whether the affine layer alone feeds it, so that its current scales with that layer's weights.
+        axis: The axis, negative, of its current along which the units of the affine layer lie; None where there is
+            none, since they were mixed or flattened with their places. Its own units then lie along the last axis.
     """
 
     name: str
@@ -36,6 +42,9 @@ class LayerActivity:
     rate: float
     source: str = ""
     normalised: str = ""
+    feeders: tuple[str, ...] = ()
+    alone: bool = True
+    axis: int | None = -1
 
     @property
     def alive(self) -> bool:
@@ -48,95 +57,105 @@ class LayerActivity:
         return (self.units - self.silent - self.saturated) * 2 >= self.units
 
 
-def is_spiking(module: nn.Module) -> bool:
-    """Whether ``module`` is a spiking neuron: stateful by step mode, with a surrogate for its threshold."""
-    return isinstance(module, base.StepModule) and hasattr(module, "surrogate_function")
+class _Wiring:
+    """Which layer's weights are which neurons' to change, from what reached them in one forward pass."""
+
+    def __init__(self, module: nn.Module, feeds: dict[str, list[Feed]]) -> None:
+        self._module, self._feeds = module, feeds
+        self._owners: dict[str, str] = {}  # the first neurons that a layer feeds
+        self._affine: dict[str, str] = {}
+
+    def affine(self, name: str) -> str:
+        """The layer that is the neurons' ``name`` to change, as their first call tells; ask in the order reached."""
+        if name not in self._affine:
+            found = ""
+            for layer in self._layers(name):
+                if self._owners.setdefault(layer, name) == name and (self._rows(layer) or not self._rows(found)):
+                    found = layer
+            self._affine[name] = found
+        return self._affine[name]
+
+    def axis(self, name: str) -> int | None:
+        """The axis of what the neurons ``name`` receive along which that layer's units lie."""
+        affine = self.affine(name)
+        return self._feeds[name][0].axes.get(affine) if affine else None
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """The attributes of `LayerActivity` that tell where the currents of the neurons ``name`` come from."""
+        feeds, affine = self._feeds.get(name, []), self.affine(name)
+        if not all(affine in feed.origins for feed in feeds):
+            affine = ""
+        source, normalised = "", ""
+        if affine:
+            received = self._feeds[affine][0]
+            source, normalised = received.source, received.origins[-1] if received.alone else ""
+            if not isinstance(self._module.get_submodule(affine), _BatchNorm) or not self._rows(normalised):
+                normalised = ""
+        return {
+            "affine_name": affine,
+            "axis": self.axis(name),
+            "feeders": tuple(dict.fromkeys(origin for feed in feeds for origin in feed.origins)),
+            "alone": all(feed.alone for feed in feeds),
+            "source": source,
+            "normalised": normalised,
+        }
+
+    def _layers(self, name: str) -> list[str]:
+        first = self._feeds.get(name, [])[:1]
+        return [o for feed in first for o in feed.origins if not is_spiking(self._module.get_submodule(o))]
+
+    def _rows(self, layer: str) -> bool:
+        return bool(layer) and has_rows(self._module.get_submodule(layer))
 
 
-@dataclass
-class _Probe:
-    """Forward hooks that see which affine feeds which neuron, and per-unit spike statistics."""
+class _Statistics:
+    """Per-unit statistics of the spikes of each neuron, in the order reached."""
 
-    module: nn.Module
-    affine: str = ""
-    sent: tuple[str, Tensor] | None = None
-    sources: dict[str, str] = field(default_factory=dict)
-    feeds: dict[str, str] = field(default_factory=dict)
-    normalised: dict[str, str] = field(default_factory=dict)
-    low: dict[str, Tensor] = field(default_factory=dict)
-    high: dict[str, Tensor] = field(default_factory=dict)
-    total: dict[str, float] = field(default_factory=dict)
-    count: dict[str, int] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.wiring: _Wiring
+        self._low: dict[str, Tensor] = {}
+        self._high: dict[str, Tensor] = {}
+        self._total: dict[str, float] = {}
+        self._count: dict[str, int] = {}
 
-    def __enter__(self) -> "_Probe":
-        self.handles = []
-        for name, module in self.module.named_modules():
-            if _has_rows(module):
-                self.handles.append(module.register_forward_hook(lambda _, args, __, name=name: self._pass(name, args)))
-            elif is_spiking(module):
-                self.handles.append(module.register_forward_hook(lambda m, _, out, name=name: self._see(name, out)))
-        return self
+    @contextmanager
+    def collecting(self, module: nn.Module) -> Iterator[None]:
+        """See what the neurons of ``module`` send while the context lasts."""
+        handles = [
+            part.register_forward_hook(lambda _module, _args, output, name=name: self._see(name, output))
+            for name, part in followed(module)
+            if is_spiking(part)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def start(self) -> None:
-        """A forward pass begins."""
-        self.affine, self.sent = "", None
-
-    def _pass(self, name: str, args: tuple[Any, ...]) -> None:
-        if isinstance(self.module.get_submodule(name), _BatchNorm):
-            self.normalised.setdefault(name, self.affine)
-        self.affine = name
-        if self.sent is not None and args and isinstance(args[0], Tensor):
-            source, spikes = self.sent
-            same = args[0].data_ptr() == spikes.data_ptr() and args[0].numel() == spikes.numel()
-            self.sources.setdefault(name, source if same else "")
-
-    def _see(self, name: str, spikes: Any) -> None:
+    def _see(self, name: str, output: Any) -> None:
+        spikes = output[0] if isinstance(output, tuple) else output  # a recurrent layer's last states come second
         if not isinstance(spikes, Tensor):
             return
-        self.sent = name, spikes
-        self.feeds.setdefault(name, self.affine)
-        affine = self.module.get_submodule(self.feeds[name]) if self.feeds[name] else None
-        per_unit = spikes.detach().float().movedim(unit_axis(affine, spikes), -1).flatten(0, -2)
+        axis = self.wiring.axis(name)
+        per_unit = spikes.detach().float().movedim(-1 if axis is None else axis, -1).flatten(0, -2)
         low, high = per_unit.amin(0), per_unit.amax(0)
-        self.low[name] = torch.minimum(self.low.get(name, low), low)
-        self.high[name] = torch.maximum(self.high.get(name, high), high)
-        self.total[name] = self.total.get(name, 0.0) + float(per_unit.sum())
-        self.count[name] = self.count.get(name, 0) + per_unit.numel()
+        self._low[name] = torch.minimum(self._low.get(name, low), low)
+        self._high[name] = torch.maximum(self._high.get(name, high), high)
+        self._total[name] = self._total.get(name, 0.0) + float(per_unit.sum())
+        self._count[name] = self._count.get(name, 0) + per_unit.numel()
 
     def activities(self) -> list[LayerActivity]:
         return [
             LayerActivity(
                 name=name,
-                affine_name=self.feeds[name],
                 units=high.numel(),
                 silent=int((high == 0).sum()),
-                saturated=int((self.low[name] > 0).sum()),
-                rate=self.total[name] / self.count[name],
-                source=self.sources.get(self.feeds[name], ""),
-                normalised=self.normalised.get(self.feeds[name], ""),
+                saturated=int((self._low[name] > 0).sum()),
+                rate=self._total[name] / self._count[name],
+                **self.wiring.describe(name),
             )
-            for name, high in self.high.items()
+            for name, high in self._high.items()
         ]
-
-
-def _has_rows(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, _ConvNd, _BatchNorm)) and module.weight is not None
-
-
-def unit_axis(affine: nn.Module | None, values: Tensor) -> int:
-    """The axis of ``values`` along which the rows of ``affine`` lie; the last where they cannot be told."""
-    if isinstance(affine, _ConvNd):
-        axis = -1 - len(affine.kernel_size)
-    elif isinstance(affine, _BatchNorm):
-        axes = [-1, -2, -3, -4][: values.dim() - 1]
-        return next((a for a in reversed(axes) if values.shape[a] == affine.num_features), -1)
-    else:
-        return -1
-    return axis if values.dim() >= -axis and values.shape[axis] == affine.weight.shape[0] else -1
 
 
 @torch.no_grad()
@@ -145,11 +164,18 @@ def measure_activity(module: nn.Module, inputs: Iterable[Any]) -> list[LayerActi
 
     Args:
         module: The network; its neurons are reset before every batch.
-        inputs: Batches of inputs.
+        inputs: Batches of inputs; the first one also shows the data flow.
     """
-    with _Probe(module) as probe:
-        for x in inputs:
+    statistics, forward = _Statistics(), forward_of(module)
+    batches = iter(inputs)
+    for x in batches:
+        with data_flow(module) as feeds, statistics.collecting(module):
+            statistics.wiring = _Wiring(module, feeds)
             reset_neurons(module)
-            probe.start()
-            forward_of(module)(x)
-    return probe.activities()
+            forward(x)
+        break
+    with statistics.collecting(module):
+        for x in batches:
+            reset_neurons(module)
+            forward(x)
+    return statistics.activities()

@@ -6,22 +6,20 @@ programme solves for; see `lightning_cvxsnn.reconstruction.spiking_output` for t
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lightning_cvxsnn.network.activity import is_spiking
+from lightning_cvxsnn.network.dataflow import is_spiking
 from lightning_cvxsnn.network.isolation import forward_of, reached, reset_neurons
-from lightning_cvxsnn.network.reduction import Layout, TimeReduction
+from lightning_cvxsnn.network.probe import has_samples_first, misfit, random_readout, reductions
+from lightning_cvxsnn.network.reduction import TimeReduction
 from lightning_cvxsnn.network.writable import why_not_writable
 
-_PROBE_SEED = 0
-_CANCELS = 1e-3  # weights whose sum is this small beside their sizes
 _UNIMPLEMENTED = (pl.LightningModule.forward, nn.Module.forward)
 
 
@@ -140,7 +138,7 @@ def find_readout(module: nn.Module, x: Any, name: str | None = None, tolerance: 
     neuron = module.get_submodule(neuron_name) if neuron_name else None
     check_parameters(module, name)
 
-    with _random_readout(layer) as probe, _passing(neuron):
+    with random_readout(layer) as probe, _passing(neuron):
         reset_neurons(module)
         outputs = _entries(module, forward(x))
     if probe.error > tolerance:
@@ -149,23 +147,31 @@ def find_readout(module: nn.Module, x: Any, name: str | None = None, tolerance: 
             f"`input @ weight.T + bias` by {probe.error:.1%}. Name a plain `nn.Linear` with `readout=`."
         )
     errors = {
-        (key, candidate): _misfit(candidate, probe, output)
+        (key, candidate): misfit(candidate, probe, output)
         for key, output in outputs.items()
-        for candidate in _reductions(probe, output)
+        for candidate in reductions(probe, output)
     }
-    fitting: dict[Any, TimeReduction] = {}
+    fitting: dict[Any, list[TimeReduction]] = {}
     for (key, candidate), error in sorted(errors.items(), key=lambda item: (item[0][1].kind == "weighted", item[1])):
         if error <= tolerance:
-            fitting.setdefault(key, candidate)
+            fitting.setdefault(key, []).append(candidate)
     if len(fitting) > 1:
         found = [key for key in outputs if key in fitting]
         raise MisconfigurationException(
             f"The entries {found} of what {type(module).__name__}'s forward returned are all read out by '{name}'. "
             "Expected one; define `convex_forward(self, x)` that returns what the loss is applied to."
         )
-    for key, candidate in fitting.items():
-        return Readout(name, layer, candidate, neuron_name, neuron, key)
-    misfits = {c.kind: "of another shape" if e == float("inf") else f"off by {e:.0%}" for (_, c), e in errors.items()}
+    for key, candidates in fitting.items():
+        readout = Readout(name, layer, candidates[0], neuron_name, neuron, key)
+        if len({candidate.batch_first for candidate in candidates}) == 1:
+            return readout
+        spiking = next(module.get_submodule(n) for n in order if is_spiking(module.get_submodule(n)))
+        first = has_samples_first(module, x, readout.forward_of(module), spiking)
+        return replace(readout, reduction=next(c for c in candidates if c.batch_first == first))
+    least: dict[str, float] = {}
+    for (_, candidate), error in errors.items():
+        least[candidate.kind] = min(error, least.get(candidate.kind, error))
+    misfits = {kind: "of another shape" if e == float("inf") else f"off by {e:.0%}" for kind, e in least.items()}
     tried = ", ".join(f"{kind} {misfit}" for kind, misfit in misfits.items()) or "no reduction gives its shape"
     shapes = ", ".join(f"shape {list(output.shape)}" for output in outputs.values())
     after = [f"'{n}' ({type(module.get_submodule(n)).__name__})" for n in _followers(module, x, name)]
@@ -270,10 +276,12 @@ def _check_neurons(module: nn.Module, order: list[str], name: str) -> str:
     if not before and not spiking:
         raise MisconfigurationException(
             f"No spiking neuron runs before the readout '{name}', so it receives no spikes. Expected a spikingjelly "
-            "neuron between the input and the readout; name another layer with `readout=`."
+            "neuron between the input and the readout, as those of other libraries (snntorch, norse) are not known; "
+            "exchange them, or name another layer with `readout=`."
         )
     for neuron in dict.fromkeys(before + spiking):
-        if not getattr(module.get_submodule(neuron).surrogate_function, "spiking", True):
+        surrogate = getattr(module.get_submodule(neuron), "surrogate_function", None)
+        if not getattr(surrogate, "spiking", True):
             raise MisconfigurationException(
                 f"The neuron '{neuron}' emits no spikes: its surrogate function is in non-spiking mode. Call "
                 "`surrogate_function.set_spiking_mode(True)`; note that neurons built with the default share one."
@@ -293,102 +301,3 @@ def check_parameters(module: nn.Module, name: str) -> None:
             "that require a gradient; remove the parametrization, unfreeze or untie it, or name another layer with "
             "`readout=`."
         )
-
-
-@dataclass
-class _RandomReadout:
-    """What the probe fed the layer and with which weights; ``error`` is the layer's own deviation from linear."""
-
-    inputs: list[Tensor]
-    weight: Tensor
-    bias: Tensor
-    error: float = 0.0
-
-
-@contextmanager
-def _random_readout(layer: nn.Linear) -> Iterator[_RandomReadout]:
-    """Feed ``layer`` random spikes and let it answer with random weights while the context lasts."""
-    generator = torch.Generator().manual_seed(_PROBE_SEED)
-    like = layer.weight
-    weight = torch.randn(like.shape, generator=generator).to(like) / like.shape[1] ** 0.5
-    bias = (
-        torch.randn(like.shape[0], generator=generator).to(like)
-        if layer.bias is not None
-        else like.new_zeros(len(like))
-    )
-    probe = _RandomReadout([], weight, bias)
-
-    def replace_input(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        probe.inputs.append(torch.randint(0, 2, args[0].shape, generator=generator).to(args[0]))
-        return (probe.inputs[-1], *args[1:])
-
-    def replace_output(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        probe.error = max(probe.error, _relative(output, F.linear(args[0], layer.weight, layer.bias)))
-        return F.linear(args[0], weight, bias)
-
-    handles = [
-        layer.register_forward_pre_hook(replace_input),
-        layer.register_forward_hook(replace_output),
-    ]
-    try:
-        yield probe
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _reductions(probe: _RandomReadout, output: Tensor) -> list[TimeReduction]:
-    """The reductions that give the output's shape."""
-    inputs, shape, rank = probe.inputs, probe.inputs[0].shape, output.dim()
-    if len(shape) not in (2, 3) or rank > 3:
-        return []
-    samples = output.shape[0]
-    layouts: list[tuple[Layout, int]] = []
-    if len(inputs) > 1:
-        layouts.append(("calls", len(inputs)))
-    elif len(shape) == 3:
-        layouts.append(("steps", shape[0]))
-    elif rank == 3:
-        layouts += [("flat", output.shape[0]), ("flat", output.shape[1])]
-    elif shape[0] == samples:
-        layouts.append(("static", 1))
-    elif shape[0] % samples == 0:
-        layouts.append(("flat", shape[0] // samples))
-    if rank == 3:
-        return [
-            TimeReduction("all", layout, steps, batch_first)
-            for layout, steps in layouts
-            for batch_first in (False, True)
-        ]
-    if layouts and layouts[0][0] == "static":
-        return [TimeReduction("none", "static", 1)]
-    found = [TimeReduction(kind, layout, steps) for layout, steps in layouts for kind in ("last", "mean", "sum")]
-    return found + [r for layout, steps in layouts if (r := _weighted(layout, steps, probe, output)) is not None]
-
-
-def _weighted(layout: Layout, steps: int, probe: _RandomReadout, output: Tensor) -> TimeReduction | None:
-    """The sum over time that comes closest to ``output``, where it has more numbers than there are weights."""
-    by_step = TimeReduction("all", layout, steps).to_steps(probe.inputs).double() @ probe.weight.double().T
-    by_step = (by_step + probe.bias.double()).flatten(1)
-    if by_step.shape[1] != output.numel() or output.numel() < 2 * steps or not output.isfinite().all():
-        return None
-    weights = torch.linalg.lstsq(by_step.T.cpu(), output.double().reshape(-1, 1).cpu()).solution[:, 0]
-    cancels = abs(float(weights.sum())) <= _CANCELS * float(weights.abs().sum())
-    if cancels and bool(probe.bias.any()):  # the bias has no part in the output, so an intercept could not be written
-        return None
-    return TimeReduction("weighted", layout, steps, weights=tuple(weights.tolist()))
-
-
-def _misfit(reduction: TimeReduction, probe: _RandomReadout, output: Tensor) -> float:
-    """Largest deviation of the output from what ``reduction`` predicts, relative to the largest prediction."""
-    values, scale = reduction.sum_steps(reduction.to_steps(probe.inputs).double())
-    predicted = values * scale @ probe.weight.double().T + reduction.bias_count * probe.bias.double()
-    try:
-        actual = reduction.flatten_rows(output) if reduction.kind == "all" else output
-        return _relative(actual.reshape(predicted.shape), predicted)
-    except RuntimeError:  # the output does not have the shape that this reduction gives
-        return float("inf")
-
-
-def _relative(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-12))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 ReductionKind = Literal["last", "mean", "sum", "weighted", "all", "none"]
-Layout = Literal["calls", "steps", "flat", "static"]
+Layout = Literal["calls", "steps", "samples", "flat", "flat samples", "static"]
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,9 @@ class TimeReduction:
     Attributes:
         kind: ``last`` step, ``mean`` or ``sum`` over time, a sum with fixed weights (``weighted``, such as a leaky
             integrator's), ``all`` steps as rows, or ``none`` (no time axis).
-        layout: How the readout is fed: ``calls`` (T calls of ``[N, P]``), ``steps`` (one ``[T, N, P]``), ``flat`` (one
-            ``[T * N, P]``, time first) or ``static`` (one ``[N, P]``).
+        layout: How the readout is fed: ``calls`` (T calls of ``[N, P]``), ``steps`` (one ``[T, N, P]``), ``samples``
+            (one ``[N, T, P]``), ``flat`` (one ``[T * N, P]``), ``flat samples`` (one ``[N * T, P]``) or ``static`` (one
+            ``[N, P]``).
         steps: T, the number of time steps; 1 for ``static``.
         batch_first: For ``all``: whether the network's output is ``[N, T, C]`` rather than ``[T, N, C]``.
         weights: For ``weighted``: the T weights.
@@ -38,8 +39,12 @@ class TimeReduction:
         """
         if self.layout == "calls":
             stacked = torch.stack(inputs)
+        elif self.layout == "samples":
+            stacked = inputs[0].transpose(0, 1)
         elif self.layout == "flat":
             stacked = inputs[0].unflatten(0, (self.steps, -1))
+        elif self.layout == "flat samples":
+            stacked = inputs[0].unflatten(0, (-1, self.steps)).transpose(0, 1)
         elif self.layout == "static":
             stacked = inputs[0].unsqueeze(0)
         else:

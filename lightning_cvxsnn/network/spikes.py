@@ -86,6 +86,13 @@ def observe(
         output = forward(x)
         values, scale = reduction.sum_steps(reduction.to_steps(received).float())
         rows = reduction.flatten_rows(output) if reduction.kind == "all" else output
+        outputs = rows.numel() // readout.module.out_features
+        if outputs != len(values):
+            raise ValueError(
+                f"The readout '{readout.name}' received {len(values)} rows of {reduction.steps} time steps and the "
+                f"network answered {outputs}. Expected the same number of time steps in every batch; pad the sequences "
+                "to one length."
+            )
         return values, scale, rows.reshape(len(values), -1).float()
 
     draws = 1

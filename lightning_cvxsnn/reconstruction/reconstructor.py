@@ -16,7 +16,7 @@ from lightning_cvxsnn.convex.losses import loss_named
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme, capture_programme
-from lightning_cvxsnn.network.readout import Readout, check_parameters
+from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.network.transaction import Transaction, all_or_nothing
 from lightning_cvxsnn.patterns import resolve_backend
@@ -84,15 +84,6 @@ class Reconstructor:
         """Another fit counts its epochs from 0, and may bring another loader."""
         self.readout = self._meter = None
         self.budget = Budget(self.settings.max_overhead, expected=self.budget.expected)
-
-    def obstacle(self, module: nn.Module) -> str:
-        """Why the readout that was found can no longer be written (pruning may have come since); "" if it can."""
-        if self.readout is not None:
-            try:
-                check_parameters(module, self.readout.name)
-            except MisconfigurationException as error:
-                return str(error)
-        return ""
 
     def run(
         self, module: nn.Module, rows: TrainingRows, occasion: Occasion, context: TrainerContext | None = None

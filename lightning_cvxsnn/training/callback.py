@@ -333,9 +333,6 @@ class ConvexReconstruction(Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
     ) -> SolveReport | None:
         """Solve and report; None, with a warning, where a later solve fails, which nothing but itself depends on."""
-        if obstacle := self._reconstructor.obstacle(pl_module):
-            leave_out(trainer, occasion, obstacle)
-            return None
         ranks = Ranks(alone=trainer.world_size == 1)
         try:
             with above_progress_bar(trainer), ranks, unlogged(pl_module):

@@ -13,9 +13,11 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_cvxsnn.network.activity import LayerActivity, measure_activity, unit_axis
+from lightning_cvxsnn.network.activity import LayerActivity, measure_activity
+from lightning_cvxsnn.network.dataflow import has_rows, is_spiking
 from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.neurons import neuron_of
@@ -33,6 +35,8 @@ _BISECTIONS = 18
 _DEVIATION = 0.5  # of a unit's current where biases make it fire: inside the window of the usual surrogates
 _COPY = 1.5  # of the current that makes a unit fire: other weights, drawn at random, do not stop a copy;
 _COPY_SOFT = 1.1  # where a reset keeps what is above the threshold: it would add up to further spikes
+_ADVICE = "Give it weights or thresholds with which it fires, or use witnesses='keep'."
+_ROUNDING = 1e-5
 _CURRENT_LIMIT = 2**23  # input currents held at once, 32 MiB of float32
 
 
@@ -75,7 +79,9 @@ def calibrate_layers(
 ) -> list[CalibratedLayer]:
     """Change each layer's affine, in place and in the order reached, until its units fire at ``rate``.
 
-    Call it inside ``undisturbed``. Later layers are calibrated on what the earlier ones then send.
+    Call it inside ``undisturbed``. Later layers are calibrated on what the earlier ones then send. Where something else
+    feeds a layer too, by a sum, only its dead units are changed, through one of the affine layers. A change that leaves
+    the layer as it was is undone.
 
     Args:
         network: The network; its batch norms are estimated anew after each layer's change.
@@ -92,7 +98,9 @@ def calibrate_layers(
         The layers that were changed.
 
     Raises:
-        ValueError: If a layer that must change is fed by no affine layer, or by one that is frozen.
+        ValueError: If a layer that must change is fed by no affine layer whose weights it may change, by one that is
+            frozen, or carries no more information afterwards. A dead layer that only other spiking layers feed, or that
+            receives the same on every row, is left as it is, with a warning.
     """
     changed, module, inputs = [], network.module, network.inputs()
     activities = measure_activity(module, inputs)
@@ -100,35 +108,33 @@ def calibrate_layers(
         before = activities[position]
         if only_dead and before.healthy:
             continue
-        affine = _writable_affine(module, before, required=not before.alive)
+        affine = _writable_affine(module, before)
         if affine is None or (only_dead and before.alive and not unhealthy_too(affine)):
             continue
-        how = manner(affine, before)
+        how = manner(affine, before) if before.alone else "scale_dead"
         if how == "copy_below":
             after = _copy_below(network, inputs, position, before)
             if after is not None:
                 activities = after
                 changed.append(CalibratedLayer(before.name, before.affine_name, before, after[position], copies=True))
                 continue
-        currents = _Currents(module, inputs, before.name, affine)
-        ones = torch.ones(currents.units, device=currents.device)
-        factors, shifts = ones, torch.zeros_like(ones)
-        if how == "shift_bias":
-            deviation = currents.deviation()
-            factors = ones * (_DEVIATION / deviation if deviation > 0 else 1.0)
-            shifts = shifts_for(partial(currents.rates, factors), currents.units, rate, currents.device)
-        else:
-            factors = factors_for(partial(currents.rates, shifts=shifts), currents.units, rate, currents.device)
-            if how == "scale_dead":
-                now = currents.rates(ones, shifts)
-                factors = torch.where((now == 0) | (now == 1), factors, ones)
+        found = [(p, p.clone()) for p in affine.parameters(recurse=False)]
+        factors, shifts = _factors_and_shifts(module, inputs, before, how, rate)
         for parameter in (affine.weight, affine.bias):
             if parameter is not None:
                 parameter.mul_(factors.to(parameter).reshape(-1, *[1] * (parameter.dim() - 1)))
         if bool(shifts.any()):
             affine.bias.add_(shifts.to(affine.bias))
         network.refresh_norms()
-        activities = measure_activity(module, inputs)
+        then = measure_activity(module, inputs)
+        if not before.healthy and _is_as_dead(then[position], before):
+            for parameter, value in found:
+                parameter.copy_(value)
+            network.refresh_norms()
+            if not before.alive:
+                _refuse_unless_uninformed(module, inputs, before)
+            continue
+        activities = then
         changed.append(
             CalibratedLayer(
                 name=before.name,
@@ -141,6 +147,40 @@ def calibrate_layers(
             )
         )
     return changed
+
+
+def _factors_and_shifts(
+    module: nn.Module, inputs: Sequence[Any], layer: LayerActivity, how: Manner, rate: float
+) -> tuple[Tensor, Tensor]:
+    """By what the rows of a layer's affine, and its biases, are multiplied, ``[units]``; and what biases gain."""
+    currents = _Currents(module, inputs, layer)
+    ones = torch.ones(currents.units, device=currents.device)
+    factors, shifts = ones, torch.zeros_like(ones)
+    if how == "shift_bias":
+        deviation = currents.deviation()
+        factors = ones * (_DEVIATION / deviation if deviation > 0 else 1.0)
+        shifts = shifts_for(partial(currents.rates, factors), currents.units, rate, currents.device)
+    else:
+        factors = factors_for(partial(currents.rates, shifts=shifts), currents.units, rate, currents.device)
+        if how == "scale_dead":
+            now = currents.rates(ones, shifts)
+            factors = torch.where((now == 0) | (now == 1), factors, ones)
+    return factors, shifts
+
+
+def _refuse_unless_uninformed(module: nn.Module, inputs: Sequence[Any], layer: LayerActivity) -> None:
+    """Warn of a dead layer that no factor helps since all rows send it the same; raise where they do not."""
+    tried = f"{_dead(layer)} Rescaling '{layer.affine_name}', which feeds it, did not help and was undone"
+    if not _Currents(module, inputs, layer).alike():
+        raise ValueError(f"{tried}. {_ADVICE}")
+    rank_zero_warn(f"{tried}: it receives the same from there on every row. It is left as it is.")
+
+
+def _is_as_dead(after: LayerActivity, before: LayerActivity) -> bool:
+    """Whether a layer that should live is as it was: the same if some units were alive, no better if hardly one was."""
+    if before.alive:
+        return after == before
+    return after.silent + after.saturated >= before.silent + before.saturated
 
 
 def _copy_below(
@@ -168,56 +208,93 @@ def _copy_below(
     return None
 
 
-def _writable_affine(module: nn.Module, layer: LayerActivity, *, required: bool) -> Any:
-    found = (
+def _writable_affine(module: nn.Module, layer: LayerActivity) -> Any:
+    """The affine whose weights are the layer's to change; None if there is none and the layer need not change."""
+    affine: Any = module.get_submodule(layer.affine_name) if layer.affine_name else None
+    if affine is not None and has_rows(affine):
+        computed = not isinstance(affine._parameters.get("weight"), nn.Parameter)
+        if not computed and affine.weight.requires_grad:  # a shared weight may be scaled: all its layers follow
+            return affine
+    if layer.alive:
+        return None
+    if layer.feeders and all(is_spiking(module.get_submodule(name)) for name in layer.feeders):
+        rank_zero_warn(
+            f"{_dead(layer)} It is left as it is: it receives spikes of {_quoted(layer.feeders)} and no layer's "
+            "output, so there are no weights to rescale. Give it a lower v_threshold."
+        )
+        return None
+    if not layer.feeders:
+        reason = "No Linear, Conv or batch norm feeds it, so nothing can be rescaled; scale its input."
+    elif affine is None:
+        reason = (
+            f"It is fed by {_quoted(layer.feeders)}, none of which feeds it at every step and no spiking layer before "
+            f"it, so no weights are its own to rescale. {_ADVICE}"
+        )
+    elif not has_rows(affine):
+        reason = (
+            f"It is fed by '{layer.affine_name}' ({type(affine).__name__}), which is no plain Linear, convolution or "
+            f"norm, so its weights cannot be rescaled. {_ADVICE}"
+        )
+    else:
+        why = why_not_writable(module, layer.affine_name, f"'{layer.affine_name}'")
+        reason = (
+            f"It is fed by '{layer.affine_name}'. {why}. Remove the parametrization or unfreeze it, or give it weights "
+            "that make the layer fire."
+        )
+    raise ValueError(f"{_dead(layer)} {reason}")
+
+
+def _dead(layer: LayerActivity) -> str:
+    return (
         f"Spiking layer '{layer.name}' carries no information: {layer.silent} of its {layer.units} units are silent "
         f"and {layer.saturated} saturated."
     )
-    if not layer.affine_name:
-        if required:
-            raise ValueError(
-                f"{found} No Linear, Conv or batch norm feeds it, so nothing can be rescaled; scale its input."
-            )
-        return None
-    affine: Any = module.get_submodule(layer.affine_name)
-    computed = not isinstance(affine._parameters.get("weight"), nn.Parameter)
-    if not computed and affine.weight.requires_grad:  # a shared weight may be scaled: all its layers follow
-        return affine
-    if required:
-        reason = why_not_writable(module, layer.affine_name, f"'{layer.affine_name}'")
-        raise ValueError(
-            f"{found} It is fed by '{layer.affine_name}'. {reason}. Remove the parametrization or unfreeze it, or "
-            "give it weights that make the layer fire."
-        )
-    return None
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
 
 
 class _Currents:
-    """What the neuron ``name``, fed by ``affine``, receives on some rows; held call by call."""
+    """What a spiking layer receives on some rows, call by call: its affine's part, and the rest apart."""
 
-    def __init__(self, module: nn.Module, inputs: Sequence[Any], name: str, affine: Any) -> None:
-        self._neuron: Any = module.get_submodule(name)
-        self._batches: list[list[Tensor]] = []
-        handle = self._neuron.register_forward_pre_hook(lambda _, args: self._batches[-1].append(args[0].detach()))
+    def __init__(self, module: nn.Module, inputs: Sequence[Any], layer: LayerActivity) -> None:
+        self._neuron: Any = module.get_submodule(layer.name)
+        affine: Any = module.get_submodule(layer.affine_name)
+        self._batches = self._received(module, inputs)
+        self._rest: list[list[Tensor]] = []
+        if not layer.alone:
+            handle = affine.register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
+            try:
+                self._rest = self._received(module, inputs)
+            finally:
+                handle.remove()
+            both = zip(self._batches, self._rest, strict=True)
+            self._batches = [[c - r for c, r in zip(currents, rest, strict=True)] for currents, rest in both]
+        first = self._batches[0][0]
+        self.units, self.device = affine.weight.shape[0], affine.weight.device
+        self._axis = -1 if layer.axis is None else layer.axis
+        self._per_unit = first.shape[self._axis] == self.units
+        self._shape = [1] * first.dim()
+        self._shape[self._axis] = self.units if self._per_unit else 1
+
+    def _received(self, module: nn.Module, inputs: Sequence[Any]) -> list[list[Tensor]]:
+        batches: list[list[Tensor]] = []
+        handle = self._neuron.register_forward_pre_hook(lambda _, args: batches[-1].append(args[0].detach()))
         held = 0
         try:
             for x in inputs:
-                self._batches.append([])
+                batches.append([])
                 reset_neurons(module)
                 forward_of(module)(x)
-                held += sum(c.numel() for c in self._batches[-1])
+                held += sum(c.numel() for c in batches[-1])
                 if held > _CURRENT_LIMIT:
                     break
         finally:
             handle.remove()
         if hasattr(self._neuron, "step_mode"):  # says which axis is the samples'
-            self._batches = _merged(self._batches, 1 if self._neuron.step_mode == "m" else 0)
-        first = self._batches[0][0]
-        self.units, self.device = affine.weight.shape[0], affine.weight.device
-        self._axis = unit_axis(affine, first)
-        self._per_unit = first.shape[self._axis] == self.units
-        self._shape = [1] * first.dim()
-        self._shape[self._axis] = self.units if self._per_unit else 1
+            batches = _merged(batches, 1 if self._neuron.step_mode == "m" else 0)
+        return batches
 
     def _broadcast(self, values: Tensor, like: Tensor) -> Tensor:
         return (values.reshape(self._shape) if self._per_unit else values[0]).to(like)
@@ -225,14 +302,23 @@ class _Currents:
     def rates(self, factors: Tensor, shifts: Tensor) -> Tensor:
         """Spikes per step of each unit, ``[units]``, whose currents are scaled and shifted."""
         total, count = torch.zeros(self.units, device=self.device), 0
-        for steps in self._batches:
+        for index, steps in enumerate(self._batches):
             reset_neurons(self._neuron)
-            for current in steps:
+            for step, current in enumerate(steps):
                 scaled = current * self._broadcast(factors, current) + self._broadcast(shifts, current)
+                if self._rest:
+                    scaled = scaled + self._rest[index][step]
                 by_unit = self._neuron(scaled).float().movedim(self._axis, -1).flatten(0, -2)
                 total += by_unit.sum(0) if self._per_unit else by_unit.sum() / by_unit.shape[1]
                 count += by_unit.shape[0]
         return total / count
+
+    def alike(self) -> bool:
+        """Whether all samples send the same, but for rounding."""
+        axis = 1 if getattr(self._neuron, "step_mode", "m") == "m" else 0
+        calls = [c for calls in self._batches for c in calls if c.dim() > axis]
+        differences = [float((c - c.narrow(axis, 0, 1)).abs().max()) for c in calls]
+        return max(differences, default=1.0) <= _ROUNDING * max((float(c.abs().max()) for c in calls), default=0.0)
 
     def deviation(self) -> float:
         """Root mean square over units of the standard deviation of a unit's currents."""

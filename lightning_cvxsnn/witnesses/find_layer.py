@@ -59,9 +59,7 @@ def find_witness_layer(
     first = next(batches, None)
     if first is None:
         raise ValueError("The dataloader gave no rows; expected at least one batch to take witnesses from.")
-    activities = measure_activity(module, [first])
-    if activities and activities[-1].affine_name and module.get_submodule(activities[-1].affine_name) is readout.module:
-        activities.pop()  # a spiking output layer
+    activities = [layer for layer in measure_activity(module, [first]) if layer.name != readout.neuron_name]
     if not activities:
         raise ValueError(f"No spiking layer feeds the readout, so there are no witnesses to choose. {INSTEAD}")
     activity = activities[-1]

@@ -10,7 +10,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
-from lightning_cvxsnn.network.activity import LayerActivity, is_spiking
+from lightning_cvxsnn.network.activity import LayerActivity
+from lightning_cvxsnn.network.dataflow import is_spiking
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.rows import rows_of
@@ -78,6 +79,9 @@ def repair_dead_layers(
 
     Returns:
         What was done to each layer, in the order reached.
+
+    Raises:
+        MisconfigurationException: If the weights that feed a dead layer cannot be changed, or no change helps.
     """
     shallow = _is_shallow(network.module)
 
@@ -88,10 +92,18 @@ def repair_dead_layers(
             return "scale"
         return "shift_bias" if shallow or not layer.source else "copy_below"
 
-    return calibrate_layers(
-        network, rate=TARGET_RATE, only_dead=only_dead, skip_last=skip_last,
+    return calibrate_to_target(
+        network, only_dead=only_dead, skip_last=skip_last,
         unhealthy_too=lambda affine: untrained and is_initialised(affine), manner=manner,
     )  # fmt: skip
+
+
+def calibrate_to_target(network: Network, **options: Any) -> list[CalibratedLayer]:
+    """`calibrate_layers` to `TARGET_RATE`; what it cannot change is the user's to mend."""
+    try:
+        return calibrate_layers(network, rate=TARGET_RATE, **options)
+    except ValueError as error:
+        raise MisconfigurationException(str(error)) from error
 
 
 def _is_shallow(module: nn.Module) -> bool:
@@ -154,7 +166,7 @@ def calibrate(model: nn.Module, dataloader: Any, *, rate: float = TARGET_RATE, s
 
     Raises:
         MisconfigurationException: If ``rate`` is out of range or the data is not as expected.
-        ValueError: If a dead layer has no affine layer before it, or a frozen one; nothing is changed.
+        ValueError: If the weights that feed a dead layer cannot be changed, or no change helps; nothing is changed.
     """
     if not 0 < rate < 1:
         raise MisconfigurationException(f"Invalid value rate={rate!r}. Expected spikes per unit and step, in (0, 1).")

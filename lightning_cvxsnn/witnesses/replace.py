@@ -11,9 +11,9 @@ from lightning_cvxsnn.convex import Point, Solution
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.witnesses.branches import Branched
-from lightning_cvxsnn.witnesses.calibration import CalibratedLayer, calibrate_layers
+from lightning_cvxsnn.witnesses.calibration import CalibratedLayer
 from lightning_cvxsnn.witnesses.column_generation import ColumnGeneration
-from lightning_cvxsnn.witnesses.kinds import PAIRED_SAMPLES, TARGET_RATE, WitnessOptions, repair_dead_layers
+from lightning_cvxsnn.witnesses.kinds import PAIRED_SAMPLES, WitnessOptions, calibrate_to_target, repair_dead_layers
 from lightning_cvxsnn.witnesses.proposers import propose, propose_branches, propose_units
 from lightning_cvxsnn.witnesses.samplers import GaussianKind, affine_names, write_gaussian
 from lightning_cvxsnn.witnesses.search import SearchStatistics
@@ -57,7 +57,7 @@ def replace_witnesses(
         names = affine_names(module, network.inputs()[0], network.readout.module)
         write_gaussian(module, names, cast(GaussianKind, kind), options.seed)
         network.refresh_norms()
-        calibrate_layers(network, rate=TARGET_RATE, only_dead=False, manner=lambda affine, layer: "scale_dead")
+        calibrate_to_target(network, only_dead=False, manner=lambda affine, layer: "scale_dead")
         return Replacement([])
     rho = None if beta is None else beta / network.readout.module.in_features**0.5
     if isinstance(module, Branched) and kind != "pairs":

@@ -2,12 +2,12 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from networks import Net, assert_same_state, reduce_over_time, rows, state
-from spikingjelly.activation_based import functional, layer, neuron, surrogate
+from spikingjelly.activation_based import functional, layer, neuron, rnn, surrogate
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import register_parametrization
 
-from lightning_cvxsnn.network import undisturbed
+from lightning_cvxsnn.network import capture, undisturbed
 from lightning_cvxsnn.network.readout import find_readout
 
 X = rows(16)[0]
@@ -422,3 +422,86 @@ def test_an_operation_that_is_not_implemented_is_not_mistaken_for_a_missing_forw
     net.forward = forward
     with pytest.raises(NotImplementedError, match="no kernel"):
         find(net)
+
+
+class SamplesFirst(Net):
+    """Time-first neurons, then ``[N, T, P]`` to the readout, in one piece or flat; ``read`` reduces ``[N, T, C]``."""
+
+    def __init__(self, read, flat=False, **kwargs):
+        super().__init__(**kwargs)
+        self.readout, self.read, self.flat = nn.Linear(24, 3), read, flat
+
+    def forward(self, x):
+        functional.reset_net(self)
+        spikes = self.hidden(self.steps(x)).transpose(0, 1)
+        if self.flat:
+            return self.read(self.readout(spikes.flatten(0, 1)).unflatten(0, (len(x), -1)))
+        return self.read(self.readout(spikes))
+
+
+def captured_and_answered(net, x):
+    """What the network answers, and what its readout makes of the rows that are captured."""
+    with undisturbed(net), torch.no_grad():
+        net.eval()
+        readout = find_readout(net, x)
+        found = capture(net, readout, [x])
+    coef, intercept = readout.read()
+    return readout.reduction, found.outputs.double(), found.dictionary.to_dense() @ coef + intercept
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("samples", [16, 4])
+@pytest.mark.parametrize(
+    ("kind", "read"),
+    [
+        ("mean", lambda values: values.mean(1)),
+        ("sum", lambda values: values.sum(1)),
+        ("last", lambda values: values[:, -1]),
+        ("weighted", lambda values: (values * torch.tensor([0.5, 1.0, 2.0, 0.25])[:, None]).sum(1)),
+        ("all", lambda values: values),
+        ("all", lambda values: values.transpose(0, 1)),
+    ],
+    ids=["mean", "sum", "last", "weighted", "all", "all, transposed"],
+)
+def test_readouts_that_see_samples_first(kind, read, samples, flat):
+    """Four steps; as many samples, which the axes' sizes do not tell apart."""
+    reduction, outputs, expected = captured_and_answered(SamplesFirst(read, flat), X[:samples])
+    assert (reduction.kind, reduction.layout, reduction.steps) == (kind, "flat samples" if flat else "samples", 4)
+    assert torch.allclose(outputs, expected, atol=1e-5)
+    assert len(outputs) == samples * reduction.rows_per_sample
+
+
+@pytest.mark.parametrize("reduction", ["last", "mean", "sum", "all", "all batch first"])
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_readouts_that_see_time_first_with_as_many_samples_as_steps(reduction, step_mode):
+    found, outputs, expected = captured_and_answered(Net(reduction, step_mode), X[:4])
+    assert found.layout == ("calls" if step_mode == "s" else "steps")
+    assert (found.kind, found.batch_first) == (reduction[:3] if "all" in reduction else reduction, "batch" in reduction)
+    assert torch.allclose(outputs, expected, atol=1e-5)
+
+
+def test_batches_with_fewer_steps_are_not_read_as_other_rows():
+    net = SamplesFirst(lambda values: values.mean(1), flat=True)
+    with undisturbed(net), torch.no_grad():
+        readout = find_readout(net.eval(), X)
+        net.steps = lambda x: torch.stack([3 * x] * 2)
+        with pytest.raises(ValueError, match=r"received 8 rows of 4 time steps and the network answered 16"):
+            capture(net, readout, [X])
+
+
+def test_neurons_of_other_libraries_are_named():
+    net = Net()
+    net.hidden = nn.Sequential(nn.Linear(6, 24), nn.Sigmoid())
+    refused(net, r"those of other libraries \(snntorch, norse\) are not known")
+
+
+def test_spiking_recurrent_layers_are_spiking():
+    class Recurrent(Net):
+        def __init__(self):
+            super().__init__()
+            self.hidden = rnn.SpikingLSTM(6, 24, 1)
+
+        def forward(self, x):
+            return self.readout(self.hidden(self.steps(x))[0]).mean(0)
+
+    assert find(Recurrent()).reduction.kind == "mean"

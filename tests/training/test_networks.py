@@ -232,6 +232,70 @@ def test_event_data_time_first():
     assert after.loss + report.rho * after.penalty == pytest.approx(report.dual + report.gap_written, rel=1e-4)
 
 
+class Spoken(nn.Module):
+    """As in spikingjelly's speech-commands example: samples first, but for the neurons."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.conv, self.spike, self.fc = nn.Conv2d(1, 4, 3, padding=1), neuron.LIFNode(step_mode="m"), nn.Linear(32, 10)
+        self.read = read
+
+    def forward(self, x):  # [N, 1, T, 8], and neurons over [T, 4, N, 8]
+        spikes = self.spike(3 * self.conv(x).transpose(0, 2)).permute(2, 0, 1, 3)
+        return self.read(self.fc(spikes.flatten(2)))
+
+
+class RowByRow(Lit):
+    def forward(self, x):
+        functional.reset_net(self.net)
+        return self.net(x)
+
+
+@pytest.mark.parametrize("rows", [160, 40])
+@pytest.mark.parametrize("read", [lambda y: y.mean(1), lambda y: y[:, -1]], ids=["mean", "last"])
+def test_a_readout_that_sees_samples_first(read, rows):
+    """As many samples as steps in a batch of eight."""
+    callback = ConvexReconstruction(scale=1.0, every_n_epochs=0, final_solve=False)
+    loader = DataLoader(TensorDataset(*digits(rows)), batch_size=8)
+    trainer(callback, max_epochs=1, limit_train_batches=1).fit(RowByRow(Spoken(read)), loader)
+    (report,) = callback.reports
+    assert report.columns == 32
+    assert report.rows == (rows if report.accepted else rows * 4 // 5)
+
+
+# -- dead layers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_dead_layer_that_cannot_be_repaired_is_refused_before_anything_is_written(dropped):
+    net = dense(neuron.LIFNode(v_threshold=1e5))
+    net[1] = layer.DropConnectLinear(64, 32, step_mode="m") if dropped else net[1].requires_grad_(False)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    callback = ConvexReconstruction()
+    with pytest.raises(MisconfigurationException, match=r"'net.2' carries no information.*fed by 'net.1'"):
+        trainer(callback, max_epochs=1).fit(Lit(net), DataLoader(TensorDataset(*digits(64)), batch_size=32))
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+class Dying(Lit):
+    """Its hidden layer dies after an epoch and can no longer be changed."""
+
+    def on_train_epoch_end(self):
+        hidden = self.net[1].requires_grad_(False)
+        with torch.no_grad():
+            hidden.weight.zero_()
+            hidden.bias.zero_()
+
+
+def test_a_layer_that_dies_in_training_leaves_solves_out_and_ends_nothing():
+    callback = ConvexReconstruction(max_overhead=None)
+    fit = trainer(callback, max_epochs=3)
+    with pytest.warns(UserWarning, match=r"leaves out the periodic solve, and training goes on.*'net.1'.*frozen"):
+        fit.fit(Dying(dense(neuron.LIFNode())), DataLoader(TensorDataset(*digits(64)), batch_size=32))
+    assert fit.current_epoch == 3
+    assert [report.epoch for report in callback.reports] == [0, 1]
+
+
 # -- losses -------------------------------------------------------------------------------------------------------
 
 

@@ -229,9 +229,10 @@ def test_a_bias_silences_and_excites_and_gives_up():
     rates = by_hand(net, INPUTS[0], 1).mean((0, 1))
     assert rates[0] < 0.6
     stubborn = deep(1, node=lambda: neuron.LIFNode(v_threshold=1e6))
-    (changed,) = calibrated(stubborn, INPUTS, manner=lambda affine, layer: "shift_bias")
-    assert changed.after.silent == 32
-    assert changed.shift == 0
+    before = stubborn[0].weight.clone()
+    with pytest.raises(ValueError, match=r"'1' carries no information.*Rescaling '0'.*was undone"):
+        calibrated(stubborn, INPUTS, manner=lambda affine, layer: "shift_bias")
+    assert torch.equal(before, stubborn[0].weight)
 
 
 @pytest.mark.parametrize("step_mode", ["s", "m"])
@@ -287,3 +288,147 @@ def test_what_cannot_be_copied_is_scaled(case):
     assert not changed[-1].copies
     cosine = torch.cosine_similarity(before, affine.weight, dim=1).abs()
     assert torch.allclose(cosine, torch.ones_like(cosine), atol=1e-5)
+
+
+# -- the layer that feeds the dead neurons ----------------------------------------------------------------------------
+
+
+class Parts(nn.Module):
+    """Layers by name, in multi-step mode, put together by a function."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+        functional.set_step_mode(self, "m")
+        self._forward = forward
+
+    def forward(self, x):
+        return self._forward(self, x)
+
+
+def linear(gain=1.0, width=6):
+    made = layer.Linear(width, width)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(gain)
+    return made
+
+
+def repaired(net, **options):
+    """What was done to ``net`` and the names of the parameters that changed."""
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    with undisturbed(net):
+        net.eval()
+        network = Network(net, rows_of(net, [(x, torch.zeros(x.shape[1])) for x in INPUTS]))
+        done = calibrate_layers(network, **{"rate": 0.1, "only_dead": True, **options})
+    return done, {name.rpartition(".")[0] for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+
+
+def preactivation(net, x):
+    """A residual block whose shortcut runs first, as in spikingjelly's ``ms_resnet``."""
+    h = net.stem(x)
+    shortcut = net.shortcut(h)
+    return net.second(net.fc(net.first(h)) + shortcut)
+
+
+def block(**changed):
+    torch.manual_seed(0)
+    parts = {"stem": linear(5.0), "shortcut": linear(5.0), "fc": linear(5.0)}
+    return Parts(preactivation, **{**parts, "first": neuron.LIFNode(), "second": neuron.LIFNode(), **changed})
+
+
+@pytest.mark.parametrize("how", ["scale", "shift_bias"])
+def test_of_a_residual_block_the_layer_is_repaired_that_feeds_the_dead_neurons(how):
+    done, written = repaired(block(stem=linear(1e-3)), manner=lambda affine, layer: how)
+    assert done[0].name == "first"
+    assert done[0].affine_name == "stem"
+    assert done[0].after.rate == pytest.approx(0.1, abs=0.03)
+    assert written - {"fc", "shortcut"} == {"stem"}
+
+
+def test_one_part_of_a_sum_brings_its_neurons_to_life_beside_the_rest():
+    net = block()
+    net.shortcut, net.fc = linear(1e-2), linear(1e-3)
+    net.shortcut.step_mode = net.fc.step_mode = "m"
+    done, written = repaired(net)
+    assert [(c.name, c.affine_name, c.before.silent) for c in done] == [("second", "fc", 6)]
+    assert written == {"fc"}
+    assert done[0].after.healthy
+    functional.reset_net(net)
+    rates = torch.cat([net(x) for x in INPUTS], 1).mean((0, 1))
+    assert (rates - 0.1).abs().max() < 0.05
+
+
+def test_units_that_the_rest_makes_fire_keep_their_weights():
+    net = block(fc=linear(1e-3))
+    with torch.no_grad():
+        net.shortcut.weight.zero_()
+        net.shortcut.bias.copy_(torch.tensor([1.5] + [0.0] * 5))
+    before = net.fc.weight.clone()
+    (changed,), written = repaired(net, unhealthy_too=lambda affine: True)
+    assert written == {"fc"}
+    assert torch.equal(net.fc.weight[0], before[0])
+    assert (changed.before.silent, changed.after.silent) == (5, 0)
+
+
+def test_a_layer_that_neurons_share_is_left_to_the_first_ones():
+    net = Parts(
+        lambda n, x: n.second(n.fc(x)) + n.first(n.fc(x)),
+        fc=linear(5.0), first=neuron.LIFNode(v_threshold=1e3), second=neuron.LIFNode(),
+    )  # fmt: skip
+    weight = net.fc.weight.clone()
+    with pytest.raises(
+        ValueError, match=r"'first' carries no information.*fed by 'fc', none of which.*no spiking layer"
+    ):
+        repaired(net)
+    assert torch.equal(weight, net.fc.weight)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (layer.DropConnectLinear(6, 6, activation=None), r"'part' \(DropConnectLinear\), which is no plain Linear"),
+        (nn.LayerNorm(6), r"'part' \(LayerNorm\), which is no plain Linear"),
+        (nn.utils.spectral_norm(nn.Linear(6, 6)), "computed from other parameters"),
+        (nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)), "computed from other parameters"),
+        (nn.utils.weight_norm(nn.Linear(6, 6)), "computed from other parameters"),
+        (layer.WSLinear(6, 6, gain=False, bias=False), "Rescaling 'part'.*undone"),
+    ],
+    ids=lambda part: type(part).__name__ if isinstance(part, nn.Module) else "",
+)
+def test_what_is_no_plain_affine_layer_is_refused_and_left_as_it_was(part, message):
+    net = Parts(lambda n, x: n.spike(n.part(n.fc(x))), fc=linear(), part=part, spike=neuron.LIFNode(v_threshold=50.0))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match=f"(?s)'spike' carries no information.*{message}"):
+        repaired(net)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_columns_of_a_transposed_convolution_are_not_taken_for_rows():
+    net = Parts(
+        lambda n, x: n.spike(n.up(x.unsqueeze(-2))),
+        up=layer.ConvTranspose1d(1, 1, 3), spike=neuron.LIFNode(v_threshold=1e3),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"'up' \(ConvTranspose1d\), which is no plain"):
+        repaired(net)
+
+
+def test_a_layer_that_all_rows_send_the_same_is_left_with_a_warning():
+    net = Parts(lambda n, x: n.spike(n.norm(n.fc(x))), fc=linear(), norm=layer.BatchNorm1d(6), spike=neuron.LIFNode())
+    nn.init.zeros_(net.norm.weight)  # as the last norm of a residual block may be
+    with pytest.warns(UserWarning, match="'spike' carries no information.*was undone: it receives the same"):
+        assert repaired(net) == ([], set())
+
+
+def test_neurons_of_spikes_alone_are_left_with_a_warning():
+    """As in a spiking attention, whose products of spikes no weights scale."""
+    net = Parts(
+        lambda n, x: n.attended(n.queries(n.q(x)).mT @ n.keys(n.k(x))),
+        q=linear(1e-3), k=linear(5.0),
+        queries=neuron.LIFNode(), keys=neuron.LIFNode(), attended=neuron.LIFNode(v_threshold=1e3),
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"'attended' carries no information.*spikes of 'queries', 'keys'"):
+        done, written = repaired(net)
+    assert [c.name for c in done] == ["queries"]
+    assert written == {"q"}

@@ -90,7 +90,7 @@ class Odd(nn.Module):
     [
         ("groups", "'conv' is a convolution with groups=2"),
         ("batch norm alone", r"'lif' is fed by 'norm' \(BatchNorm1d\)"),
-        ("batch norm of spikes", "'lif' receives something else than the output of 'fc'"),
+        ("batch norm of spikes", r"'lif' is fed by 'norm' \(BatchNorm1d\)"),
         ("batch statistics", "'norm' keeps no running statistics"),
         ("frozen norm", "`norm.weight` is frozen"),
         ("no affine", "'lif' is fed by no affine layer"),
