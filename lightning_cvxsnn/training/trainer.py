@@ -171,7 +171,9 @@ def _validates_next(trainer: "pl.Trainer") -> bool:
 def _saves_next(trainer: "pl.Trainer", saver: Callback) -> bool:
     if not isinstance(saver, ModelCheckpoint):
         return True
-    every = saver._every_n_epochs
+    steps, every = saver._every_n_train_steps, saver._every_n_epochs
+    if steps > 0 and trainer.global_step % steps == 0:
+        return True
     return saver._should_save_on_train_epoch_end(trainer) and every > 0 and (trainer.current_epoch + 1) % every == 0
 
 

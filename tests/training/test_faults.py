@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -92,16 +93,15 @@ def test_an_exception_at_any_write_to_a_parameter_undoes_all_of_them(apply):
         before = Before(lambda writes=writes: setattr(writes, "armed", True))
         callback = ConvexReconstruction(beta=0.02, warm_start=False, every_n_epochs=0, apply=apply)
         run = trainer(before, callback, max_epochs=1)
-        try:
-            with writes:
-                run.fit(net, loader(ROWS, BATCH))
-        except OSError:
-            failures += 1
-            assert before.seen[1][0]["state"]
-            assert_same(everything(run, net), before.seen)
-            assert callback.reports == []
-        else:
+        with writes, warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            run.fit(net, loader(ROWS, BATCH))
+        if callback.reports:
             break
+        failures += 1
+        assert any("leaves out the final solve" in str(w.message) and "OSError" in str(w.message) for w in told)
+        assert before.seen[1][0]["state"]
+        assert_same(everything(run, net), before.seen)
         k += 1
     assert failures >= 4
     assert callback.reports[0].accepted
@@ -205,19 +205,19 @@ class Faulty(Dataset):
 
 
 @pytest.mark.parametrize(
-    ("how", "workers", "error", "message"),
+    ("how", "workers", "message"),
     [
-        ("killed", 1, RuntimeError, r"DataLoader worker \(pid"),
-        ("gone", 1, OSError, "the file is gone"),
-        ("gone", 0, OSError, "the file is gone"),
-        ("NaN", 0, ValueError, r"inputs of training batch \d hold 6 NaN or infinite values"),
+        ("killed", 1, r"RuntimeError: DataLoader worker \(pid"),
+        ("gone", 1, "OSError: (.|\n)*the file is gone"),
+        ("gone", 0, "OSError: the file is gone"),
+        ("NaN", 0, r"ValueError: .*inputs of training batch \d hold 6 NaN or infinite values"),
     ],
 )
-def test_rows_that_break_in_a_solve_stop_it_with_their_error(tmp_path, how, workers, error, message):
+def test_rows_that_break_in_a_later_solve_leave_it_out_with_their_error(tmp_path, how, workers, message):
     flag, net = tmp_path / "broken", small()
     before, callback = Before(flag.touch), last_solve()
     run = trainer(before, callback, max_epochs=1)
-    with pytest.raises(error, match=message):
+    with pytest.warns(UserWarning, match="leaves out the final solve, and training goes on. " + message):
         run.fit(net, DataLoader(Faulty(flag, how), BATCH, num_workers=workers))
     assert_same(everything(run, net), before.seen)
     assert callback.reports == []
