@@ -40,6 +40,10 @@ _ROUNDING = 1e-5
 _CURRENT_LIMIT = 2**23  # input currents held at once, 32 MiB of float32
 
 
+class UnrepairableLayer(ValueError):
+    """A dead layer whose weights cannot be changed, or stays dead whatever they are."""
+
+
 @dataclass
 class CalibratedLayer:
     """A layer whose input weights were changed.
@@ -172,7 +176,7 @@ def _refuse_unless_uninformed(module: nn.Module, inputs: Sequence[Any], layer: L
     """Warn of a dead layer that no factor helps since all rows send it the same; raise where they do not."""
     tried = f"{_dead(layer)} Rescaling '{layer.affine_name}', which feeds it, did not help and was undone"
     if not _Currents(module, inputs, layer).alike():
-        raise ValueError(f"{tried}. {_ADVICE}")
+        raise UnrepairableLayer(f"{tried}. {_ADVICE}")
     rank_zero_warn(f"{tried}: it receives the same from there on every row. It is left as it is.")
 
 
@@ -241,7 +245,7 @@ def _writable_affine(module: nn.Module, layer: LayerActivity) -> Any:
             f"It is fed by '{layer.affine_name}'. {why}. Remove the parametrization or unfreeze it, or give it weights "
             "that make the layer fire."
         )
-    raise ValueError(f"{_dead(layer)} {reason}")
+    raise UnrepairableLayer(f"{_dead(layer)} {reason}")
 
 
 def _dead(layer: LayerActivity) -> str:

@@ -19,7 +19,7 @@ from lightning_cvxsnn.network.transaction import all_or_nothing
 from lightning_cvxsnn.patterns import Backend
 from lightning_cvxsnn.runtime.memory import check_witness_memory
 from lightning_cvxsnn.witnesses.branches import Branched
-from lightning_cvxsnn.witnesses.calibration import CalibratedLayer, Manner, calibrate_layers
+from lightning_cvxsnn.witnesses.calibration import CalibratedLayer, Manner, UnrepairableLayer, calibrate_layers
 from lightning_cvxsnn.witnesses.find_layer import find_witness_layer
 from lightning_cvxsnn.witnesses.samplers import is_initialised
 
@@ -102,7 +102,7 @@ def calibrate_to_target(network: Network, **options: Any) -> list[CalibratedLaye
     """`calibrate_layers` to `TARGET_RATE`; what it cannot change is the user's to mend."""
     try:
         return calibrate_layers(network, rate=TARGET_RATE, **options)
-    except ValueError as error:
+    except UnrepairableLayer as error:
         raise MisconfigurationException(str(error)) from error
 
 
