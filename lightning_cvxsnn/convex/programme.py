@@ -16,7 +16,7 @@ from lightning_cvxsnn.convex.algorithms import Algorithm, Minimum, StoppingRule,
 from lightning_cvxsnn.convex.certify import Certificate, Certifier
 from lightning_cvxsnn.convex.inputs import Data, Dictionary, check_data, check_held_out, check_point, check_rho
 from lightning_cvxsnn.convex.losses import Loss, loss_named, proof_named
-from lightning_cvxsnn.convex.penalties import L1, L1Proof
+from lightning_cvxsnn.convex.penalties import L1, proof_of
 from lightning_cvxsnn.convex.presolve import Presolve, reduce
 from lightning_cvxsnn.convex.rho_path import Path, Walk, check_rhos, geometric
 from lightning_cvxsnn.convex.solution import Limits, Point, Solution
@@ -118,7 +118,8 @@ class Programme:
         point = check_point(self.data, coef, intercept, dual_point)
         if not self.fit_intercept and bool(point.intercept.any()):
             raise ValueError("intercept is not zero but fit_intercept=False; pass fit_intercept=True or no intercept.")
-        return self._certifier(check_rho(rho)).certify(point.coef, point.intercept, point.dual_point)[0]
+        certifier = self._certifier(self.penalty.at(check_rho(rho)))
+        return certifier.certify(point.coef, point.intercept, point.dual_point)[0]
 
     def solve(
         self, rho: float, init: Point | None = None, limits: Limits | None = None, algorithm: Algorithm | None = None
@@ -143,7 +144,7 @@ class Programme:
             if self.fit_intercept:
                 slack = max(0.01 * target, 1e-15 * self.scale)
                 intercept = self.presolve.expand_intercept(found.coef, found.intercept, slack)
-            proof, dual_point = self._certifier(rho).certify(coef, intercept, dual_point)
+            proof, dual_point = self._certifier(penalty).certify(coef, intercept, dual_point)
         return Solution(
             coef=coef,
             intercept=intercept,
@@ -190,9 +191,9 @@ class Programme:
                 break
         return walk.path()
 
-    def _certifier(self, rho: float) -> Certifier:
+    def _certifier(self, penalty: L1) -> Certifier:
         data = self.data
-        return Certifier(data.matrix, data.encoded, data.weight, self.proof, L1Proof(rho), self.fit_intercept)
+        return Certifier(data.matrix, data.encoded, data.weight, self.proof, proof_of(penalty), self.fit_intercept)
 
     def _minimum(self, penalty: L1, init: Point | None, stop: StoppingRule, algorithm: Algorithm | None) -> Minimum:
         """Of the reduced programme."""
