@@ -97,7 +97,7 @@ class Entries:
         values = self.values[rows]
         if columns is None:
             return values
-        if values.dtype == torch.float64:  # used as it is, and chosen from again
+        if values.dtype == torch.float64:  # not converted block by block: columns are gathered once and used often
             return values.T.index_select(0, columns).T
         return values.index_select(1, columns)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["L1", "L1Proof", "soft_threshold"]
+__all__ = ["L1", "L1Proof", "proof_of", "soft_threshold"]
 
 
 @dataclass(frozen=True)
@@ -80,3 +80,8 @@ class L1Proof:
     def violation(self, correlation: Tensor) -> float:
         """How far a dual point is from feasible, relative to rho."""
         return max(0.0, float(correlation.max()) / self.rho - 1)
+
+
+def proof_of(penalty: L1) -> L1Proof:
+    """The certificate's arithmetic for a penalty, at its strength."""
+    return L1Proof(penalty.rho)

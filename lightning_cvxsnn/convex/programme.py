@@ -17,7 +17,7 @@ from lightning_cvxsnn.convex.centring import Centred, centre
 from lightning_cvxsnn.convex.certify import Certificate, Certifier
 from lightning_cvxsnn.convex.inputs import Data, Dictionary, check_data, check_held_out, check_point, check_rho
 from lightning_cvxsnn.convex.losses import Loss, loss_named, proof_named
-from lightning_cvxsnn.convex.penalties import L1, L1Proof
+from lightning_cvxsnn.convex.penalties import L1, proof_of
 from lightning_cvxsnn.convex.presolve import Presolve, reduce
 from lightning_cvxsnn.convex.rho_path import Path, Walk, check_rhos, geometric
 from lightning_cvxsnn.convex.solution import Limits, Point, Solution
@@ -221,7 +221,9 @@ class Programme:
     def _certified(self, point: Point, rho: float) -> tuple[Certificate, Tensor]:
         """The certificate of a point, and the dual point that it used."""
         data = self.centred.data
-        certifier = Certifier(data.matrix, data.encoded, data.weight, self.proof, L1Proof(rho), self.fit_intercept)
+        certifier = Certifier(
+            data.matrix, data.encoded, data.weight, self.proof, proof_of(self.penalty.at(rho)), self.fit_intercept
+        )
         return certifier.certify(point.coef, self.centred.intercept(point.coef, point.intercept), point.dual_point)
 
     def _answer(self, minimum: Minimum, rho: float, target: float) -> _Answer:

@@ -13,9 +13,9 @@ from lightning_cvxsnn.convex.solution import Solution
 
 __all__ = ["Path", "Walk", "check_rhos", "geometric"]
 
-_RISES = 3
-_RISE = 0.02  # of the first loss
-_GAINED = 0.1  # of the first loss: below that a small gain may yet be followed by larger ones
+_RISES = 3  # of the held-out loss since its smallest value, after which the path ends
+_RISE = 0.02  # share of the first loss by which it may exceed the smallest
+_GAINED = 0.1  # share of the first loss that must be gained before a small gain ends the path
 
 
 @dataclass(frozen=True, eq=False)

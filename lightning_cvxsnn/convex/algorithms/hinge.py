@@ -6,14 +6,14 @@ With signs folded in, ``A = t [1, D]``, each output solves
 
 whose multipliers ``alpha`` of the rows satisfy ``0 <= alpha <= c`` and ``|A^T alpha| <= rho``. The interior point
 method works on the programme restricted to a few columns (`restricted`). The multipliers of every iterate price all
-columns; those that violate most are let in and the iteration goes on from where it is. After Dedieu, Mazumder, Wang,
+columns; those that violate most are added and the iteration continues from the same point. After Dedieu, Mazumder, Wang,
 "Solving L1-regularized SVMs and related linear programs", JMLR 23, 2022, and Gondzio, González-Brevis, Munari, "New
 developments in the primal-dual column generation technique", EJOR 224(1), 2013. Outputs are separate programmes, solved
 together.
 
-From an earlier solution, rows far from the margin are expected to stay where they are: they are put together in groups
-(`grouped`). The solution of the small programme that is left shows which rows have to leave their group and which
-columns have to come in. If too many do, the start was not close, and the iteration above goes on with all rows.
+From an earlier solution, rows far from the margin are expected to stay on their side of it: they are aggregated into
+groups (`grouped`). The solution of that small programme shows which rows must leave their group and which columns must
+be added. If they are many, the start was not close, and the iteration above solves the programme of all rows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = ["ColumnGeneration"]
 _PATIENCE = 6  # iterations without progress near the end
 _SINGLE_ROWS, _MORE_SINGLE_ROWS = 4, 30  # of a first grouped programme: for each coefficient, and on top
 _LARGEST_SHARE = 0.4  # of the rows; larger grouped programmes are not worth it
-_ASTRAY = 0.1  # share of the rows on the wrong side of the margin: the start was not close
+_ASTRAY = 0.1  # largest share of rows on the wrong side of the margin if the start was close
 _AHEAD = 0.05  # share of the gap to which a grouped programme is solved
 _GROUPED_LIMIT = 12  # iterations for one of them
 _SPARSITY = 0.4  # share of the tolerance that small coefficients may cost when they are set to zero

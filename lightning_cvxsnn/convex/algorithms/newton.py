@@ -29,7 +29,7 @@ from lightning_cvxsnn.convex.algorithms.quadratic import minimise_quadratic
 from lightning_cvxsnn.convex.certify import Certifier
 from lightning_cvxsnn.convex.losses import LossFunction, SmoothLoss, proof_named
 from lightning_cvxsnn.convex.matrix import Matrix
-from lightning_cvxsnn.convex.penalties import L1, L1Proof
+from lightning_cvxsnn.convex.penalties import L1, proof_of
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 from lightning_cvxsnn.convex.solution import Point
 from lightning_cvxsnn.runtime.progress import report_gap
@@ -104,7 +104,7 @@ class _Descent:
         self.damping, self.unsettled = 0.0, True
         self.grams = _Grams(self.matrix, self.weight, settings.largest_model)
         self.certifier = Certifier(
-            programme.matrix, self.encoded, self.weight * rows, proof_named(loss.name), L1Proof(penalty.rho),
+            programme.matrix, self.encoded, self.weight * rows, proof_named(loss.name), proof_of(penalty),
             programme.fit_intercept,
         )  # fmt: skip
 

@@ -28,7 +28,7 @@ _ACTIVE_SET_LIMIT = 8
 _INTERIOR_LIMIT = 50
 _SIGN_ROUNDS = 4
 _LENGTHS = 1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125  # of steps tried
-_ENTERING = 32  # entries that become non-zero at once, or as many as there are already
+_ENTERING = 32  # most entries that become non-zero at once, or as many as are non-zero already
 
 
 def minimise_quadratic(hessian: Tensor, gradient: Tensor, start: Tensor, penalty: Tensor) -> tuple[Tensor, float, int]:
