@@ -110,7 +110,7 @@ def resnet(module: Any, block: str, **arguments: Any) -> nn.Module:
 
 
 def vgg(batch_norm: bool, node: Any = neuron.LIFNode) -> nn.Module:
-    """spikingjelly's, with 16 and 32 channels and a classifier of 64 units."""
+    """As in spikingjelly, with 16 and 32 channels and a classifier of 64 units."""
     made = spiking_vgg.SpikingVGG([16, "M", 32, "M"], batch_norm, num_classes=CLASSES, spiking_neuron=node)
     classifier = [layer.Linear(32 * 49, 64), node(), layer.Dropout(), layer.Linear(64, CLASSES)]
     made.classifier = nn.Sequential(*classifier)
@@ -207,9 +207,12 @@ def normalised(norm: Any, channels: int = 16, node: Any = neuron.LIFNode) -> nn.
     return net
 
 
-def dense(*behind: nn.Module, width: int = 32) -> nn.Module:
-    first = [layer.Flatten(), layer.Linear(64, width), layer.BatchNorm1d(width), neuron.LIFNode()]
-    return multi_step(nn.Sequential(*first, *behind, layer.Linear(width, CLASSES)))
+def recurrent_containers() -> nn.Module:
+    """Both of spikingjelly, each behind a linear layer, the first one behind a batch norm too."""
+    linear = layer.LinearRecurrentContainer(neuron.LIFNode(), 32, 32)
+    feedback = layer.ElementWiseRecurrentContainer(neuron.LIFNode(), lambda x, y: x + 0.5 * y)
+    parts = [layer.Flatten(), layer.Linear(64, 32), layer.BatchNorm1d(32), linear, layer.Linear(32, 32), feedback]
+    return multi_step(nn.Sequential(*parts, layer.Linear(32, CLASSES)))
 
 
 def cases() -> dict[str, tuple[Callable[[], nn.Module], int, int, int, Callable[[Tensor], Tensor]]]:
@@ -225,8 +228,6 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], int, int, int, Callable[
         fc_hidden=32, reduction_t=1, reduction_c=4,
     )  # fmt: skip
     sew, plain = partial(resnet, sew_resnet), partial(resnet, spiking_resnet)
-    container = layer.LinearRecurrentContainer(neuron.LIFNode(), 32, 32)
-    feedback = layer.ElementWiseRecurrentContainer(neuron.LIFNode(), lambda x, y: x + 0.5 * y)
     return {
         "Spikformer, 32 channels, batch 8": (partial(spikf, embed_dims=32), 8, 1, 32, as_it_is),
         "Spikformer, 64 channels, batch 64": (partial(spikf, embed_dims=64), 64, 1, 32, as_it_is),
@@ -275,7 +276,7 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], int, int, int, Callable[
         "Conv, threshold-dependent BN, batch 16": (
             partial(normalised, partial(layer.ThresholdDependentBatchNorm2d, 1.0, 1.0)), 16, 1, 8, repeated,
         ),
-        "Recurrent containers, BN1d, batch 32": (lambda: dense(container, feedback), 32, 1, 8, repeated),
+        "Recurrent containers, BN1d, batch 32": (recurrent_containers, 32, 1, 8, repeated),
     }  # fmt: skip
 
 

@@ -146,3 +146,18 @@ def test_the_comparison_of_two_commits_tells_rounding_from_another_solution(tmp_
 
     after.write_text("{}")
     assert same.compare(before, after) == 1
+
+
+def test_the_networks_benchmark_runs(tmp_path):
+    """Some of the forty, of which one is refused; what is recorded is not run again."""
+    chosen = ["speech_commands", "GRU", "Conv-BN", "Recurrent containers", "Parametric LIF"]
+    command = [sys.executable, ROOT / "benchmarks/networks.py", "--output", tmp_path]
+    for name in chosen:
+        command += ["--only", name]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "networks.json").read_text())["results"]
+    refused = [row["network"] for row in rows if row["verdict"] == "refused"]
+    assert refused == ["Parametric LIF net, MNIST, batch 8"]
+    assert [row["verdict"] for row in rows].count("works") == len(chosen) - 1
+    assert all(bool(row["refusal"]) == (row["verdict"] == "refused") for row in rows)

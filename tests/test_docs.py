@@ -196,3 +196,14 @@ def test_the_api_page_has_every_public_name():
             public = getattr(importlib.import_module(package), name)
             if inspect.isclass(public) or inspect.isfunction(public):
                 assert f"{package}.{name}" in page
+
+
+def test_the_table_of_networks_is_the_committed_result():
+    rows = json.loads((ROOT / "benchmarks/results/networks.json").read_text())["results"]
+    text = (ROOT / "docs/pages/networks.md").read_text()
+    expected = [f"| {row['network']} | {row['columns'] or ''} | {row['verdict']} |" for row in rows]
+    assert re.findall(r"^\| .*, batch \d+ \|.*$", text, re.M) == expected
+    works = sum(row["verdict"] == "works" for row in rows)
+    assert f"{works} of {len(rows)} work" in text
+    assert len(rows) == 40
+    assert works >= 34

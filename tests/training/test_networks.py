@@ -257,7 +257,7 @@ def test_a_readout_that_sees_samples_first(read, rows):
     """As many samples as steps in a batch of eight."""
     callback = ConvexReconstruction(scale=1.0, every_n_epochs=0, final_solve=False)
     loader = DataLoader(TensorDataset(*digits(rows)), batch_size=8)
-    trainer(callback, max_epochs=1, limit_train_batches=1).fit(RowByRow(Spoken(read)), loader)
+    trainer(callback, max_epochs=1).fit(RowByRow(Spoken(read)), loader)
     (report,) = callback.reports
     assert report.columns == 32
     assert report.rows == (rows if report.accepted else rows * 4 // 5)
