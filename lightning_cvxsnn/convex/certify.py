@@ -63,8 +63,9 @@ class Certifier:
     def certify(self, coef: Tensor, intercept: Tensor, dual_point: Tensor | None) -> tuple[Certificate, Tensor]:
         """The certificate of a checked point, and the feasible dual point ``[n, C]`` that it used."""
         rows = self.matrix.shape[0]
-        outputs = self.matrix @ coef + intercept
+        outputs = self.matrix @ coef + self.loss.near_zero(intercept)
         primal = float(self.weight @ self.loss.values(outputs, self.encoded)) / rows + self.penalty.value(coef)
+        primal = math.inf if math.isnan(primal) else primal  # outputs overflow
         best, violation, point = 0.0, 0.0, torch.zeros_like(outputs)  # U = 0 is feasible and bounds by 0
         scale = self.weight[:, None] / rows
         candidates = [self.loss.residuals(outputs, self.encoded, scale)]

@@ -195,7 +195,7 @@ class Matrix:
     def __matmul__(self, right: Tensor) -> Tensor:
         rows, columns = self.source.shape
         factor, index = right[:columns], None
-        used = factor.reshape(columns, -1).any(1).nonzero()[:, 0]
+        used = (factor if factor.ndim == 2 else factor[:, None]).any(1).nonzero()[:, 0]
         if used.numel() <= columns // 8:  # sparse coefficients: the other columns need not be looked at
             factor, index = factor[used], used
         product = right.new_empty(rows, *right.shape[1:])

@@ -11,7 +11,7 @@ from lightning_cvxsnn.convex.inputs import Data
 from lightning_cvxsnn.convex.losses import LossFunction
 from lightning_cvxsnn.convex.matrix import Matrix
 
-__all__ = ["Presolve", "ReducedProgramme", "reduce"]
+__all__ = ["Presolve", "ReducedProgramme", "largest_count", "reduce"]
 
 _KEY_BITS = 78  # unequal columns share a key with a probability of 2^-78
 _LARGEST_COUNT = 2**16 - 1
@@ -173,7 +173,7 @@ def _column_keys(matrix: Matrix, base: Tensor) -> tuple[Tensor, Tensor]:
     A key is the column's products with random integers: zero for a zero column. They are so small that float64 products
     of counts are exact, in whatever order they are summed, and equal columns have equal keys on any device.
     """
-    largest = _largest_count(matrix)
+    largest = largest_count(matrix)
     if largest is None:
         return _fraction_keys(matrix, base)
     draws = _draws(matrix.shape[0], largest, matrix.device).T.contiguous()
@@ -186,7 +186,7 @@ def _column_keys(matrix: Matrix, base: Tensor) -> tuple[Tensor, Tensor]:
     return keys * sign[:, None] + 0.0, sign  # + 0.0 turns -0.0 into 0.0
 
 
-def _largest_count(matrix: Matrix) -> int | None:
+def largest_count(matrix: Matrix) -> int | None:
     """A bound of the absolute entries in units of the scale if they are counts, ``None`` if they are not."""
     if matrix.dtype in (torch.bool, torch.uint8, torch.uint16):
         return {torch.bool: 1, torch.uint8: 2**8 - 1}.get(matrix.dtype, _LARGEST_COUNT)

@@ -6,13 +6,14 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lightning_cvxsnn.convex.algorithms import Algorithm, Minimum, StoppingRule, algorithm_for
+from lightning_cvxsnn.convex.centring import Centred, centre
 from lightning_cvxsnn.convex.certify import Certificate, Certifier
 from lightning_cvxsnn.convex.inputs import Data, Dictionary, check_data, check_held_out, check_point, check_rho
 from lightning_cvxsnn.convex.losses import Loss, loss_named, proof_named
@@ -23,6 +24,20 @@ from lightning_cvxsnn.convex.solution import Limits, Point, Solution
 from lightning_cvxsnn.runtime.work import counting
 
 __all__ = ["Programme"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """A minimum, its point of the whole programme, that point's certificate and the certificate's dual point."""
+
+    minimum: Minimum
+    point: Point
+    proof: Certificate
+    dual_point: Tensor
+
+    @property
+    def gap(self) -> float:
+        return self.proof.gap
 
 
 class Programme:
@@ -73,14 +88,19 @@ class Programme:
         return check_data(dictionary, targets, self.loss, num_outputs, sample_weight)
 
     @cached_property
+    def centred(self) -> Centred:
+        """The rows that are solved and certified: columns and targets far from zero are moved near it."""
+        return centre(self.data, self.loss, self.fit_intercept)
+
+    @cached_property
     def presolve(self) -> Presolve:
         """The reduced programme, and the way back."""
-        return reduce(self.data, self.loss, self.fit_intercept)
+        return reduce(self.centred.data, self.loss, self.fit_intercept)
 
     @cached_property
     def scale(self) -> float:
         """Objective of the best constant predictor, of zero outputs if there is no intercept or the former is 0."""
-        encoded, weight = self.data.encoded, self.data.weight
+        encoded, weight = self.centred.data.encoded, self.data.weight
 
         def objective(constant: Tensor) -> float:
             return float(weight @ self.loss.values(constant.expand_as(encoded), encoded)) / encoded.shape[0]
@@ -95,7 +115,7 @@ class Programme:
         """The programme over some of the rows, a bool mask ``[n]`` or int64 positions; outputs stay as many."""
         part = copy.copy(self)
         part.data = self.data.subset(rows)
-        for name in ("presolve", "scale"):
+        for name in ("centred", "presolve", "scale"):
             vars(part).pop(name, None)
         return part
 
@@ -118,7 +138,7 @@ class Programme:
         point = check_point(self.data, coef, intercept, dual_point)
         if not self.fit_intercept and bool(point.intercept.any()):
             raise ValueError("intercept is not zero but fit_intercept=False; pass fit_intercept=True or no intercept.")
-        return self._certifier(check_rho(rho)).certify(point.coef, point.intercept, point.dual_point)[0]
+        return self._certified(point, check_rho(rho))[0]
 
     def solve(
         self, rho: float, init: Point | None = None, limits: Limits | None = None, algorithm: Algorithm | None = None
@@ -135,27 +155,32 @@ class Programme:
         limits, penalty = limits or Limits(), self.penalty.at(check_rho(rho))
         with counting() as work:
             target = limits.gap_tolerance * self.scale
+            enough = max(target, 1e-13 * self.scale)
             seconds = math.inf if limits.max_seconds is None else limits.max_seconds
             stop = StoppingRule(target, limits.max_iterations, started + seconds)
-            found = self._minimum(penalty, init, stop, algorithm)
-            coef, dual_point = self.presolve.expand(found.coef, found.dual_point)
-            intercept = torch.zeros_like(self.data.encoded[0])
-            if self.fit_intercept:
-                slack = max(0.01 * target, 1e-15 * self.scale)
-                intercept = self.presolve.expand_intercept(found.coef, found.intercept, slack)
-            proof, dual_point = self._certifier(rho).certify(coef, intercept, dual_point)
+            answers = [self._answer(self._minimum(penalty, init, stop, algorithm), penalty.rho, target)]
+            used = answers[0].minimum.iterations
+            left = None if limits.max_iterations is None else limits.max_iterations - used
+            if init is not None and not answers[0].gap <= enough and left != 0 and not stop.late:
+                again = self._minimum(penalty, None, replace(stop, max_iterations=left), algorithm)
+                answers.append(self._answer(again, penalty.rho, target))  # the start led nowhere
+                used += again.iterations
+            best = min(answers, key=lambda answer: answer.gap)
+            if not best.gap <= enough and not best.proof.primal <= (1 + 1e-12) * self.scale:
+                constant = Minimum(*self.presolve.programme.constant(), best.minimum.dual_point, 0, "constant")
+                best = self._answer(constant, penalty.rho, target)
         return Solution(
-            coef=coef,
-            intercept=intercept,
-            dual_point=dual_point,
-            primal=proof.primal,
-            dual=proof.dual,
-            gap=proof.gap,
-            converged=proof.gap <= max(target, 1e-13 * self.scale),
-            iterations=found.iterations,
+            coef=best.point.coef,
+            intercept=best.point.intercept,
+            dual_point=best.dual_point,
+            primal=best.proof.primal,
+            dual=best.proof.dual,
+            gap=best.gap,
+            converged=best.gap <= enough and math.isfinite(best.gap),
+            iterations=used,
             seconds=time.perf_counter() - started,
-            algorithm=found.algorithm,
-            device=str(coef.device),
+            algorithm=best.minimum.algorithm,
+            device=str(best.dual_point.device),
             work=work.multiply_adds,
         )
 
@@ -190,9 +215,22 @@ class Programme:
                 break
         return walk.path()
 
-    def _certifier(self, rho: float) -> Certifier:
-        data = self.data
-        return Certifier(data.matrix, data.encoded, data.weight, self.proof, L1Proof(rho), self.fit_intercept)
+    def _certified(self, point: Point, rho: float) -> tuple[Certificate, Tensor]:
+        """The certificate of a point, and the dual point that it used."""
+        data = self.centred.data
+        certifier = Certifier(data.matrix, data.encoded, data.weight, self.proof, L1Proof(rho), self.fit_intercept)
+        return certifier.certify(point.coef, self.centred.intercept(point.coef, point.intercept), point.dual_point)
+
+    def _answer(self, minimum: Minimum, rho: float, target: float) -> _Answer:
+        """A minimum of the reduced programme, certified as a point of all rows, columns and outputs."""
+        coef, dual_point = self.presolve.expand(minimum.coef, minimum.dual_point)
+        intercept = torch.zeros_like(self.data.encoded[0])
+        if self.fit_intercept:
+            slack = max(0.01 * target, 1e-15 * self.scale)
+            intercept = self.presolve.expand_intercept(minimum.coef, minimum.intercept, slack)
+            intercept = self.centred.intercept(coef, intercept, -1)
+        point = Point(coef, intercept, dual_point)
+        return _Answer(minimum, point, *self._certified(point, rho))
 
     def _minimum(self, penalty: L1, init: Point | None, stop: StoppingRule, algorithm: Algorithm | None) -> Minimum:
         """Of the reduced programme."""
@@ -212,10 +250,11 @@ class Programme:
                 f"init has coef {shape} and intercept {tuple(init.intercept.shape)}; expected at most {columns} rows "
                 f"and exactly {outputs} outputs. Pass the point of a solution of the same programme, or init=None."
             )
-        coef, intercept = self.presolve.restrict(init.coef, init.intercept)
         dual_point = init.dual_point
         if dual_point is not None and dual_point.shape != self.data.encoded.shape:
             dual_point = None
-        if not all(bool(torch.isfinite(t).all()) for t in (coef, intercept, dual_point) if t is not None):
+        if not all(bool(torch.isfinite(t).all()) for t in (init.coef, init.intercept, dual_point) if t is not None):
             raise ValueError("init holds NaN or infinite entries; expected finite numbers. Pass init=None.")
+        coef, intercept = init.coef, self.centred.intercept(init.coef, init.intercept)
+        coef, intercept = self.presolve.restrict(coef, intercept)
         return Point(coef, intercept, None if dual_point is None else self.presolve.restrict_dual(dual_point))

@@ -131,6 +131,8 @@ class _Search:
     def run(self, alpha: Tensor | None) -> None:
         """Iterate until every output is within the tolerance or a limit is reached."""
         everything = torch.arange(self.sign.shape[0], device=self.sign.device)
+        if self._start_is_bad():
+            alpha = None
         self.warm = alpha is not None
         alpha = self.weight.expand_as(self.sign) if alpha is None else alpha.clamp_min(0).minimum(self.weight)
         self._price(everything, alpha)
@@ -141,6 +143,15 @@ class _Search:
             self._by_columns(alive)
         if self.used:
             self._make_sparse()
+
+    def _start_is_bad(self) -> bool:
+        """Whether the best constants are better; if so, they are the start."""
+        constant = torch.zeros_like(self.coef)
+        value, intercept = self._values(constant)
+        if bool(self.value.sum() <= value.sum()):
+            return False
+        self.coef, self.value, self.intercept = constant, value, intercept
+        return True
 
     def _open(self, alive: Tensor) -> Tensor:
         """Those outputs whose gap is too large."""

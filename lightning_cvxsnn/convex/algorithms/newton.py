@@ -115,6 +115,8 @@ class _Descent:
     def run(self, multipliers: Tensor | None, limit: int, stop: StoppingRule) -> tuple[int, Tensor | None]:
         """Iterate; the number of iterations, and the last dual point that was certified."""
         self._shrink()
+        if self._start_is_bad():
+            multipliers = None
         rho, current = self.penalty.rho, math.inf
         dual_point = None
         for iteration in range(limit + 1):
@@ -161,6 +163,16 @@ class _Descent:
             if not shrunk < primal:
                 break
             primal, self.outputs, self.coef = shrunk, outputs, coef
+
+    def _start_is_bad(self) -> bool:
+        """Whether the best constant is better; if so, that is the start."""
+        coef, intercept = self.programme.constant()
+        constant = torch.cat([coef, intercept[None]]) if self.programme.fit_intercept else coef
+        outputs = self.matrix @ constant
+        if self._objective(self.outputs, self.coef) <= self._objective(outputs, constant):
+            return False
+        self.coef, self.outputs = constant, outputs
+        return True
 
     def _working(self, slope: Tensor, penalty: L1) -> Tensor:
         """Entries ``[p, C]`` to work on: those in use, those without a penalty, and the worst violations."""

@@ -21,9 +21,11 @@ class LossFunction(ABC):
         name: What users call it.
         decides: Whether outputs are decisions between classes, which a positive factor on them does not change.
         takes_probabilities: Whether targets may be probabilities of the classes.
+        follows_targets: Whether the loss depends on the differences of outputs and targets only.
     """
 
     name: ClassVar[str]
+    follows_targets: ClassVar[bool] = False
     decides: ClassVar[bool] = True
     takes_probabilities: ClassVar[bool] = False
 
@@ -137,6 +139,10 @@ class LossProof(ABC):
 
     ``scale [n, 1]`` is ``s_i / n``: the weight of a row's loss in the programme.
     """
+
+    def near_zero(self, intercept: Tensor) -> Tensor:
+        """Intercepts ``[C]`` of the same losses, whose sums with outputs lose the fewest digits."""
+        return intercept
 
     @abstractmethod
     def values(self, outputs: Tensor, encoded: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ class CrossEntropy(SmoothLoss):
     @override
     def values(self, outputs: Tensor, encoded: Tensor) -> Tensor:
         if outputs.shape[1] == 1:
-            return softplus((1 - 2 * encoded) * outputs)[:, 0]
+            label = encoded.round()  # of two, the nearer: no difference of large numbers for either
+            return (softplus((1 - 2 * label) * outputs) + (label - encoded) * outputs)[:, 0]
         return torch.logsumexp(outputs, 1) - (encoded * outputs).sum(1)
 
     @override
@@ -147,6 +148,13 @@ class CrossEntropyProof(LossProof):
 
     One logistic output is a softmax over the logits (0, z).
     """
+
+    @override
+    def near_zero(self, intercept: Tensor) -> Tensor:
+        """A softmax does not see a common shift: multiples of 1024 are taken off, so that ordinary ones stay."""
+        if intercept.numel() == 1:
+            return intercept
+        return intercept - (intercept.max() / 1024).trunc() * 1024
 
     @override
     def values(self, outputs: Tensor, encoded: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ class Squared(SmoothLoss):
 
     name = "squared"
     decides = False
+    follows_targets = True
     quadratic = True
 
     @override

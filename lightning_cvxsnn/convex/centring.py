@@ -1,0 +1,110 @@
+"""Columns and targets far from zero, moved near it: the intercept takes up the difference, sums keep their digits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_cvxsnn.convex.inputs import Data
+from lightning_cvxsnn.convex.losses import LossFunction
+from lightning_cvxsnn.convex.matrix import Entries, Matrix, PackedDictionary
+from lightning_cvxsnn.convex.presolve import largest_count
+
+__all__ = ["Centred", "centre"]
+
+_FAR = 16  # ranges from zero; taking off the middle is exact from there on
+
+
+@dataclass(frozen=True, eq=False)
+class Centred:
+    """A programme whose intercept is another one.
+
+    Attributes:
+        data: The centred rows.
+        columns: ``[P]`` what was taken off the columns; ``None``: nothing.
+        targets: ``[C]`` what was taken off the targets; ``None``: nothing.
+    """
+
+    data: Data
+    columns: Tensor | None = None
+    targets: Tensor | None = None
+
+    def intercept(self, coef: Tensor, intercept: Tensor, sign: float = 1) -> Tensor:
+        """The centred programme's intercept ``[C]`` at ``coef [P', C]``; with ``sign`` -1, the way back."""
+        if self.targets is not None:
+            intercept = intercept - sign * self.targets
+        if self.columns is not None:
+            intercept = intercept + sign * (self.columns[: len(coef)] @ coef.to(self.columns))
+        return intercept
+
+
+def centre(data: Data, loss: LossFunction, fit_intercept: bool) -> Centred:
+    """The rows, centred where that keeps digits; without an intercept and for counts, as they are."""
+    if not fit_intercept:
+        return Centred(data)
+    targets = _middle(*data.encoded.aminmax(dim=0)) if loss.follows_targets else None
+    columns = _far_columns(data.matrix)
+    if targets is not None:
+        data = replace(data, encoded=data.encoded - targets)
+    if columns is not None:
+        data = replace(data, matrix=_shifted(data.matrix, columns))
+    return Centred(data, columns, targets)
+
+
+def _middle(low: Tensor, high: Tensor) -> Tensor | None:
+    """The middle of what is far from zero for its range, 0 for the rest; ``None`` if nothing is far."""
+    middle = low / 2 + high / 2
+    far = torch.minimum(low.abs(), high.abs()) > _FAR * (high - low)
+    return torch.where(far, middle, 0.0) if bool((far & (low < high)).any()) else None
+
+
+def _far_columns(matrix: Matrix) -> Tensor | None:
+    if not matrix.dtype.is_floating_point:
+        return None
+    low = torch.full((matrix.shape[1],), torch.inf, dtype=torch.float64, device=matrix.device)
+    high = -low
+    for _, block in matrix.blocks():
+        below, above = block.aminmax(dim=0)
+        low, high = torch.minimum(low, below), torch.maximum(high, above)
+    middle = _middle(low * matrix.source.scale, high * matrix.source.scale)
+    return None if middle is None or largest_count(matrix) is not None else middle
+
+
+def _shifted(matrix: Matrix, columns: Tensor) -> Matrix:
+    source: PackedDictionary = _Shifted(matrix.source, columns)
+    if matrix.shape.numel() <= matrix.block_sizes.whole:
+        source = Entries(source.block(slice(0, matrix.shape[0])))
+    return Matrix(source, blocks=matrix.block_sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Shifted:
+    """A dictionary less a constant for each column, a block at a time."""
+
+    source: PackedDictionary
+    shift: Tensor
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> torch.Size:
+        """``[n, P]``."""
+        return self.source.shape
+
+    def to_dense(self, dtype: torch.dtype) -> Tensor:
+        """All of it."""
+        return self.block(slice(0, self.shape[0])).to(dtype)
+
+    def block(self, rows: slice, columns: Tensor | None = None) -> Tensor:
+        """Some rows, float64."""
+        shift = self.shift if columns is None else self.shift[columns]
+        return self.source.block(rows, columns).to(torch.float64) * self.source.scale - shift
+
+    def rows(self, index: Tensor) -> _Shifted:
+        """Some rows."""
+        return _Shifted(self.source.rows(index), self.shift)
+
+    def columns(self, index: Tensor) -> _Shifted:
+        """Some columns."""
+        return _Shifted(self.source.columns(index), self.shift[index])
