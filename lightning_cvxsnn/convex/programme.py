@@ -77,6 +77,8 @@ class Programme:
         sample_weight: Tensor | None = None,
         penalty: L1 | None = None,
     ) -> None:
+        if not isinstance(fit_intercept, bool):
+            raise TypeError(f"fit_intercept is a {type(fit_intercept).__name__}; expected True or False.")
         self.loss, self.proof = loss_named(loss), proof_named(loss)
         self.penalty, self.fit_intercept = penalty or L1(), fit_intercept
         self._given = dictionary, targets, num_outputs, sample_weight
@@ -244,6 +246,11 @@ class Programme:
     def _restrict(self, init: Point) -> Point:
         """A start as a point of the reduced programme, without a dual point that belongs to other rows."""
         columns, outputs = self.data.matrix.shape[1], self.data.encoded.shape[1]
+        if not all(isinstance(getattr(init, name, None), Tensor) for name in ("coef", "intercept")):
+            raise TypeError(
+                f"init is a {type(init).__name__} without tensors coef and intercept; expected a Point, such as the "
+                "point of a solution, or None."
+            )
         shape = tuple(init.coef.shape)
         if len(shape) != 2 or shape[0] > columns or shape[1] != outputs or tuple(init.intercept.shape) != (outputs,):
             raise ValueError(
