@@ -30,7 +30,7 @@ def test_silent_dictionary_with_an_absent_class(loss: Any) -> None:
 
 
 def test_an_infinite_gap_is_not_converged() -> None:
-    found = solve(torch.eye(4), torch.full((4, 1), 1e160).double() * torch.arange(4)[:, None], loss="squared",
+    found = solve(torch.eye(4), 1e160 * torch.arange(4)[:, None].double(), loss="squared",
                   rho=0.01, fit_intercept=True)  # fmt: skip
     assert not found.converged
 

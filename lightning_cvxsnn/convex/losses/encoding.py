@@ -43,7 +43,7 @@ def encode_labels(targets: Tensor, loss: str, num_outputs: int | None, *, one_fo
     if num_outputs is None:
         if largest >= max(_MOST_CLASSES, labels.numel()):
             raise ValueError(
-                f"targets holds a label of {largest} among {labels.numel()} labels, which asks for {largest + 1} outputs; "
+                f"targets holds {largest} among {labels.numel()} labels, which asks for {largest + 1} outputs; "
                 "expected labels from 0 to the number of classes - 1. Renumber them with torch.unique(targets, "
                 "return_inverse=True)[1], or pass num_outputs if there are so many classes."
             )
