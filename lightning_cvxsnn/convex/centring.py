@@ -15,6 +15,7 @@ from lightning_cvxsnn.convex.presolve import largest_count
 __all__ = ["Centred", "centre"]
 
 _FAR = 16  # ranges from zero; taking off the middle is exact from there on
+_LARGE_COUNT = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,10 @@ def _far_columns(matrix: Matrix) -> Tensor | None:
         below, above = block.aminmax(dim=0)
         low, high = torch.minimum(low, below), torch.maximum(high, above)
     middle = _middle(low * matrix.source.scale, high * matrix.source.scale)
-    return None if middle is None or largest_count(matrix) is not None else middle
+    if middle is None or largest_count(matrix) is None:
+        return middle
+    middle = torch.where(middle.abs() > _LARGE_COUNT, middle.round(), 0.0)  # sums of smaller ones are exact enough
+    return middle if bool(middle.any()) else None
 
 
 def _shifted(matrix: Matrix, columns: Tensor) -> Matrix:

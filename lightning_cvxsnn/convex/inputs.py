@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_cvxsnn.convex.arguments import real_number, real_tensor
 from lightning_cvxsnn.convex.losses import LossFunction
 from lightning_cvxsnn.convex.matrix import Blocks, DictionaryLike, Entries, Matrix, PackedDictionary
 from lightning_cvxsnn.convex.solution import Point
@@ -88,9 +89,9 @@ def check_dictionary(dictionary: Dictionary, blocks: Blocks | None = None) -> Ma
 
 
 def _check_finite(matrix: Matrix) -> None:
-    total = sum(block.sum() for _, block in matrix.blocks())
-    if math.isfinite(float(total) * matrix.source.scale):
-        return  # NaN and infinity stay in a sum
+    size = max(float(torch.linalg.vector_norm(block)) for _, block in matrix.blocks()) * abs(matrix.source.scale)
+    if math.isfinite(size * size):
+        return  # NaN and infinity stay in a norm
     count, first = 0, (0, 0)
     for part, block in matrix.blocks():
         bad = ~torch.isfinite(block * matrix.source.scale)
@@ -104,11 +105,15 @@ def _check_finite(matrix: Matrix) -> None:
             f"dictionary holds {count} NaN or infinite entries, the first at row {first[0]}, column {first[1]}; "
             "expected finite numbers. Check the network's input and its membrane potentials."
         )
+    raise ValueError(
+        "dictionary holds entries whose squares overflow float64; expected sizes below about 1e150. Divide it by a "
+        "constant, and divide rho by it."
+    )
 
 
 def check_rho(rho: float) -> float:
     """Return ``rho`` as a float, refusing all but positive finite numbers."""
-    value = float(rho)
+    value = real_number(rho, "rho")
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"rho is {value}; expected a positive finite number, such as beta / sqrt(P) with beta > 0.")
     return value
@@ -122,7 +127,7 @@ def check_weights(sample_weight: Tensor | None, rows: int, device: torch.device)
     """
     if sample_weight is None:
         return torch.ones(rows, dtype=torch.float64, device=device)
-    weight = torch.as_tensor(sample_weight, device=device).detach()
+    weight = real_tensor(sample_weight, "sample_weight").to(device)
     if tuple(weight.shape) != (rows,):
         raise ValueError(
             f"sample_weight has shape {tuple(weight.shape)}; expected ({rows},), one weight for each dictionary row."
@@ -154,7 +159,7 @@ def check_data(
 def check_held_out(held_out: Tensor, data: Data) -> Tensor:
     """The mask of the rows that score, on the matrix's device; refuses one that leaves nothing to fit or to score."""
     rows = data.matrix.shape[0]
-    held_out = torch.as_tensor(held_out, device=data.matrix.device)
+    held_out = real_tensor(held_out, "held_out").to(data.matrix.device)
     if held_out.dtype != torch.bool or tuple(held_out.shape) != (rows,):
         raise ValueError(
             f"held_out has dtype {held_out.dtype} and shape {tuple(held_out.shape)}; expected torch.bool ({rows},), "
@@ -180,9 +185,10 @@ def check_point(data: Data, coef: Tensor, intercept: Tensor | None, dual_point: 
 
 
 def _finite(tensor: Tensor, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    tensor = real_tensor(tensor, name)
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape}.")
-    tensor = tensor.detach().to(device=device, dtype=torch.float64)
+    tensor = tensor.to(device=device, dtype=torch.float64)
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name} holds NaN or infinite entries; expected finite numbers.")
     return tensor

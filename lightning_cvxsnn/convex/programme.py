@@ -21,7 +21,6 @@ from lightning_cvxsnn.convex.penalties import L1, proof_of
 from lightning_cvxsnn.convex.presolve import Presolve, reduce
 from lightning_cvxsnn.convex.rho_path import Path, Walk, check_rhos, geometric
 from lightning_cvxsnn.convex.solution import Limits, Point, Solution
-from lightning_cvxsnn.runtime.progress import progress_step
 from lightning_cvxsnn.runtime.work import counting
 
 __all__ = ["Programme"]
@@ -78,6 +77,8 @@ class Programme:
         sample_weight: Tensor | None = None,
         penalty: L1 | None = None,
     ) -> None:
+        if not isinstance(fit_intercept, bool):
+            raise TypeError(f"fit_intercept is a {type(fit_intercept).__name__}; expected True or False.")
         self.loss, self.proof = loss_named(loss), proof_named(loss)
         self.penalty, self.fit_intercept = penalty or L1(), fit_intercept
         self._given = dictionary, targets, num_outputs, sample_weight
@@ -207,12 +208,10 @@ class Programme:
         sequence = check_rhos(rhos, num_values, ratio)
         held_out = check_held_out(held_out, self.data)
         fitted, scored = self.subset(~held_out), self.subset(held_out)
-        values = sequence or geometric(fitted.largest_rho(), ratio, num_values)
-        for index, rho in enumerate(values):
+        for rho in sequence or geometric(fitted.largest_rho(), ratio, num_values):
             left = None if limits.max_seconds is None else max(deadline - time.perf_counter(), 0.0)
             start = walk.solutions[-1].point if walk.solutions else None
-            with progress_step(index, len(values)):
-                solution = fitted.solve(rho, start, replace(limits, max_seconds=left), algorithm)
+            solution = fitted.solve(rho, start, replace(limits, max_seconds=left), algorithm)
             walk.add(rho, scored.mean_loss(solution), solution)
             if walk.ended or time.perf_counter() > deadline:
                 break
@@ -220,10 +219,8 @@ class Programme:
 
     def _certified(self, point: Point, rho: float) -> tuple[Certificate, Tensor]:
         """The certificate of a point, and the dual point that it used."""
-        data = self.centred.data
-        certifier = Certifier(
-            data.matrix, data.encoded, data.weight, self.proof, proof_of(self.penalty.at(rho)), self.fit_intercept
-        )
+        data, bound = self.centred.data, proof_of(self.penalty.at(rho))
+        certifier = Certifier(data.matrix, data.encoded, data.weight, self.proof, bound, self.fit_intercept)
         return certifier.certify(point.coef, self.centred.intercept(point.coef, point.intercept), point.dual_point)
 
     def _answer(self, minimum: Minimum, rho: float, target: float) -> _Answer:
@@ -249,6 +246,11 @@ class Programme:
     def _restrict(self, init: Point) -> Point:
         """A start as a point of the reduced programme, without a dual point that belongs to other rows."""
         columns, outputs = self.data.matrix.shape[1], self.data.encoded.shape[1]
+        if not all(isinstance(getattr(init, name, None), Tensor) for name in ("coef", "intercept")):
+            raise TypeError(
+                f"init is a {type(init).__name__} without tensors coef and intercept; expected a Point, such as the "
+                "point of a solution, or None."
+            )
         shape = tuple(init.coef.shape)
         if len(shape) != 2 or shape[0] > columns or shape[1] != outputs or tuple(init.intercept.shape) != (outputs,):
             raise ValueError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from lightning_cvxsnn.convex.arguments import real_number, whole_number
 from lightning_cvxsnn.convex.inputs import check_rho
 from lightning_cvxsnn.convex.solution import Solution
 
@@ -62,7 +63,7 @@ class Walk:
     """
 
     def __init__(self, least_gain: float) -> None:
-        if not 0 <= least_gain < 1:
+        if not 0 <= real_number(least_gain, "least_gain") < 1:
             raise ValueError(f"least_gain is {least_gain}; expected a share in [0, 1), such as 0.1.")
         self.least_gain = least_gain
         self.rhos: list[float] = []
@@ -96,12 +97,14 @@ class Walk:
 
 def check_rhos(rhos: Sequence[float] | None, num_values: int, ratio: float) -> list[float]:
     """The given sequence, empty for ``None``; refuses one that does not decrease, and a bad geometric one."""
-    if num_values < 1:
+    if whole_number(num_values, "num_values") < 1:
         raise ValueError(f"num_values is {num_values}; expected an integer >= 1.")
-    if not 0 < ratio < 1:
+    if not 0 < real_number(ratio, "ratio") < 1:
         raise ValueError(f"ratio is {ratio}; expected a number strictly between 0 and 1, such as 1e-3.")
     if rhos is None:
         return []
+    if isinstance(rhos, str) or not isinstance(rhos, Iterable):
+        raise TypeError(f"rhos is a {type(rhos).__name__}; expected a sequence of numbers, such as [0.1, 0.01].")
     values = [check_rho(rho) for rho in rhos]
     if not values or any(later >= earlier for earlier, later in pairwise(values)):
         raise ValueError(f"rhos is {values}; expected at least one value, each smaller than the one before.")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightning_cvxsnn.convex.arguments import real_number, whole_number
+
 __all__ = ["Limits", "Point", "Solution"]
 
 
@@ -35,7 +37,8 @@ class Limits:
         max_seconds: Wall-clock time; ``None``: no limit.
 
     Raises:
-        ValueError: On construction, for a value that is negative or no number.
+        ValueError: On construction, for a value that is negative or NaN.
+        TypeError: On construction, for a value that is no number.
     """
 
     gap_tolerance: float = 1e-6
@@ -43,6 +46,11 @@ class Limits:
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
+        real_number(self.gap_tolerance, "gap_tolerance")
+        if self.max_iterations is not None:
+            whole_number(self.max_iterations, "max_iterations")
+        if self.max_seconds is not None:
+            real_number(self.max_seconds, "max_seconds")
         if not math.isfinite(self.gap_tolerance) or self.gap_tolerance < 0:
             raise ValueError(f"gap_tolerance is {self.gap_tolerance}; expected a finite number >= 0, such as 1e-6.")
         if self.max_iterations is not None and self.max_iterations < 0:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_cvxsnn.convex.algorithms import Algorithm, CvxpyReference
+from lightning_cvxsnn.convex.arguments import real_tensor
 from lightning_cvxsnn.convex.certify import Certificate
 from lightning_cvxsnn.convex.inputs import Dictionary, check_weights
 from lightning_cvxsnn.convex.losses import Loss, loss_named
@@ -233,6 +234,7 @@ def certificate(
         >>> c.primal, round(c.gap, 12)
         (0.1875, 0.0)
     """
+    coef = real_tensor(coef, "coef")
     if coef.ndim != 2 or coef.shape[1] == 0:
         raise ValueError(f"coef has shape {tuple(coef.shape)}; expected [P, C].")
     programme = Programme(
@@ -260,10 +262,9 @@ def mean_loss(outputs: Tensor, targets: Tensor, *, loss: Loss, sample_weight: Te
         >>> mean_loss(torch.zeros(3, 2), torch.tensor([0, 1, 1]), loss="cross_entropy")
         0.6931471805599453
     """
-    function = loss_named(loss)
+    function, outputs = loss_named(loss), real_tensor(outputs, "outputs").double()
     if outputs.ndim != 2 or outputs.numel() == 0:
         raise ValueError(f"outputs has shape {tuple(outputs.shape)}; expected a non-empty [n, C].")
-    outputs = outputs.detach().double()
     if not bool(torch.isfinite(outputs).all()):
         raise ValueError("outputs holds NaN or infinite entries; expected finite numbers.")
     encoded = function.encode(targets, outputs.shape[1]).to(outputs.device)
@@ -274,6 +275,6 @@ def mean_loss(outputs: Tensor, targets: Tensor, *, loss: Loss, sample_weight: Te
 
 
 def _algorithm(solver: str) -> Algorithm | None:
-    if solver not in _SOLVERS:
+    if not isinstance(solver, str) or solver not in _SOLVERS:
         raise ValueError(f"solver is {solver!r}; expected one of {', '.join(map(repr, _SOLVERS))}.")
     return _SOLVERS[solver]

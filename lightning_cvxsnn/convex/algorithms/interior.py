@@ -24,7 +24,7 @@ Direction = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 def factor(matrix: Tensor, ridge: float = 1e-14) -> Tensor:
     """Cholesky factor of positive semidefinite matrices; diagonals are raised by ``ridge``, or by more if they must."""
-    floor = 1e-14 * matrix.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True) + 1e-300
+    floor = 1e-28 * matrix.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True) + 1e-300
     while True:
         raised = matrix.clone()
         diagonal = raised.diagonal(dim1=-2, dim2=-1)

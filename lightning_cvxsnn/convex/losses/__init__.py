@@ -47,6 +47,6 @@ def proof_named(name: str) -> LossProof:
 
 
 def _entry(name: str) -> tuple[LossFunction, LossProof]:
-    if name not in LOSSES:
+    if not isinstance(name, str) or name not in LOSSES:
         raise ValueError(f"loss is {name!r}; expected one of {', '.join(map(repr, LOSSES))}.")
     return LOSSES[name]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_cvxsnn.convex.arguments import real_tensor, whole_number
+
 __all__ = ["check_targets", "encode_labels", "encode_signs", "encode_values"]
+
+_MOST_CLASSES = 1024  # that labels may ask for by their size alone, or as many as there are labels
 
 
 def check_targets(targets: Tensor, num_outputs: int | None) -> Tensor:
     """The targets, detached; refuses what is no tensor, and a number of outputs that is not positive."""
-    if not isinstance(targets, Tensor):
-        raise TypeError(f"targets is a {type(targets).__name__}; expected a torch.Tensor.")
-    if num_outputs is not None and num_outputs < 1:
+    if num_outputs is not None and whole_number(num_outputs, "num_outputs") < 1:
         raise ValueError(f"num_outputs is {num_outputs}; expected a positive integer or None.")
-    return targets.detach()
+    return real_tensor(targets, "targets")
 
 
 def encode_labels(targets: Tensor, loss: str, num_outputs: int | None, *, one_for_two: bool = False) -> Tensor:
@@ -26,7 +28,7 @@ def encode_labels(targets: Tensor, loss: str, num_outputs: int | None, *, one_fo
         num_outputs: ``C``; ``None``: the number of classes (largest label + 1).
         one_for_two: Whether two classes are one output by default.
     """
-    if targets.is_floating_point() or targets.is_complex():
+    if targets.is_floating_point():
         raise ValueError(
             f"targets has dtype {targets.dtype} and shape {tuple(targets.shape)}; loss {loss!r} expects integer class "
             "labels [n] (cross_entropy also probabilities [n, C]). Use targets.long(), or loss='squared' for "
@@ -39,6 +41,12 @@ def encode_labels(targets: Tensor, loss: str, num_outputs: int | None, *, one_fo
     labels = targets.long()
     smallest, largest = int(labels.min()), int(labels.max())
     if num_outputs is None:
+        if largest >= max(_MOST_CLASSES, labels.numel()):
+            raise ValueError(
+                f"targets holds {largest} among {labels.numel()} labels, which asks for {largest + 1} outputs; "
+                "expected labels from 0 to the number of classes - 1. Renumber them with torch.unique(targets, "
+                "return_inverse=True)[1], or pass num_outputs if there are so many classes."
+            )
         num_outputs = 1 if one_for_two and largest <= 1 else largest + 1
     classes = max(num_outputs, 2)
     if smallest < 0 or largest >= classes:
