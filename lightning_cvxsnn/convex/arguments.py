@@ -17,7 +17,7 @@ def real_number(value: object, name: str) -> float:
         return float(value)
     if isinstance(value, (str, bytes, Tensor)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} is {_what(value)}; expected a number. Convert it with float().")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 def whole_number(value: object, name: str) -> int:
@@ -28,7 +28,7 @@ def whole_number(value: object, name: str) -> int:
     """
     if isinstance(value, bool) or not hasattr(value, "__index__") or (isinstance(value, Tensor) and value.numel() != 1):
         raise TypeError(f"{name} is {_what(value)}; expected an integer. Convert it with int().")
-    return int(value)  # type: ignore[call-overload,no-any-return]
+    return int(value)
 
 
 def real_tensor(value: object, name: str) -> Tensor:

@@ -7,9 +7,9 @@ With signs folded in, ``A = t [1, D]``, each output solves
 whose multipliers ``alpha`` of the rows satisfy ``0 <= alpha <= c`` and ``|A^T alpha| <= rho``. The interior point
 method works on the programme restricted to a few columns (`restricted`). The multipliers of every iterate price all
 columns; those that violate most are added and the iteration continues from the same point. After Dedieu, Mazumder,
-Wang, "Solving L1-regularized SVMs and related linear programs", JMLR 23, 2022, and Gondzio, González-Brevis, Munari, "New
-developments in the primal-dual column generation technique", EJOR 224(1), 2013. Outputs are separate programmes, solved
-together.
+Wang, "Solving L1-regularized SVMs and related linear programs", JMLR 23, 2022, and Gondzio, González-Brevis, Munari,
+"New developments in the primal-dual column generation technique", EJOR 224(1), 2013. Outputs are separate programmes,
+solved together.
 
 From an earlier solution, rows far from the margin are expected to stay on their side of it: they are aggregated into
 groups (`grouped`). The solution of that small programme shows which rows must leave their group and which columns must
