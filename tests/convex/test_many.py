@@ -97,13 +97,15 @@ def test_gaps_are_never_below_the_true_ones(part: int) -> None:
         converged += found.converged
         assert not found.converged or found.gap <= 1e-6 * scale, seed
         primal = exact_primal(problem, found.coef, found.intercept, rho)
-        assert abs(found.primal - primal) <= 1e-12 * scale, seed
-        assert primal <= programme.scale * (1 + 1e-9), seed  # a perfect constant's scale is that of zero outputs
+        rounding = 1e-11 if seed // 4 % 6 == 3 else 1e-12  # of an intercept near 1e5 times the coefficients, as stored
+        assert abs(found.primal - primal) <= rounding * scale, seed
+        # A perfect constant's scale is that of zero outputs; an absent class gets a finite intercept, to 1e-8.
+        assert primal <= programme.scale * (1 + 1e-7), seed
         noise = 1e-3 * torch.randn(found.coef.shape, generator=torch.Generator().manual_seed(seed)).double()
         noise = noise / problem["dense"].abs().amax(0)[:, None].clamp_min(1e-8)
         rough = programme.certificate(found.coef + noise, found.intercept, rho=rho, dual_point=found.dual_point)
         for dual in (found.dual, rough.dual):  # a bound of the optimum is one of every primal value
-            assert dual <= primal + 1e-12 * scale, seed
+            assert dual <= primal + rounding * scale, seed
         if problem["loss"] == "hinge" and seed % 3 == 0 and seed // 4 % 6 not in (3, 4):
             optimum = hinge_optimum(problem, rho)
             assert found.dual - 1e-7 * scale <= optimum <= primal + 1e-7 * scale, seed
