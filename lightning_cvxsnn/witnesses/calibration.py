@@ -40,8 +40,8 @@ _ROUNDING = 1e-5
 _CURRENT_LIMIT = 2**23  # input currents held at once, 32 MiB of float32
 
 
-class UnrepairableLayer(ValueError):
-    """A dead layer whose weights cannot be changed, or stays dead whatever they are."""
+class DeadLayerError(ValueError):
+    """A layer carries no information, and the weights that feed it cannot change that."""
 
 
 @dataclass
@@ -102,9 +102,9 @@ def calibrate_layers(
         The layers that were changed.
 
     Raises:
-        ValueError: If a layer that must change is fed by no affine layer whose weights it may change, by one that is
-            frozen, or carries no more information afterwards. A dead layer that only other spiking layers feed, or that
-            receives the same on every row, is left as it is, with a warning.
+        DeadLayerError: If a layer that must change is fed by no affine layer whose weights it may change, by one that
+            is frozen, or carries no more information afterwards. A dead layer that only other spiking layers feed, or
+            that receives the same on every row, is left as it is, with a warning.
     """
     changed, module, inputs = [], network.module, network.inputs()
     activities = measure_activity(module, inputs)
@@ -176,7 +176,7 @@ def _refuse_unless_uninformed(module: nn.Module, inputs: Sequence[Any], layer: L
     """Warn of a dead layer that no factor helps since all rows send it the same; raise where they do not."""
     tried = f"{_dead(layer)} Rescaling '{layer.affine_name}', which feeds it, did not help and was undone"
     if not _Currents(module, inputs, layer).alike():
-        raise UnrepairableLayer(f"{tried}. {_ADVICE}")
+        raise DeadLayerError(f"{tried}. {_ADVICE}")
     rank_zero_warn(f"{tried}: it receives the same from there on every row. It is left as it is.")
 
 
@@ -245,7 +245,7 @@ def _writable_affine(module: nn.Module, layer: LayerActivity) -> Any:
             f"It is fed by '{layer.affine_name}'. {why}. Remove the parametrization or unfreeze it, or give it weights "
             "that make the layer fire."
         )
-    raise UnrepairableLayer(f"{_dead(layer)} {reason}")
+    raise DeadLayerError(f"{_dead(layer)} {reason}")
 
 
 def _dead(layer: LayerActivity) -> str:

@@ -19,7 +19,7 @@ from lightning_cvxsnn.network.transaction import all_or_nothing
 from lightning_cvxsnn.patterns import Backend
 from lightning_cvxsnn.runtime.memory import check_witness_memory
 from lightning_cvxsnn.witnesses.branches import Branched
-from lightning_cvxsnn.witnesses.calibration import CalibratedLayer, Manner, UnrepairableLayer, calibrate_layers
+from lightning_cvxsnn.witnesses.calibration import CalibratedLayer, DeadLayerError, Manner, calibrate_layers
 from lightning_cvxsnn.witnesses.find_layer import find_witness_layer
 from lightning_cvxsnn.witnesses.samplers import is_initialised
 
@@ -102,7 +102,7 @@ def calibrate_to_target(network: Network, **options: Any) -> list[CalibratedLaye
     """`calibrate_layers` to `TARGET_RATE`; what it cannot change is the user's to mend."""
     try:
         return calibrate_layers(network, rate=TARGET_RATE, **options)
-    except UnrepairableLayer as error:
+    except DeadLayerError as error:
         raise MisconfigurationException(str(error)) from error
 
 
@@ -166,7 +166,8 @@ def calibrate(model: nn.Module, dataloader: Any, *, rate: float = TARGET_RATE, s
 
     Raises:
         MisconfigurationException: If ``rate`` is out of range or the data is not as expected.
-        ValueError: If the weights that feed a dead layer cannot be changed, or no change helps; nothing is changed.
+        DeadLayerError: If the weights that feed a dead layer cannot be changed, or no change helps; nothing is changed.
+            It is a ValueError.
     """
     if not 0 < rate < 1:
         raise MisconfigurationException(f"Invalid value rate={rate!r}. Expected spikes per unit and step, in (0, 1).")
