@@ -15,8 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import common
 import lightning.pytorch as pl
-import machine
 import numpy as np
 import torch
 from lightning.pytorch.utilities import CombinedLoader
@@ -505,7 +505,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=machine.RESULTS)
+    parser.add_argument("--output", type=Path, default=common.RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -514,7 +514,7 @@ def main() -> None:
     print(table(results))
     outcomes = Counter(result["outcome"] for result in results)
     print(dict(outcomes))
-    machine.write("loaders", {"seed": arguments.seed, **outcomes, "combinations": results}, folder=arguments.output)
+    common.write("loaders", {"seed": arguments.seed, **outcomes, "combinations": results}, folder=arguments.output)
     if outcomes["different"]:
         raise SystemExit(1)
 

@@ -147,7 +147,7 @@ def test_runs_repeat_exactly_and_go_on_after_a_resume(tmp_path):
     callbacks = [ConvexReconstruction(**arguments) for _ in range(3)]
     for callback in callbacks[:2]:
         fit(callback, epochs=20)
-    saves = ModelCheckpoint(tmp_path, filename="{epoch}", every_n_epochs=10, save_top_k=-1)
+    saves = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     fit(callbacks[2], saves, epochs=20, trainer={"checkpoint": True})
     resumed = ConvexReconstruction(**arguments)
     fit(resumed, epochs=20, ckpt_path=tmp_path / "epoch=9.ckpt")

@@ -197,8 +197,9 @@ def test_a_dead_network_is_brought_to_life():
     net = Net(gain=0.05)
     _, D, _ = dictionary_of(net, loader())
     assert D.abs().sum() == 0
-    with pytest.warns(UserWarning, match=r"'hidden.1' \(24 of 24 units silent, 0 saturated; 'hidden.0' times"):
+    with pytest.warns(UserWarning, match="brought dead spiking layers to life: 'hidden.1'"):
         report = reconstruct(net, loader(), beta=0.02)
+    assert report.repaired.startswith("'hidden.1' (24 of 24 units silent, 0 saturated; 'hidden.0' times")
     assert report.silent < 24
     assert (net(rows()[0]).argmax(1) == rows()[1]).float().mean() > 0.7
 
@@ -484,8 +485,10 @@ def test_dead_layers_of_a_deep_network_send_on_what_they_receive():
     net = LitSNN(in_features=FEATURES, hidden=[24, 24, 24, 40], num_classes=CLASSES)
     before, (x, y) = state(net), rows()
     data = DataLoader(TensorDataset(x[:, None].expand(-1, 4, -1), y), 64)
-    with pytest.warns(UserWarning, match="'layers.4' now sends on the spikes of the layer below"):
-        assert reconstruct(net, data, beta=0.02).accepted
+    with pytest.warns(UserWarning, match="brought dead spiking layers to life: 'layers.1', 'layers.3'"):
+        report = reconstruct(net, data, beta=0.02)
+    assert report.accepted
+    assert "'layers.4' now sends on the spikes of the layer below" in report.repaired
     for index, width in ((2, 24), (4, 24), (6, 40)):
         added = net.layers[index].weight.detach() - before[f"layers.{index}.weight"]
         below = F.one_hot(torch.arange(width) % 24, 24).float()
