@@ -21,6 +21,9 @@ ARGUMENTS = {"apply": "shadow", "beta": 0.02, "max_overhead": None}
 class Eyes(pl.Callback):
     """The network and its optimiser's state at chosen moments."""
 
+    def setup(self, trainer, pl_module, stage):
+        self.net = pl_module
+
     def __init__(self):
         self.seen = []
 
@@ -216,7 +219,7 @@ def test_trained_weights_come_back_after_an_exception_in_validation(kind, raised
     callback, eyes, plain = ConvexReconstruction(**ARGUMENTS), Eyes(), Eyes()
     with pytest.raises(raised):
         fit(callback, eyes, kind=kind)
-    net = callback._module()
+    net = eyes.net
     fit(plain, max_epochs=1)
     assert callback.reports[-1].accepted
     assert differ(plain.of("validation")[0], eyes.of("validation")[0]) == READOUT
@@ -247,7 +250,7 @@ def test_trained_weights_come_back_after_an_exception_at_any_write_of_the_swap(k
     callback, eyes, plain = ConvexReconstruction(**ARGUMENTS), Eyes(), Eyes()
     with fault, pytest.raises(OSError, match="no such bit"):
         fit(Arm(), callback, eyes)
-    net = callback._module()
+    net = eyes.net
     fit(plain, max_epochs=1)
     assert differ(plain.of("validation")[0], eyes.of("validation")[0]) == READOUT
     assert_same_state(net, plain.of("validation")[0])
