@@ -112,3 +112,17 @@ def state(module):
 def assert_same_state(module, saved):
     for name, value in module.state_dict().items():
         assert torch.equal(value, saved[name]), f"{name} changed"
+
+
+class Parts(nn.Module):
+    """Layers by name, in multi-step mode, put together by a function."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+        functional.set_step_mode(self, "m")
+        self._forward = forward
+
+    def forward(self, x):
+        return self._forward(self, x)

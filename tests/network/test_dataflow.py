@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from networks import Parts
 from spikingjelly.activation_based import base, functional, layer, neuron, rnn, surrogate
 from torch import nn
 
@@ -38,20 +39,6 @@ def test_neurons_of_a_users_own_and_what_is_none():
     assert is_spiking(type("Mine", (neuron.LIFNode,), {})())
     others = [nn.Linear(2, 2), layer.BatchNorm1d(2), layer.Dropout(), layer.SynapseFilter(), nn.LSTM(2, 2)]
     assert not any(is_spiking(m) for m in [*others, surrogate.ATan()])
-
-
-class Parts(nn.Module):
-    """Layers by name, in multi-step mode, put together by a function."""
-
-    def __init__(self, forward, **parts):
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-        functional.set_step_mode(self, "m")
-        self._forward = forward
-
-    def forward(self, x):
-        return self._forward(self, x)
 
 
 def feed(net, x, name="spike"):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from networks import Net, rows
+from networks import Net, Parts, rows
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
@@ -291,20 +291,6 @@ def test_what_cannot_be_copied_is_scaled(case):
 
 
 # -- the layer that feeds the dead neurons ----------------------------------------------------------------------------
-
-
-class Parts(nn.Module):
-    """Layers by name, in multi-step mode, put together by a function."""
-
-    def __init__(self, forward, **parts):
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-        functional.set_step_mode(self, "m")
-        self._forward = forward
-
-    def forward(self, x):
-        return self._forward(self, x)
 
 
 def linear(gain=1.0, width=6):
