@@ -14,8 +14,8 @@ from lightning_cvxsnn.convex.matrix import Blocks, DictionaryLike, Entries, Matr
 from lightning_cvxsnn.convex.solution import Point
 
 __all__ = [
-    "Data", "Dictionary", "check_data", "check_dictionary", "check_held_out", "check_point", "check_rho",
-    "check_weights",
+    "Data", "Dictionary", "check_data", "check_dictionary", "check_held_out", "check_point", "check_ratio",
+    "check_rho", "check_weights",
 ]  # fmt: skip
 
 Dictionary = Tensor | DictionaryLike | Matrix
@@ -116,6 +116,14 @@ def check_rho(rho: float) -> float:
     value = real_number(rho, "rho")
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"rho is {value}; expected a positive finite number, such as beta / sqrt(P) with beta > 0.")
+    return value
+
+
+def check_ratio(l1_ratio: float) -> float:
+    """Return ``l1_ratio`` as a float, refusing all but numbers in [0, 1]."""
+    value = real_number(l1_ratio, "l1_ratio")
+    if not 0 <= value <= 1:
+        raise ValueError(f"l1_ratio is {value}; expected a number in [0, 1]: 1 for L1, 0 for ridge.")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ class Presolve:
 
     ``columns`` are the first of each group of equal columns. With an intercept, columns equal up to sign and a constant
     are one column: ``d_j = sign_j d_first + shift_j``; moving all weight to the first leaves the outputs (after a
-    shift of the intercept) and the optimal penalty as they are.
+    shift of the intercept) and an L1 penalty as they are. Squares are smallest where all of a group share the weight.
     """
 
     data: Data
@@ -88,13 +89,29 @@ class Presolve:
         """A dual point ``[n, C]`` as one of the reduced programme."""
         return dual_point.to(self.sign)[self.rows][:, self.outputs]
 
-    def expand(self, coef: Tensor, dual_point: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients ``[P, C]`` and dual point ``[n, C]`` of the original programme."""
-        full_coef = coef.new_zeros(self.data.matrix.shape[1], self.data.encoded.shape[1])
-        full_coef[self.columns[:, None], self.outputs] = coef
-        full_dual = coef.new_zeros(self.data.encoded.shape)
-        full_dual[self.rows[:, None], self.outputs] = dual_point
-        return full_coef, full_dual
+    @cached_property
+    def multiplicity(self) -> Tensor:
+        """``[p]`` float64: how many columns each kept one stands for."""
+        counts = torch.bincount(self.owner[self.owner >= 0], minlength=self.columns.numel())
+        return counts.to(self.sign)
+
+    def expand(self, coef: Tensor, shared: bool) -> Tensor:
+        """Coefficients ``[P, C]`` of the original programme: on the first of equal columns, or ``shared`` by all."""
+        full = coef.new_zeros(self.data.matrix.shape[1], self.data.encoded.shape[1])
+        if not shared:
+            full[self.columns[:, None], self.outputs] = coef
+            return full
+        used = (self.owner >= 0).nonzero()[:, 0]
+        owner = self.owner[used]
+        share = self.sign[used] / self.multiplicity[owner]
+        full[used[:, None], self.outputs] = share[:, None] * coef[owner]
+        return full
+
+    def expand_dual(self, dual_point: Tensor) -> Tensor:
+        """Dual point ``[n, C]`` of the original programme."""
+        full = dual_point.new_zeros(self.data.encoded.shape)
+        full[self.rows[:, None], self.outputs] = dual_point
+        return full
 
     def expand_intercept(self, coef: Tensor, intercept: Tensor, slack: float) -> Tensor:
         """Intercepts ``[C]`` of all outputs; those that are not open are set so that they cost ``slack`` at most."""

@@ -17,13 +17,15 @@ from lightning_cvxsnn.convex.centring import Centred, centre
 from lightning_cvxsnn.convex.certify import Certificate, Certifier
 from lightning_cvxsnn.convex.inputs import Data, Dictionary, check_data, check_held_out, check_point, check_rho
 from lightning_cvxsnn.convex.losses import Loss, loss_named, proof_named
-from lightning_cvxsnn.convex.penalties import L1, proof_of
+from lightning_cvxsnn.convex.penalties import ElasticNet, proof_of
 from lightning_cvxsnn.convex.presolve import Presolve, reduce
 from lightning_cvxsnn.convex.rho_path import Path, Walk, check_rhos, geometric
 from lightning_cvxsnn.convex.solution import Limits, Point, Solution
 from lightning_cvxsnn.runtime.work import counting
 
 __all__ = ["Programme"]
+
+_LEAST_RATIO = 1e-3  # of L1 that a path's first rho is computed for: ridge has none that makes W = 0 optimal
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +43,7 @@ class _Answer:
 
 
 class Programme:
-    r"""``min (1/n) sum_i s_i loss(D_i W + b, y_i) + rho * sum |W|`` over ``W`` and ``b``, for any ``rho``.
+    r"""``min (1/n) sum_i s_i loss(D_i W + b, y_i) + rho * (a sum |W| + (1 - a)/2 sum W^2)``, for any ``rho``.
 
     Nothing is computed before it is asked for; data are checked once, and reduced once before the first solve.
 
@@ -54,7 +56,7 @@ class Programme:
         num_outputs: ``C``. ``None``: the number of classes, and 1 for the hinge losses with labels 0 and 1. With one
             output, cross-entropy is the logistic loss and labels are 0 and 1.
         sample_weight: ``s_i >= 0``, ``[n]``; ones by default, never renormalised: 0 drops the row's loss and keeps n.
-        penalty: The penalty; its own strength is not used.
+        penalty: The penalty, L1 by default; its own strength is not used.
 
     Raises:
         ValueError: On construction, for an unknown loss; at the first use, for data that do not fit.
@@ -75,12 +77,12 @@ class Programme:
         fit_intercept: bool,
         num_outputs: int | None = None,
         sample_weight: Tensor | None = None,
-        penalty: L1 | None = None,
+        penalty: ElasticNet | None = None,
     ) -> None:
         if not isinstance(fit_intercept, bool):
             raise TypeError(f"fit_intercept is a {type(fit_intercept).__name__}; expected True or False.")
         self.loss, self.proof = loss_named(loss), proof_named(loss)
-        self.penalty, self.fit_intercept = penalty or L1(), fit_intercept
+        self.penalty, self.fit_intercept = penalty or ElasticNet(), fit_intercept
         self._given = dictionary, targets, num_outputs, sample_weight
 
     @cached_property
@@ -121,12 +123,18 @@ class Programme:
             vars(part).pop(name, None)
         return part
 
-    def largest_rho(self) -> float:
-        """The smallest rho at which ``W = 0`` is optimal, or for hinge with an intercept a bound of it; 0: all are."""
+    def largest_rho(self, least_ratio: float = 0.0) -> float:
+        """The smallest rho at which ``W = 0`` is optimal, or for hinge with an intercept a bound of it.
+
+        0 if all are; infinite for ridge, where none is.
+
+        Args:
+            least_ratio: An ``l1_ratio`` below this counts as this.
+        """
         reduced = self.presolve.programme
         if reduced.matrix.shape[1] == 0 or reduced.encoded.shape[1] == 0:
             return 0.0
-        return self.penalty.largest_rho(reduced.matrix.T @ reduced.constant_dual())
+        return self.penalty.largest_rho(reduced.matrix.T @ reduced.constant_dual(), least_ratio)
 
     def mean_loss(self, point: Point | Solution) -> float:
         """The data term at a point, without the penalty."""
@@ -208,7 +216,7 @@ class Programme:
         sequence = check_rhos(rhos, num_values, ratio)
         held_out = check_held_out(held_out, self.data)
         fitted, scored = self.subset(~held_out), self.subset(held_out)
-        for rho in sequence or geometric(fitted.largest_rho(), ratio, num_values):
+        for rho in sequence or geometric(fitted.largest_rho(_LEAST_RATIO), ratio, num_values):
             left = None if limits.max_seconds is None else max(deadline - time.perf_counter(), 0.0)
             start = walk.solutions[-1].point if walk.solutions else None
             solution = fitted.solve(rho, start, replace(limits, max_seconds=left), algorithm)
@@ -225,20 +233,26 @@ class Programme:
 
     def _answer(self, minimum: Minimum, rho: float, target: float) -> _Answer:
         """A minimum of the reduced programme, certified as a point of all rows, columns and outputs."""
-        coef, dual_point = self.presolve.expand(minimum.coef, minimum.dual_point)
+        shared = self.penalty.l1_ratio < 1
+        coef, dual_point = self.presolve.expand(minimum.coef, shared), self.presolve.expand_dual(minimum.dual_point)
         intercept = torch.zeros_like(self.data.encoded[0])
         if self.fit_intercept:
             slack = max(0.01 * target, 1e-15 * self.scale)
             intercept = self.presolve.expand_intercept(minimum.coef, minimum.intercept, slack)
+            if shared:
+                intercept = intercept - self.presolve.shift @ coef
             intercept = self.centred.intercept(coef, intercept, -1)
         point = Point(coef, intercept, dual_point)
         return _Answer(minimum, point, *self._certified(point, rho))
 
-    def _minimum(self, penalty: L1, init: Point | None, stop: StoppingRule, algorithm: Algorithm | None) -> Minimum:
+    def _minimum(
+        self, penalty: ElasticNet, init: Point | None, stop: StoppingRule, algorithm: Algorithm | None
+    ) -> Minimum:
         """Of the reduced programme."""
         reduced = self.presolve.programme
         if reduced.empty or (algorithm is None and self.largest_rho() <= penalty.rho):
             return Minimum(*reduced.constant(), reduced.constant_dual(), 0, "constant")
+        penalty = penalty.merged(self.presolve.multiplicity)
         start = Point(*reduced.constant()) if init is None else self._restrict(init)
         stop = replace(stop, tolerance=0.5 * stop.tolerance)  # the other half is for the way back to all columns
         return (algorithm or algorithm_for(self.loss, penalty)).minimise(reduced, penalty, start, stop)

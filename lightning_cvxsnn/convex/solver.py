@@ -11,8 +11,9 @@ from torch import Tensor
 from lightning_cvxsnn.convex.algorithms import Algorithm, CvxpyReference
 from lightning_cvxsnn.convex.arguments import real_tensor
 from lightning_cvxsnn.convex.certify import Certificate
-from lightning_cvxsnn.convex.inputs import Dictionary, check_weights
+from lightning_cvxsnn.convex.inputs import Dictionary, check_ratio, check_weights
 from lightning_cvxsnn.convex.losses import Loss, loss_named
+from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.programme import Programme
 from lightning_cvxsnn.convex.rho_path import Path
 from lightning_cvxsnn.convex.solution import Limits, Point, Solution
@@ -30,6 +31,7 @@ def solve(
     *,
     loss: Loss,
     rho: float,
+    l1_ratio: float = 1.0,
     fit_intercept: bool,
     num_outputs: int | None = None,
     sample_weight: Tensor | None = None,
@@ -39,17 +41,20 @@ def solve(
     max_seconds: float | None = None,
     solver: Solver = "own",
 ) -> Solution:
-    r"""Minimise ``(1/n) sum_i s_i loss(D_i W + b, y_i) + rho * sum |W|`` to a certified duality gap.
+    r"""Minimise the elastic net, from ridge to L1, to a certified duality gap.
 
-    Equal columns share one weight, put on the first of them; with an intercept, a column and its complement count as
-    equal. Constant columns (with an intercept) and zero columns get exactly zero.
+    The objective is ``(1/n) sum_i s_i loss(D_i W + b, y_i) + rho * (a sum |W| + (1 - a)/2 sum W^2)`` with ``a =
+    l1_ratio``. At ``a = 1``, equal columns have one weight, put on the first of them; below, each gets an equal part of
+    it. With an intercept, a column and its complement count as equal. Constant columns (with an intercept) and zero
+    columns get exactly zero.
 
     Args:
         dictionary: ``[n, P]`` tensor (bool, integer or float), or an object with ``to_dense(dtype)``.
         targets: Integer labels ``[n]`` for cross-entropy, hinge and squared hinge; for cross-entropy also probabilities
             ``[n, C]``, C > 1 (soft or smoothed labels); floats ``[n, C]`` for squared.
         loss: ``"cross_entropy"``, ``"hinge"``, ``"squared"`` or ``"squared_hinge"``.
-        rho: Penalty on each ``|W_jc|``, positive.
+        rho: Strength of the penalty, positive.
+        l1_ratio: Share of the L1 norm in the penalty, in [0, 1], as in scikit-learn: 1 is L1, 0 is ridge.
         fit_intercept: Whether to fit an unpenalised intercept ``b``.
         num_outputs: ``C``. ``None``: the number of classes, and 1 for the hinge losses with labels 0 and 1. With one
             output, cross-entropy is the logistic loss and labels are 0 and 1.
@@ -67,8 +72,8 @@ def solve(
         Coefficients, intercept, a dual-feasible point, and their certificate, on the dictionary's device.
 
     Raises:
-        ValueError: NaN or infinity, rho not positive, labels out of range, shapes that disagree, integer targets for
-            squared, no rows, no columns, bad weights, unknown loss or solver.
+        ValueError: NaN or infinity, rho not positive, l1_ratio outside [0, 1], labels out of range, shapes that
+            disagree, integer targets for squared, no rows, no columns, bad weights, unknown loss or solver.
         ImportError: ``solver="cvxpy"`` without CVXPY.
 
     Source: Udupi, Yang, Zhai, arXiv 2605.08022 (2026). A class that never occurs has no minimising intercept: it gets
@@ -85,7 +90,7 @@ def solve(
     """
     programme = Programme(
         dictionary, targets, loss=loss, fit_intercept=fit_intercept, num_outputs=num_outputs,
-        sample_weight=sample_weight,
+        sample_weight=sample_weight, penalty=_penalty(l1_ratio),
     )  # fmt: skip
     return programme.solve(rho, init, Limits(gap_tolerance, max_iterations, max_seconds), _algorithm(solver))
 
@@ -95,13 +100,15 @@ def rho_max(
     targets: Tensor,
     *,
     loss: Loss,
+    l1_ratio: float = 1.0,
     fit_intercept: bool,
     num_outputs: int | None = None,
     sample_weight: Tensor | None = None,
 ) -> float:
     """The smallest rho at which ``W = 0`` is optimal (for hinge with an intercept, an upper bound of it).
 
-    Args and errors are those of :func:`solve`. The value is 0 if ``W = 0`` is optimal for every rho.
+    Args and errors are those of :func:`solve`. The value is 0 if ``W = 0`` is optimal for every rho, and infinite for
+    ridge, where it is optimal for none.
 
     Example:
         >>> rho_max(torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0], [0.0]]), loss="squared", fit_intercept=False)
@@ -109,7 +116,7 @@ def rho_max(
     """
     programme = Programme(
         dictionary, targets, loss=loss, fit_intercept=fit_intercept, num_outputs=num_outputs,
-        sample_weight=sample_weight,
+        sample_weight=sample_weight, penalty=_penalty(l1_ratio),
     )  # fmt: skip
     return programme.largest_rho()
 
@@ -119,6 +126,7 @@ def path(
     targets: Tensor,
     *,
     loss: Loss,
+    l1_ratio: float = 1.0,
     fit_intercept: bool,
     held_out: Tensor,
     num_outputs: int | None = None,
@@ -134,7 +142,8 @@ def path(
 ) -> Path:
     """Solve for decreasing values of rho, a geometric sequence by default, and score them on held-out rows.
 
-    The default sequence runs from ``rho_max`` of the fitted rows down to ``ratio`` times it. Each solve starts from the
+    The default sequence runs from ``rho_max`` of the fitted rows (for an ``l1_ratio`` below 1e-3, of that of 1e-3) down
+    to ``ratio`` times it. Each solve starts from the
     one before. It ends early once the held-out loss has risen three times since its smallest value, or by more than a
     fiftieth of the first one. Objectives are averages over the *fitted* rows, so a rho chosen here keeps its meaning
     when all rows are refitted.
@@ -143,6 +152,7 @@ def path(
         dictionary: ``[n, P]`` tensor, or an object with ``to_dense(dtype)``.
         targets: As for ``solve``.
         loss: ``"cross_entropy"``, ``"hinge"``, ``"squared"`` or ``"squared_hinge"``.
+        l1_ratio: As for ``solve``.
         fit_intercept: Whether to fit an unpenalised intercept.
         held_out: Bool ``[n]``, true for the rows that score and are not fitted; some of each.
         num_outputs: As for ``solve``; classes are counted over all rows.
@@ -173,7 +183,7 @@ def path(
     """
     programme = Programme(
         dictionary, targets, loss=loss, fit_intercept=fit_intercept, num_outputs=num_outputs,
-        sample_weight=sample_weight,
+        sample_weight=sample_weight, penalty=_penalty(l1_ratio),
     )  # fmt: skip
     return programme.path(
         held_out,
@@ -194,16 +204,18 @@ def certificate(
     *,
     loss: Loss,
     rho: float,
+    l1_ratio: float = 1.0,
     fit_intercept: bool,
     sample_weight: Tensor | None = None,
     dual_point: Tensor | None = None,
 ) -> Certificate:
-    r"""Bound how far coefficients are from the optimum of the L1 programme.
+    r"""Bound how far coefficients are from the optimum of the programme.
 
     Two dual points are repaired to exact feasibility and the better one is used: ``dual_point`` and the residuals of
     ``coef``. Order of repair: box or simplex; the intercept's equality (squared: residuals re-centred; hinge: the
-    heavier sign is shrunk; cross-entropy: rounding onto the transport polytope); then scaling into ``|D^T U| <= rho``,
-    output by output where outputs are independent. For hinge the residual point is poor even at the optimum: pass
+    heavier sign is shrunk; cross-entropy: rounding onto the transport polytope); then scaling: at ``l1_ratio = 1`` into
+    ``|D^T U| <= rho``, below that, where every point is feasible at a cost, to the best bound; output by output where
+    outputs are independent. For hinge the residual point is poor even at the optimum: pass
     ``Solution.dual_point``.
 
     Args:
@@ -212,7 +224,8 @@ def certificate(
         coef: ``[P, C]``, any float dtype.
         intercept: ``[C]``; ``None`` means zeros.
         loss: ``"cross_entropy"``, ``"hinge"``, ``"squared"`` or ``"squared_hinge"``.
-        rho: Penalty, positive.
+        rho: Strength of the penalty, positive.
+        l1_ratio: As for ``solve``.
         fit_intercept: Whether the programme minimises over the intercept.
         sample_weight: ``[n]``, ones by default, never renormalised.
         dual_point: ``[n, C]``, any finite numbers; only makes the bound better.
@@ -239,7 +252,7 @@ def certificate(
         raise ValueError(f"coef has shape {tuple(coef.shape)}; expected [P, C].")
     programme = Programme(
         dictionary, targets, loss=loss, fit_intercept=fit_intercept, num_outputs=coef.shape[1],
-        sample_weight=sample_weight,
+        sample_weight=sample_weight, penalty=_penalty(l1_ratio),
     )  # fmt: skip
     return programme.certificate(coef, intercept, rho=rho, dual_point=dual_point)
 
@@ -272,6 +285,10 @@ def mean_loss(outputs: Tensor, targets: Tensor, *, loss: Loss, sample_weight: Te
         raise ValueError(f"targets has {encoded.shape[0]} rows and outputs has {outputs.shape[0]}; expected the same.")
     weight = check_weights(sample_weight, outputs.shape[0], outputs.device)
     return float(weight @ function.values(outputs, encoded)) / outputs.shape[0]
+
+
+def _penalty(l1_ratio: float) -> ElasticNet:
+    return ElasticNet(l1_ratio=check_ratio(l1_ratio))
 
 
 def _algorithm(solver: str) -> Algorithm | None:

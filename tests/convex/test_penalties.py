@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from lightning_cvxsnn.convex.penalties import L1, proof_of
+from lightning_cvxsnn.convex.penalties import ElasticNet, proof_of
 
 
 @pytest.mark.parametrize("rho", [0.1, 2.0])
 def test_the_penalty_and_its_proof(rho: float) -> None:
     generator = torch.Generator().manual_seed(0)
     coef = torch.randn(5, 3, generator=generator, dtype=torch.float64)
-    penalty = L1().at(rho)
+    penalty = ElasticNet().at(rho)
     proof = proof_of(penalty)
     assert float(penalty.value(coef)) == pytest.approx(rho * float(coef.abs().sum()))
     assert proof.value(coef) == pytest.approx(float(penalty.value(coef)))

@@ -10,7 +10,7 @@ from lightning_cvxsnn.convex import Limits, Point, Programme, certificate, path,
 from lightning_cvxsnn.convex import programme as module
 from lightning_cvxsnn.convex.algorithms import ColumnGeneration, WorkingSetNewton, algorithm_for
 from lightning_cvxsnn.convex.losses import loss_named
-from lightning_cvxsnn.convex.penalties import L1
+from lightning_cvxsnn.convex.penalties import ElasticNet
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -100,7 +100,7 @@ def test_limits() -> None:
 
 
 def test_algorithms_are_chosen_by_what_they_require() -> None:
-    chosen = {name: type(algorithm_for(loss_named(name), L1())) for name in LOSSES}
+    chosen = {name: type(algorithm_for(loss_named(name), ElasticNet())) for name in LOSSES}
     assert chosen == {
         "cross_entropy": WorkingSetNewton,
         "hinge": ColumnGeneration,

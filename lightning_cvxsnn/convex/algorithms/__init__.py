@@ -7,7 +7,7 @@ from lightning_cvxsnn.convex.algorithms.hinge import ColumnGeneration
 from lightning_cvxsnn.convex.algorithms.newton import WorkingSetNewton
 from lightning_cvxsnn.convex.algorithms.reference import CvxpyReference
 from lightning_cvxsnn.convex.losses import LossFunction
-from lightning_cvxsnn.convex.penalties import L1
+from lightning_cvxsnn.convex.penalties import ElasticNet
 
 __all__ = [
     "Algorithm", "ColumnGeneration", "CvxpyReference", "Minimum", "StoppingRule", "WorkingSetNewton", "algorithm_for",
@@ -17,7 +17,7 @@ __all__ = [
 _OWN: tuple[Algorithm, ...] = (WorkingSetNewton(), ColumnGeneration())
 
 
-def algorithm_for(loss: LossFunction, penalty: L1) -> Algorithm:
+def algorithm_for(loss: LossFunction, penalty: ElasticNet) -> Algorithm:
     """The first of the package's own algorithms that takes this loss and this penalty.
 
     Raises:

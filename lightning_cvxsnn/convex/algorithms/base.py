@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from lightning_cvxsnn.convex.losses import LossFunction
-from lightning_cvxsnn.convex.penalties import L1
+from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 from lightning_cvxsnn.convex.solution import Point
 
@@ -59,11 +59,11 @@ class Minimum:
 class Algorithm(Protocol):
     """A way to solve reduced programmes."""
 
-    def takes(self, loss: LossFunction, penalty: L1) -> bool:
+    def takes(self, loss: LossFunction, penalty: ElasticNet) -> bool:
         """Whether the loss and the penalty offer what the algorithm requires."""
         ...
 
-    def minimise(self, programme: ReducedProgramme, penalty: L1, start: Point, stop: StoppingRule) -> Minimum:
+    def minimise(self, programme: ReducedProgramme, penalty: ElasticNet, start: Point, stop: StoppingRule) -> Minimum:
         """Solve a reduced programme.
 
         Args:

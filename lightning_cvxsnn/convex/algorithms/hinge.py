@@ -29,7 +29,7 @@ from lightning_cvxsnn.convex.algorithms.interior import predictor_corrector
 from lightning_cvxsnn.convex.algorithms.restricted import Iterate, RestrictedSystem, add_columns, gather, initial
 from lightning_cvxsnn.convex.losses import LossFunction
 from lightning_cvxsnn.convex.losses.hinge import Hinge
-from lightning_cvxsnn.convex.penalties import L1
+from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 from lightning_cvxsnn.convex.solution import Point
 from lightning_cvxsnn.runtime.progress import report_gap
@@ -61,11 +61,11 @@ class ColumnGeneration:
     columns: int = 100
     warm_columns: int = 32
 
-    def takes(self, loss: LossFunction, penalty: L1) -> bool:
+    def takes(self, loss: LossFunction, penalty: ElasticNet) -> bool:
         """Hinge loss."""
-        return isinstance(loss, Hinge) and isinstance(penalty, L1)
+        return isinstance(loss, Hinge) and penalty.l1_ratio > 0
 
-    def minimise(self, programme: ReducedProgramme, penalty: L1, start: Point, stop: StoppingRule) -> Minimum:
+    def minimise(self, programme: ReducedProgramme, penalty: ElasticNet, start: Point, stop: StoppingRule) -> Minimum:
         """Solve a reduced programme with hinge loss; see :class:`Algorithm`. The dual point is in its box."""
         left = self.iteration_limit if stop.max_iterations is None else stop.max_iterations
         rows, outputs = programme.encoded.shape
@@ -117,7 +117,7 @@ class _Search:
     """Best points and bounds of a batch of outputs, the first dimension of every tensor."""
 
     def __init__(
-        self, settings: ColumnGeneration, programme: ReducedProgramme, penalty: L1, sign: Tensor, coef: Tensor,
+        self, settings: ColumnGeneration, programme: ReducedProgramme, penalty: ElasticNet, sign: Tensor, coef: Tensor,
         stop: StoppingRule,
     ) -> None:  # fmt: skip
         self.settings, self.programme, self.sign, self.stop = settings, programme, sign, stop

@@ -29,7 +29,7 @@ from lightning_cvxsnn.convex.algorithms.quadratic import minimise_quadratic
 from lightning_cvxsnn.convex.certify import Certifier
 from lightning_cvxsnn.convex.losses import LossFunction, SmoothLoss, proof_named
 from lightning_cvxsnn.convex.matrix import Matrix
-from lightning_cvxsnn.convex.penalties import L1, proof_of
+from lightning_cvxsnn.convex.penalties import ElasticNet, proof_of
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 from lightning_cvxsnn.convex.solution import Point
 from lightning_cvxsnn.runtime.progress import report_gap
@@ -59,11 +59,11 @@ class WorkingSetNewton:
     small_model: int = 500
     largest_model: int = 8192
 
-    def takes(self, loss: LossFunction, penalty: L1) -> bool:
+    def takes(self, loss: LossFunction, penalty: ElasticNet) -> bool:
         """Smooth losses."""
-        return isinstance(loss, SmoothLoss) and isinstance(penalty, L1)
+        return isinstance(loss, SmoothLoss) and penalty.l1_ratio > 0
 
-    def minimise(self, programme: ReducedProgramme, penalty: L1, start: Point, stop: StoppingRule) -> Minimum:
+    def minimise(self, programme: ReducedProgramme, penalty: ElasticNet, start: Point, stop: StoppingRule) -> Minimum:
         """Solve a reduced programme with a smooth loss; see :class:`Algorithm`."""
         descent = _Descent(self, programme, penalty, start)
         limit = self.iteration_limit if stop.max_iterations is None else stop.max_iterations
@@ -86,7 +86,9 @@ class _Move(NamedTuple):
 class _Descent:
     """The iterate of one solve: coefficients ``[p (+ 1), C]``, the intercept's last, and their outputs ``[n, C]``."""
 
-    def __init__(self, settings: WorkingSetNewton, programme: ReducedProgramme, penalty: L1, start: Point) -> None:
+    def __init__(
+        self, settings: WorkingSetNewton, programme: ReducedProgramme, penalty: ElasticNet, start: Point
+    ) -> None:
         loss = programme.loss
         if not isinstance(loss, SmoothLoss):
             raise ValueError(f"loss is {loss.name!r}; expected one with a curvature, such as 'cross_entropy'.")
@@ -176,7 +178,7 @@ class _Descent:
         self.coef, self.outputs = constant, outputs
         return True
 
-    def _working(self, slope: Tensor, penalty: L1) -> Tensor:
+    def _working(self, slope: Tensor, penalty: ElasticNet) -> Tensor:
         """Entries ``[p, C]`` to work on: those in use, those without a penalty, and the worst violations."""
         working = (self.coef != 0) | (self.penalised == 0)
         violation = torch.where(working, 0.0, penalty.excess(slope))
@@ -184,7 +186,7 @@ class _Descent:
         worst = violation.topk(min(most, violation.shape[0]), 0)
         return working.scatter(0, worst.indices, working.gather(0, worst.indices) | (worst.values > 0))
 
-    def _step(self, gradient: Tensor, working: Tensor, size: int, penalty: L1) -> float:
+    def _step(self, gradient: Tensor, working: Tensor, size: int, penalty: ElasticNet) -> float:
         """Towards the minimiser of the model over ``size`` entries; the length of the step, 0 if nothing descends."""
         support = self.coef != 0
         weights = penalty.weights(self.penalised)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule
 from lightning_cvxsnn.convex.losses import LossFunction
-from lightning_cvxsnn.convex.penalties import L1
+from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 from lightning_cvxsnn.convex.solution import Point
 
@@ -27,11 +27,11 @@ class CvxpyReference:
     The outputs ``Z`` are variables tied to the coefficients by an equality; its multiplier is the dual point.
     """
 
-    def takes(self, loss: LossFunction, penalty: L1) -> bool:
+    def takes(self, loss: LossFunction, penalty: ElasticNet) -> bool:
         """Any that have an expression."""
         return True
 
-    def minimise(self, programme: ReducedProgramme, penalty: L1, start: Point, stop: StoppingRule) -> Minimum:
+    def minimise(self, programme: ReducedProgramme, penalty: ElasticNet, start: Point, stop: StoppingRule) -> Minimum:
         """Solve a reduced programme; ``start`` is not used. Zeros if the solver stops without a point.
 
         Raises:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lightning_cvxsnn.convex.losses.base import LossFunction, LossProof, SmoothLoss
+from lightning_cvxsnn.convex.losses.base import LossFunction, LossProof, RayProof, SmoothLoss
 from lightning_cvxsnn.convex.losses.cross_entropy import CrossEntropy, CrossEntropyProof
 from lightning_cvxsnn.convex.losses.hinge import Hinge, HingeProof
 from lightning_cvxsnn.convex.losses.squared import Squared, SquaredProof
 from lightning_cvxsnn.convex.losses.squared_hinge import SquaredHinge, SquaredHingeProof
 
-__all__ = ["LOSSES", "Loss", "LossFunction", "LossProof", "SmoothLoss", "loss_named", "proof_named"]
+__all__ = ["LOSSES", "Loss", "LossFunction", "LossProof", "RayProof", "SmoothLoss", "loss_named", "proof_named"]
 
 Loss = Literal["cross_entropy", "hinge", "squared", "squared_hinge"]
 

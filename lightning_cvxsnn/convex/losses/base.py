@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_cvxsnn.convex.matrix import Matrix
 
-__all__ = ["LossFunction", "LossProof", "SmoothLoss", "mean_target"]
+__all__ = ["LinearRayProof", "LossFunction", "LossProof", "QuadraticRayProof", "RayProof", "SmoothLoss", "mean_target"]
 
 
 class LossFunction(ABC):
@@ -157,12 +158,60 @@ class LossProof(ABC):
         """Move a dual point into the loss's domain and, if an intercept is fitted, to ``sum_i U_i = 0``."""
 
     @abstractmethod
-    def scaled(self, point: Tensor, encoded: Tensor, weight: Tensor, limit: Tensor) -> tuple[Tensor, float]:
-        """The best multiple of a repaired point, and its dual value.
+    def ray(self, point: Tensor, encoded: Tensor, weight: Tensor) -> RayProof:
+        """The dual values of the multiples of a repaired point.
 
         Args:
             point: ``[n, C]``.
             encoded: ``[n, C]``.
             weight: ``[n]`` sample weights ``s_i``.
-            limit: ``[C]``, largest factor that the penalty allows; coupled outputs share the smallest.
         """
+
+
+class RayProof(ABC):
+    """Dual values of a point's multiples: concave in the factors ``[C]``, or in one ``[1]`` that all outputs share.
+
+    Attributes:
+        best: The factors with the largest value, within what the loss allows.
+    """
+
+    best: Tensor
+
+    @abstractmethod
+    def value(self, factor: Tensor) -> float:
+        """The value at some factors, summed over outputs."""
+
+    @abstractmethod
+    def slopes(self, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """The derivative in each factor, and how fast it falls."""
+
+
+class QuadraticRayProof(RayProof):
+    """``linear f - curvature f^2 / 2``, each ``[C]``, for all factors."""
+
+    def __init__(self, linear: Tensor, curvature: Tensor) -> None:
+        self.linear, self.curvature = linear, curvature
+        self.best = torch.where(curvature > 0, linear / curvature, 0.0)
+
+    @override
+    def value(self, factor: Tensor) -> float:
+        return float((factor * self.linear - factor.square() * self.curvature / 2).sum())
+
+    @override
+    def slopes(self, factor: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear - factor * self.curvature, self.curvature
+
+
+class LinearRayProof(RayProof):
+    """``linear f``, ``[C]``, for factors up to 1."""
+
+    def __init__(self, linear: Tensor) -> None:
+        self.linear, self.best = linear, torch.ones_like(linear)
+
+    @override
+    def value(self, factor: Tensor) -> float:
+        return float((factor * self.linear).sum())
+
+    @override
+    def slopes(self, factor: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear, torch.zeros_like(self.linear)

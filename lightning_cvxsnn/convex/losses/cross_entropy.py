@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from typing_extensions import override
 
-from lightning_cvxsnn.convex.losses.base import LossProof, SmoothLoss, mean_target
+from lightning_cvxsnn.convex.losses.base import LossProof, RayProof, SmoothLoss, mean_target
 from lightning_cvxsnn.convex.losses.encoding import check_targets, encode_labels, encode_values
 from lightning_cvxsnn.convex.matrix import Matrix
 from lightning_cvxsnn.runtime.work import count_work
 
-__all__ = ["CrossEntropy", "CrossEntropyProof"]
+__all__ = ["CrossEntropy", "CrossEntropyProof", "EntropyRayProof"]
 
 _SIMPLEX = 1e-3  # probabilities in half precision sum to 1 but for this
 _TINY = 1e-12  # probability that a class without weight gets from a constant
@@ -197,11 +197,30 @@ class CrossEntropyProof(LossProof):
         return mass + torch.outer(row_deficit, column_deficit / missing) if bool(missing > 0) else mass
 
     @override
-    def scaled(self, point: Tensor, encoded: Tensor, weight: Tensor, limit: Tensor) -> tuple[Tensor, float]:
-        factor = limit.min().clamp(max=1)
-        onehot, shift = encoded, point * factor
+    def ray(self, point: Tensor, encoded: Tensor, weight: Tensor) -> RayProof:
+        onehot, shift = encoded, point
         if point.shape[1] == 1:
-            onehot, shift = torch.cat([1 - encoded, encoded], 1), torch.cat([-shift, shift], 1)
+            onehot, shift = torch.cat([1 - encoded, encoded], 1), torch.cat([-point, point], 1)
         used = weight > 0
-        simplex = (onehot[used] - shift[used] * len(point) / weight[used, None]).clamp(0, 1)
-        return point * factor, float(weight[used] @ torch.special.entr(simplex).sum(1)) / len(point)
+        return EntropyRayProof(onehot[used], shift[used] * len(point) / weight[used, None], weight[used] / len(point))
+
+
+class EntropyRayProof(RayProof):
+    """``sum_i share_i entropy(onehot_i - f shift_i)`` for one factor up to 1; all points are in the simplex."""
+
+    def __init__(self, onehot: Tensor, shift: Tensor, share: Tensor) -> None:
+        self.onehot, self.shift, self.share = onehot, shift, share
+        self.best = share.new_ones(1)
+
+    @override
+    def value(self, factor: Tensor) -> float:
+        return float(self.share @ torch.special.entr(self._simplex(factor)).sum(1))
+
+    @override
+    def slopes(self, factor: Tensor) -> tuple[Tensor, Tensor]:
+        simplex = self._simplex(factor).clamp_min(torch.finfo(torch.float64).tiny)
+        slope = self.share @ (self.shift * simplex.log()).sum(1)
+        return slope[None], (self.share @ (self.shift.square() / simplex).sum(1))[None]
+
+    def _simplex(self, factor: Tensor) -> Tensor:
+        return (self.onehot - factor * self.shift).clamp(0, 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_cvxsnn.convex.losses.base import mean_target
+from lightning_cvxsnn.convex.losses.base import LinearRayProof, RayProof, mean_target
 from lightning_cvxsnn.convex.losses.margins import MarginLoss, MarginProof
 
 __all__ = ["Hinge", "HingeProof"]
@@ -67,6 +67,5 @@ class HingeProof(MarginProof):
         return encoded * (self._balanced(alpha, encoded) if fit_intercept else alpha)
 
     @override
-    def scaled(self, point: Tensor, encoded: Tensor, weight: Tensor, limit: Tensor) -> tuple[Tensor, float]:
-        point = point * limit.clamp(max=1)
-        return point, float((encoded * point).sum())
+    def ray(self, point: Tensor, encoded: Tensor, weight: Tensor) -> RayProof:
+        return LinearRayProof((encoded * point).sum(0))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_cvxsnn.convex.losses.base import LossProof, SmoothLoss, mean_target
+from lightning_cvxsnn.convex.losses.base import LossProof, QuadraticRayProof, RayProof, SmoothLoss, mean_target
 from lightning_cvxsnn.convex.losses.encoding import check_targets, encode_values
 
 __all__ = ["Squared", "SquaredProof"]
@@ -72,10 +72,7 @@ class SquaredProof(LossProof):
         return point
 
     @override
-    def scaled(self, point: Tensor, encoded: Tensor, weight: Tensor, limit: Tensor) -> tuple[Tensor, float]:
+    def ray(self, point: Tensor, encoded: Tensor, weight: Tensor) -> RayProof:
         used = weight > 0
         curvature = (point[used].square() / weight[used, None]).sum(0) * len(point)
-        linear = (point * encoded).sum(0)
-        best = torch.where(curvature > 0, linear / curvature, 0.0)  # maximises c * linear - c^2 * curvature / 2
-        factor = torch.maximum(torch.minimum(best, limit), -limit)
-        return point * factor, float((factor * linear - factor.square() * curvature / 2).sum())
+        return QuadraticRayProof((point * encoded).sum(0), curvature)

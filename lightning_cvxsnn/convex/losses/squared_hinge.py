@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_cvxsnn.convex.losses.base import SmoothLoss, mean_target
+from lightning_cvxsnn.convex.losses.base import QuadraticRayProof, RayProof, SmoothLoss, mean_target
 from lightning_cvxsnn.convex.losses.margins import MarginLoss, MarginProof
 
 __all__ = ["SquaredHinge", "SquaredHingeProof"]
@@ -59,10 +59,7 @@ class SquaredHingeProof(MarginProof):
         return encoded * (self._balanced(alpha, encoded) if fit_intercept else alpha)
 
     @override
-    def scaled(self, point: Tensor, encoded: Tensor, weight: Tensor, limit: Tensor) -> tuple[Tensor, float]:
+    def ray(self, point: Tensor, encoded: Tensor, weight: Tensor) -> RayProof:
         used = weight > 0
         curvature = (point[used].square() / weight[used, None]).sum(0) * len(point) / 2
-        linear = (point * encoded).sum(0)
-        best = torch.where(curvature > 0, linear / curvature, 0.0)  # maximises c * linear - c^2 * curvature / 2
-        factor = torch.minimum(best, limit)
-        return point * factor, float((factor * linear - factor.square() * curvature / 2).sum())
+        return QuadraticRayProof((point * encoded).sum(0), curvature)

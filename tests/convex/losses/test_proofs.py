@@ -48,7 +48,7 @@ def test_proofs_use_nothing_of_the_solvers() -> None:
     """A proof class may name torch, the standard library and other proof classes; a solver's class no proof class."""
     classes = _classes()
     proofs = {name for name in classes if name.endswith("Proof")}
-    assert len(proofs) == len(LOSSES) + 3  # one each, their base, that of margins, that of the penalty
+    assert len(proofs) == len(LOSSES) + 7  # one each, two bases, four of rays, that of the penalty
     ours = _imported_or_defined()
     assert {"mean_target", "soft_threshold", "CrossEntropy", "_normalised", "_TINY"} <= ours
     for name, node in classes.items():
@@ -58,7 +58,8 @@ def test_proofs_use_nothing_of_the_solvers() -> None:
             assert not _names(node) & proofs, name
     certify = (Path(losses.__file__).parents[1] / "certify.py").read_text()
     imported = [line for line in certify.splitlines() if "import" in line and "lightning_cvxsnn" in line]
-    assert all(line.endswith(("import LossProof", "import Matrix", "import L1Proof")) for line in imported), imported
+    allowed = "import LossProof, RayProof", "import Matrix", "import ElasticNetProof"
+    assert all(line.endswith(allowed) for line in imported), imported
 
 
 def test_one_list_of_losses() -> None:
@@ -119,11 +120,29 @@ def test_dual_values_bound_every_primal_value(loss: str, outputs: int, seed: int
         assert bool((repaired[weight == 0] == 0).all())
         if free:
             assert float(repaired.sum(0).abs().max()) <= 1e-12 * (1 + float(repaired.abs().sum()))
-        scaled, value = proof.scaled(repaired, encoded, weight, limit)
-        assert bool((scaled.abs() <= limit * repaired.abs() + 1e-15).all())
+        ray = proof.ray(repaired, encoded, weight)
+        factor = torch.minimum(ray.best, limit[: len(ray.best)])
+        scaled, value = factor * repaired, ray.value(factor)
         for outputs_ in (z, 10 * z, torch.zeros_like(z), 2 * encoded):
             primal = float(weight @ loss_named(loss).values(outputs_, encoded)) / 12
             assert value <= primal + float((scaled * outputs_).sum()) + 1e-9 * (1 + abs(primal) + abs(value))
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_rays_know_their_slopes(loss: str, outputs: int) -> None:
+    z, encoded, weight = _rows(loss, outputs, 5)
+    proof, scale = proof_named(loss), weight[:, None] / 12
+    ray = proof.ray(proof.repair(proof.residuals(z, encoded, scale), encoded, scale, False), encoded, weight)
+    at, step = 0.6 * ray.best, 1e-6
+    slope, curvature = ray.slopes(at)
+    for c in range(len(at)):
+        moved = step * (torch.arange(len(at)) == c)
+        torch.testing.assert_close(float(slope[c]), (ray.value(at + moved) - ray.value(at - moved)) / (2 * step))
+        bend = (ray.slopes(at - moved)[0][c] - ray.slopes(at + moved)[0][c]) / (2 * step)
+        torch.testing.assert_close(curvature[c], bend, rtol=1e-5, atol=1e-6)
+    if loss.startswith("squared"):  # the others' end at the edge of their domain
+        assert ray.value(ray.best) >= max(ray.value(0.99 * ray.best), ray.value(torch.zeros_like(at)))
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
@@ -168,8 +187,8 @@ def test_squared_hinge_dual_by_hand() -> None:
     best = linear / (2 * curvature)
     for limit in (0.5, best, 1e9):
         factor = min(limit, best)
-        scaled, value = proof.scaled(sign * alpha, sign, weight, torch.tensor([limit]).double())
-        torch.testing.assert_close(scaled, factor * sign * alpha)
-        assert value == pytest.approx(factor * linear - factor**2 * curvature)
+        ray = proof.ray(sign * alpha, sign, weight)
+        assert float(ray.best) == pytest.approx(best)
+        assert ray.value(torch.tensor([factor]).double()) == pytest.approx(factor * linear - factor**2 * curvature)
     repaired = proof.repair(torch.tensor([[-0.3], [0.2]]).double(), sign, weight[:, None] / 2, False)
     assert torch.equal(repaired, torch.zeros(2, 1).double())
