@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_cvxsnn.convex import Solution
 
 LOSSES = ["cross_entropy", "hinge", "squared", "squared_hinge"]
+RATIOS = [0.0, 1e-6, 0.3, 0.999, 1.0]
 MARGINS = ["hinge", "squared_hinge"]
 
 
