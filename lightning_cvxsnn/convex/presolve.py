@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class ReducedProgramme:
         weight: ``[n]`` float64, sample weight over the *original* number of rows, all positive.
         loss: The loss.
         fit_intercept: Whether an unpenalised intercept is fitted.
+        multiplicity: ``[p]`` float64, how many columns of the whole programme each one stands for.
+        kept: What algorithms work out once and use in every solve, by their names for it.
     """
 
     matrix: Matrix
@@ -35,6 +37,8 @@ class ReducedProgramme:
     weight: Tensor
     loss: LossFunction
     fit_intercept: bool
+    multiplicity: Tensor
+    kept: dict[str, Any] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
@@ -89,12 +93,6 @@ class Presolve:
         """A dual point ``[n, C]`` as one of the reduced programme."""
         return dual_point.to(self.sign)[self.rows][:, self.outputs]
 
-    @cached_property
-    def multiplicity(self) -> Tensor:
-        """``[p]`` float64: how many columns each kept one stands for."""
-        counts = torch.bincount(self.owner[self.owner >= 0], minlength=self.columns.numel())
-        return counts.to(self.sign)
-
     def expand(self, coef: Tensor, shared: bool) -> Tensor:
         """Coefficients ``[P, C]`` of the original programme: on the first of equal columns, or ``shared`` by all."""
         full = coef.new_zeros(self.data.matrix.shape[1], self.data.encoded.shape[1])
@@ -103,7 +101,7 @@ class Presolve:
             return full
         used = (self.owner >= 0).nonzero()[:, 0]
         owner = self.owner[used]
-        share = self.sign[used] / self.multiplicity[owner]
+        share = self.sign[used] / self.programme.multiplicity[owner]
         full[used[:, None], self.outputs] = share[:, None] * coef[owner]
         return full
 
@@ -148,7 +146,8 @@ def reduce(data: Data, loss: LossFunction, fit_intercept: bool) -> Presolve:
         matrix = matrix.columns(columns)
     if outputs.numel() < encoded.shape[1]:
         encoded = encoded[:, outputs]
-    programme = ReducedProgramme(matrix, encoded, weight / total, loss, fit_intercept)
+    multiplicity = torch.bincount(owner[owner >= 0], minlength=columns.numel()).to(sign)
+    programme = ReducedProgramme(matrix, encoded, weight / total, loss, fit_intercept, multiplicity)
     return Presolve(data, programme, rows, columns, outputs, owner, sign, shift)
 
 

@@ -234,7 +234,8 @@ class Programme:
     def _answer(self, minimum: Minimum, rho: float, target: float) -> _Answer:
         """A minimum of the reduced programme, certified as a point of all rows, columns and outputs."""
         shared = self.penalty.l1_ratio < 1
-        coef, dual_point = self.presolve.expand(minimum.coef, shared), self.presolve.expand_dual(minimum.dual_point)
+        coef = self.presolve.expand(minimum.coef, shared)
+        dual_point = None if minimum.dual_point is None else self.presolve.expand_dual(minimum.dual_point)
         intercept = torch.zeros_like(self.data.encoded[0])
         if self.fit_intercept:
             slack = max(0.01 * target, 1e-15 * self.scale)
@@ -252,7 +253,7 @@ class Programme:
         reduced = self.presolve.programme
         if reduced.empty or (algorithm is None and self.largest_rho() <= penalty.rho):
             return Minimum(*reduced.constant(), reduced.constant_dual(), 0, "constant")
-        penalty = penalty.merged(self.presolve.multiplicity)
+        penalty = penalty.merged(reduced.multiplicity)
         start = Point(*reduced.constant()) if init is None else self._restrict(init)
         stop = replace(stop, tolerance=0.5 * stop.tolerance)  # the other half is for the way back to all columns
         return (algorithm or algorithm_for(self.loss, penalty)).minimise(reduced, penalty, start, stop)

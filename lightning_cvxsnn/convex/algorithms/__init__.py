@@ -6,15 +6,16 @@ from lightning_cvxsnn.convex.algorithms.base import Algorithm, Minimum, Stopping
 from lightning_cvxsnn.convex.algorithms.hinge import ColumnGeneration
 from lightning_cvxsnn.convex.algorithms.newton import WorkingSetNewton
 from lightning_cvxsnn.convex.algorithms.reference import CvxpyReference
+from lightning_cvxsnn.convex.algorithms.ridge import RidgeNewton
 from lightning_cvxsnn.convex.losses import LossFunction
 from lightning_cvxsnn.convex.penalties import ElasticNet
 
 __all__ = [
-    "Algorithm", "ColumnGeneration", "CvxpyReference", "Minimum", "StoppingRule", "WorkingSetNewton", "algorithm_for",
+    "Algorithm", "ColumnGeneration", "CvxpyReference", "Minimum", "RidgeNewton", "StoppingRule", "WorkingSetNewton", "algorithm_for",
 ]  # fmt: skip
 
 
-_OWN: tuple[Algorithm, ...] = (WorkingSetNewton(), ColumnGeneration())
+_OWN: tuple[Algorithm, ...] = (WorkingSetNewton(), RidgeNewton(), ColumnGeneration())
 
 
 def algorithm_for(loss: LossFunction, penalty: ElasticNet) -> Algorithm:

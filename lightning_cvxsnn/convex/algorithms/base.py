@@ -44,14 +44,14 @@ class Minimum:
     Attributes:
         coef: ``[p, C]``.
         intercept: ``[C]``.
-        dual_point: ``[n, C]``; the certificate makes it feasible.
+        dual_point: ``[n, C]``; the certificate makes it feasible. ``None``: none is better than the residuals.
         iterations: As the algorithm counts them.
         algorithm: Name of the algorithm.
     """
 
     coef: Tensor
     intercept: Tensor
-    dual_point: Tensor
+    dual_point: Tensor | None
     iterations: int
     algorithm: str
 

@@ -63,7 +63,7 @@ class ColumnGeneration:
 
     def takes(self, loss: LossFunction, penalty: ElasticNet) -> bool:
         """Hinge loss."""
-        return isinstance(loss, Hinge) and penalty.l1_ratio > 0
+        return isinstance(loss, Hinge) and isinstance(penalty, ElasticNet) and penalty.l1_ratio > 0
 
     def minimise(self, programme: ReducedProgramme, penalty: ElasticNet, start: Point, stop: StoppingRule) -> Minimum:
         """Solve a reduced programme with hinge loss; see :class:`Algorithm`. The dual point is in its box."""

@@ -61,7 +61,7 @@ class WorkingSetNewton:
 
     def takes(self, loss: LossFunction, penalty: ElasticNet) -> bool:
         """Smooth losses."""
-        return isinstance(loss, SmoothLoss) and penalty.l1_ratio > 0
+        return isinstance(loss, SmoothLoss) and isinstance(penalty, ElasticNet) and penalty.l1_ratio > 0
 
     def minimise(self, programme: ReducedProgramme, penalty: ElasticNet, start: Point, stop: StoppingRule) -> Minimum:
         """Solve a reduced programme with a smooth loss; see :class:`Algorithm`."""

@@ -115,6 +115,18 @@ class SmoothLoss(LossFunction):
     def curvature(self, outputs: Tensor, encoded: Tensor) -> Tensor:
         """Second derivative of each row's loss in each of its outputs, ``[n, C]``, of outputs that are not coupled."""
 
+    def local(self, outputs: Tensor, encoded: Tensor) -> Tensor:
+        """What the second derivatives of each row's loss are made of, ``[n, C]``."""
+        return self.curvature(outputs, encoded)
+
+    def bend(self, local: Tensor, change: Tensor) -> Tensor:
+        """The second derivative of each row's loss applied to a change of its outputs, ``[n, C]``."""
+        return local * change
+
+    def mean_bend(self, local: Tensor, weight: Tensor) -> Tensor:
+        """The second derivatives of all rows, weighted and summed, ``[C, C]``."""
+        return torch.diag(weight @ local)
+
     def one_output(self, outputs: Tensor, output: int) -> Tensor:
         """One output ``[n, 1]``, such that its loss given the others is, but for a constant, that of one output."""
         return outputs[:, output, None]

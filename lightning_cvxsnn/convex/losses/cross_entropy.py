@@ -58,6 +58,24 @@ class CrossEntropy(SmoothLoss):
         return torch.sigmoid(outputs) * torch.sigmoid(-outputs)
 
     @override
+    def local(self, outputs: Tensor, encoded: Tensor) -> Tensor:
+        """Probabilities of several outputs, the curvature of one."""
+        return torch.softmax(outputs, 1) if outputs.shape[1] > 1 else self.curvature(outputs, encoded)
+
+    @override
+    def bend(self, local: Tensor, change: Tensor) -> Tensor:
+        if local.shape[1] == 1:
+            return local * change
+        return local * (change - (local * change).sum(1, keepdim=True))
+
+    @override
+    def mean_bend(self, local: Tensor, weight: Tensor) -> Tensor:
+        if local.shape[1] == 1:
+            return super().mean_bend(local, weight)
+        weighted = weight[:, None] * local
+        return torch.diag(weighted.sum(0)) - local.T @ weighted
+
+    @override
     def one_output(self, outputs: Tensor, output: int) -> Tensor:
         """Given the others, one output of a softmax is a logistic output with an offset."""
         own = outputs[:, output, None]

@@ -1,0 +1,91 @@
+"""Products with a programme's columns that Newton's method needs often and not exactly: centred, scaled, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from lightning_cvxsnn.convex.matrix import Matrix
+from lightning_cvxsnn.runtime.work import count_work
+
+__all__ = ["Products"]
+
+_EXACT = 2**17  # entries up to which float64 costs next to nothing
+_WHOLE = 2**25  # entries up to which a copy of the matrix is kept
+_BLOCK = 2**20  # entries converted at a time beyond that
+
+
+class Products:
+    """Of a matrix ``A [n, p]`` whose columns are ``(D_j - mean_j) * root_j``, and of a column of ones for an intercept.
+
+    Args:
+        matrix: ``D``.
+        mean: ``[p]``, what is taken off; zeros without an intercept.
+        root: ``[p]``, the columns' factors.
+        fit_intercept: Whether a column of ones follows.
+        dtype: Precision; ``None``: float64 for small matrices, else float32.
+    """
+
+    def __init__(
+        self, matrix: Matrix, mean: Tensor, root: Tensor, fit_intercept: bool, dtype: torch.dtype | None = None
+    ) -> None:
+        rows, self.columns = matrix.shape
+        small = rows * self.columns <= _EXACT
+        self.dtype = dtype or (torch.float64 if small else torch.float32)
+        self.matrix, self.fit_intercept = matrix, fit_intercept
+        self.factor, self.shift = (root * matrix.source.scale).to(self.dtype), (mean * root).to(self.dtype)
+        self.rows = rows
+        whole = rows * self.columns <= _WHOLE
+        self.copy = matrix.source.block(slice(0, rows)).to(self.dtype) if whole else None
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of rows and their entries, without mean and factor."""
+        if self.copy is not None:
+            yield slice(0, self.rows), self.copy
+            return
+        step = max(_BLOCK // max(self.columns, 1), 1)
+        for start in range(0, self.rows, step):
+            part = slice(start, min(start + step, self.rows))
+            yield part, self.matrix.source.block(part).to(self.dtype)
+
+    def entries(self, rows: Tensor) -> Tensor:
+        """``A`` at some rows, ``[k, p]``."""
+        chosen = self.matrix.source.rows(rows) if self.copy is None else None
+        block = self.copy[rows] if chosen is None else chosen.block(slice(0, len(rows))).to(self.dtype)
+        return block * self.factor - self.shift
+
+    def outputs(self, step: Tensor) -> Tensor:
+        """``A step``, ``[n, C]``, of ``step [C, p (+ 1)]``."""
+        count_work(self.rows * step.numel())
+        wide, constant = self._inner(step)
+        return torch.cat([wide @ block.T for _, block in self.blocks()], 1).add_(constant).T
+
+    def slopes(self, rows: Tensor) -> Tensor:
+        """``A^T rows``, ``[C, p (+ 1)]``, of ``rows [n, C]``."""
+        count_work(rows.numel() * self.columns)
+        wide = rows.to(self.dtype).T.contiguous()
+        total = sum(wide[:, part] @ block for part, block in self.blocks())
+        return self._outer(torch.as_tensor(total), wide.sum(1))
+
+    def curved(self, step: Tensor, bend: Callable[[slice, Tensor], Tensor]) -> Tensor:
+        """``A^T bend(A step)``, ``[C, p (+ 1)]``, in one pass; ``bend`` takes a slice of rows and ``[m, C]``."""
+        count_work(2 * self.rows * step.numel())
+        wide, constant = self._inner(step)
+        total, mass = torch.zeros_like(wide), torch.zeros_like(wide[:, 0])
+        for part, block in self.blocks():
+            change = bend(part, (wide @ block.T).add_(constant).T).T
+            total += change @ block
+            mass += change.sum(1)
+        return self._outer(total, mass)
+
+    def _inner(self, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients ``[C, p]`` of the entries as they are, and the constants ``[C, 1]`` beside them."""
+        coef = step[:, : self.columns]
+        constant = -(coef @ self.shift)
+        return coef * self.factor, (constant + step[:, -1] if self.fit_intercept else constant)[:, None]
+
+    def _outer(self, total: Tensor, mass: Tensor) -> Tensor:
+        slopes = total * self.factor - torch.outer(mass, self.shift)
+        return torch.cat([slopes, mass[:, None]], 1) if self.fit_intercept else slopes

@@ -1,0 +1,183 @@
+r"""Smooth losses with a ridge penalty: Newton's method with preconditioned conjugate gradients.
+
+Coefficients are those of centred columns, so that the intercept hardly meets them, and the Hessian is applied in
+float32 where float64 would cost: it only has to point the right way. Outputs, gradients and objectives are float64, so
+each iteration corrects what the one before left. After Nocedal, Wright, "Numerical Optimization", 2006, chapter 7; the
+preconditioner is that of `spectrum`.
+
+For a smooth loss the gap of a point and its residuals is ``|gradient|^2 / (2 rho)``, up to what the intercept's equality
+costs: it is known without a certificate, and tells conjugate gradients when to stop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule
+from lightning_cvxsnn.convex.algorithms.products import Products
+from lightning_cvxsnn.convex.algorithms.spectrum import Preconditioner, Spectrum, spectrum
+from lightning_cvxsnn.convex.losses import LossFunction, SmoothLoss
+from lightning_cvxsnn.convex.penalties import ElasticNet
+from lightning_cvxsnn.convex.presolve import ReducedProgramme
+from lightning_cvxsnn.convex.solution import Point
+from lightning_cvxsnn.runtime.progress import report_gap
+
+__all__ = ["RidgeNewton"]
+
+_FORCING = 0.03  # share of the gap that a Newton step may leave of its model
+_FINAL = 0.2  # share of the tolerance that it need not go below
+_STEPS = 500  # of conjugate gradients
+_SLOW = 0.5  # share of the gap that an iteration must take off for float32 to be good enough
+
+
+@dataclass(frozen=True)
+class RidgeNewton:
+    """Newton's method with conjugate gradients.
+
+    Attributes:
+        iteration_limit: Newton iterations, if the stopping rule has no limit of its own.
+    """
+
+    iteration_limit: int = 100
+
+    def takes(self, loss: LossFunction, penalty: ElasticNet) -> bool:
+        """Smooth losses and ridge."""
+        return isinstance(loss, SmoothLoss) and isinstance(penalty, ElasticNet) and penalty.l1_ratio == 0
+
+    def minimise(self, programme: ReducedProgramme, penalty: ElasticNet, start: Point, stop: StoppingRule) -> Minimum:
+        """Solve a reduced programme; see :class:`Algorithm`. Its residuals are the best dual point."""
+        descent = _Descent(programme, penalty.l2, start)
+        limit = self.iteration_limit if stop.max_iterations is None else stop.max_iterations
+        iterations = descent.run(limit, stop)
+        return Minimum(*descent.solution(), None, iterations, "ridge-newton")
+
+
+class _Descent:
+    """The iterate of one solve: ``x [C, p (+ 1)]`` over scaled and centred columns, and its outputs ``[n, C]``."""
+
+    def __init__(self, programme: ReducedProgramme, ridge: float, start: Point) -> None:
+        loss = programme.loss
+        if not isinstance(loss, SmoothLoss):
+            raise ValueError(f"loss is {loss.name!r}; expected one with a curvature, such as 'cross_entropy'.")
+        self.programme, self.loss, self.ridge = programme, loss, ridge
+        self.encoded, self.weight = programme.encoded, programme.weight
+        self.model = programme.kept.setdefault("ridge", None) or _Model(programme)
+        programme.kept["ridge"] = self.model
+        self.rough, self.exact = self.model.rough, self.model.exact
+        self.columns = self.exact.columns
+        self._begin(start)
+
+    def _begin(self, start: Point) -> None:
+        """At the start, or at the best constant if that is better."""
+        best = None
+        for coef, intercept in ((start.coef, start.intercept), self.programme.constant()):
+            x = self.model.inside(coef, intercept)
+            outputs = self.exact.outputs(x)
+            value = self._value(x, outputs)
+            if best is None or not best[0] <= value:
+                best = value, x, outputs
+        _, self.x, self.outputs = best
+
+    def _value(self, x: Tensor, outputs: Tensor) -> float:
+        return float(self.weight @ self.loss.values(outputs, self.encoded)) + self.ridge / 2 * float(
+            x[:, : self.columns].square().sum()
+        )
+
+    def _gap(self, gradient: Tensor) -> float:
+        """About the gap of a point of this gradient and its residuals, or what a model leaves of it."""
+        squares = gradient.square().sum(0)
+        squares[self.columns :] *= self.model.size
+        return float(squares.sum()) / (2 * self.ridge)
+
+    def solution(self) -> tuple[Tensor, Tensor]:
+        """Coefficients ``[p, C]`` and intercept ``[C]``."""
+        return self.model.outside(self.x)
+
+    def run(self, limit: int, stop: StoppingRule) -> int:
+        """Iterate; the number of iterations."""
+        before = float("inf")
+        for iteration in range(limit + 1):
+            gradient = self.exact.slopes(self.weight[:, None] * self.loss.gradient(self.outputs, self.encoded))
+            gradient[:, : self.columns] += self.ridge * self.x[:, : self.columns]
+            value = self._value(self.x, self.outputs)
+            gap = self._gap(gradient)
+            report_gap(gap, stop.tolerance, value)
+            if gap <= stop.tolerance or iteration == limit or stop.late:
+                break
+            if gap > _SLOW * before:
+                self.rough = self.exact
+            before = gap
+            step = self._newton(gradient, max(_FORCING * gap, _FINAL * stop.tolerance))
+            if not self._move(step, value, float((gradient * step).sum())):
+                if self.rough is self.exact:
+                    break  # only rounding error is left
+                self.rough = self.exact
+        return iteration
+
+    def _newton(self, gradient: Tensor, enough: float) -> Tensor:
+        """The step to where the model's own gap is ``enough``, or near it."""
+        local = self.loss.local(self.outputs, self.encoded)
+        inverse = self.model.spectrum.preconditioner(self.loss.mean_bend(local, self.weight), self.ridge)
+        local, weight = local.to(self.rough.dtype), self.weight.to(self.rough.dtype)[:, None]
+
+        def bend(part: slice, change: Tensor) -> Tensor:
+            return weight[part] * self.loss.bend(local[part], change)
+
+        residual = -gradient.to(self.rough.dtype)
+        step = torch.zeros_like(residual)
+        direction, product = residual, 0.0
+        for k in range(_STEPS):
+            turned = inverse(residual)
+            before, product = product, float((residual * turned).sum())
+            direction = turned + product / before * direction if k else turned
+            curved = self.rough.curved(direction, bend)
+            curved[:, : self.columns] += self.ridge * direction[:, : self.columns]
+            curvature = float((direction * curved).sum())
+            if not curvature > 0:
+                break
+            step = step + product / curvature * direction
+            residual = residual - product / curvature * curved
+            if self._gap(residual) <= enough:
+                break
+        return step.to(gradient)
+
+    def _move(self, step: Tensor, value: float, slope: float) -> bool:
+        """Backtrack until the objective falls by a share of what the slope promises; whether it ever does."""
+        change = self.exact.outputs(step)
+        length = 1.0
+        while length > 1e-8:
+            x, outputs = self.x + length * step, self.outputs + length * change
+            if self._value(x, outputs) <= value + 1e-4 * length * slope + 1e-15 * abs(value):
+                moved = not torch.equal(x, self.x)
+                self.x, self.outputs = x, outputs
+                return moved
+            length /= 2
+        return False
+
+
+class _Model:
+    """What all ridge programmes over the same rows and columns share."""
+
+    def __init__(self, programme: ReducedProgramme) -> None:
+        matrix, weight = programme.matrix, programme.weight
+        self.root = programme.multiplicity.sqrt()
+        self.mean = matrix.T @ weight / weight.sum() if programme.fit_intercept else torch.zeros_like(self.root)
+        self.fit_intercept = programme.fit_intercept
+        shape = matrix, self.mean, self.root, programme.fit_intercept
+        self.rough = Products(*shape)
+        self.exact = self.rough if self.rough.dtype == torch.float64 else Products(*shape, torch.float64)
+        self.spectrum: Spectrum = spectrum(self.rough, weight)
+        self.size = float(self.spectrum.values.sum()) / self.spectrum.total  # mean squared length of a row
+
+    def inside(self, coef: Tensor, intercept: Tensor) -> Tensor:
+        """``[C, p (+ 1)]`` over scaled and centred columns."""
+        x = (coef / self.root[:, None]).T
+        return torch.cat([x, (intercept + self.mean @ coef)[:, None]], 1) if self.fit_intercept else x
+
+    def outside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients ``[p, C]`` and intercept ``[C]`` of the columns as they are."""
+        coef = (x[:, : len(self.root)] * self.root).T.contiguous()
+        return coef, x[:, -1] - self.mean @ coef if self.fit_intercept else torch.zeros_like(x[:, 0])
