@@ -11,7 +11,8 @@ from lightning_cvxsnn.convex.losses import LossFunction
 from lightning_cvxsnn.convex.penalties import ElasticNet
 
 __all__ = [
-    "Algorithm", "ColumnGeneration", "CvxpyReference", "Minimum", "RidgeNewton", "StoppingRule", "WorkingSetNewton", "algorithm_for",
+    "Algorithm", "ColumnGeneration", "CvxpyReference", "Minimum", "RidgeNewton", "StoppingRule", "WorkingSetNewton",
+    "algorithm_for",
 ]  # fmt: skip
 
 

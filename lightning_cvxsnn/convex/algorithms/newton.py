@@ -1,14 +1,14 @@
-r"""Smooth losses: proximal Newton on working sets.
+r"""Smooth losses with L1 in the penalty: proximal Newton on working sets.
 
-Each iteration prices every entry by its gradient, takes those that are non-zero or violate ``|gradient| <= rho`` (a
+Each iteration prices every entry by its gradient, takes those that are non-zero or violate ``|gradient| <= rho a`` (a
 bounded number of new ones, the worst first), minimises the second-order model with the L1 penalty over them
-(`quadratic`) and searches along the line to that minimiser. Lee, Sun, Saunders, "Proximal
-Newton-type methods for minimizing composite functions", SIAM J. Optim. 24(3), 2014. From a cold start, and from one
-that violates by far, the penalty falls to rho by 70 % with each iteration, which keeps working sets small. An earlier
-solution of a dictionary that has changed violates by far too, but its dual point tells which entries are near the
-penalty: with it, the first working set is those and the support, at rho itself. A model that promises too much
-(saturated rows have no curvature) is damped. At rho itself the certificate judges every iterate whose residuals are
-close to feasible.
+(`quadratic`; squares in the penalty are a part of the model) and searches along the line to that minimiser. Lee, Sun,
+Saunders, "Proximal Newton-type methods for minimizing composite functions", SIAM J. Optim. 24(3), 2014. From a cold
+start, and from one that violates by far, the penalty falls to rho by 70 % with each iteration, which keeps working sets
+small. An earlier solution of a dictionary that has changed violates by far too, but its dual point tells which entries
+are near the penalty: with it, the first working set is those and the support, at rho itself. A model that promises too
+much (saturated rows have no curvature) is damped. At rho itself the certificate judges every iterate whose residuals
+are close to feasible.
 
 Outputs take turns: a model of one output is small, and the squared loss and a single logistic output lose nothing by
 it. Softmax couples its outputs. There taking turns (block coordinate descent) finds the support at a tenth of the cost
@@ -29,7 +29,7 @@ from lightning_cvxsnn.convex.algorithms.quadratic import minimise_quadratic
 from lightning_cvxsnn.convex.certify import Certifier
 from lightning_cvxsnn.convex.losses import LossFunction, SmoothLoss, proof_named
 from lightning_cvxsnn.convex.matrix import Matrix
-from lightning_cvxsnn.convex.penalties import ElasticNet, proof_of
+from lightning_cvxsnn.convex.penalties import ElasticNet, proof_of, soft_threshold
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 from lightning_cvxsnn.convex.solution import Point
 from lightning_cvxsnn.runtime.progress import report_gap
@@ -42,6 +42,7 @@ _NEAR = 0.9  # share of rho above which the dual point of a start puts an entry 
 _SHRINK, _SHRINKS = 0.7, 8  # of a start, as often as that improves it
 _CONTINUATION = 0.3  # share of the penalty that remains from one iteration to the next, down to rho
 _HOPEFUL = 100.0  # certify only if the residuals violate by at most this many tolerances, relative to the objective
+_LEAST_RATIO = 1e-3  # of L1 for which the continuation starts
 _PROXIMAL = 1e-10  # relative; pins directions without curvature, such as a shift of all softmax outputs
 
 
@@ -60,7 +61,7 @@ class WorkingSetNewton:
     largest_model: int = 8192
 
     def takes(self, loss: LossFunction, penalty: ElasticNet) -> bool:
-        """Smooth losses."""
+        """Smooth losses, if the penalty is not ridge alone."""
         return isinstance(loss, SmoothLoss) and isinstance(penalty, ElasticNet) and penalty.l1_ratio > 0
 
     def minimise(self, programme: ReducedProgramme, penalty: ElasticNet, start: Point, stop: StoppingRule) -> Minimum:
@@ -80,6 +81,7 @@ class _Move(NamedTuple):
     old: Tensor  # [k]
     step: Tensor  # [k]
     weights: Tensor  # [k] of their absolute values
+    ridge: Tensor  # [k] of half their squares
     predicted: float  # change of the objective
 
 
@@ -127,9 +129,9 @@ class _Descent:
             if primal < self.best[0]:
                 self.best = (primal, self.coef)
             gradient = self.matrix.T @ (self.weight[:, None] * self.loss.gradient(self.outputs, self.encoded))
-            steepest = self.penalty.largest_rho(gradient * self.penalised)
-            report_gap(primal * max(steepest / rho - 1, 0.0), stop.tolerance, primal)
-            if current in (rho, math.inf) and (steepest - rho) * primal <= _HOPEFUL * rho * stop.tolerance:
+            steepest, gap = self._distance(gradient, primal)
+            report_gap(gap, stop.tolerance, primal)
+            if current in (rho, math.inf) and gap <= _HOPEFUL * stop.tolerance:
                 proof, dual_point = self.certifier.certify(*self.split(self.coef), dual_point)
                 if proof.gap <= stop.tolerance:
                     break
@@ -151,6 +153,24 @@ class _Descent:
             elif not self._adapt(length, current):
                 break
         return iteration, dual_point
+
+    def _distance(self, gradient: Tensor, primal: float) -> tuple[float, float]:
+        """The rho that the steepest slope asks for, and about the gap of the residuals."""
+        slope = gradient + self._ridge(self.penalty) * self.coef
+        steepest = self.penalty.largest_rho(slope * self.penalised, _LEAST_RATIO)
+        gap = primal * max(steepest / self.penalty.rho - 1, 0.0)
+        if self.penalty.l1_ratio < 1:
+            beyond = soft_threshold(slope[: self.columns], self.penalty.l1)
+            gap = min(gap, float(beyond.square().sum()) / (2 * self.penalty.l2))
+        return steepest, gap
+
+    def _ridge(self, penalty: ElasticNet) -> Tensor:
+        """Curvature of the penalty in the entries of each row of the coefficients, ``[p (+ 1), 1]``."""
+        curvature = penalty.curvature(self.columns)
+        ridge = torch.zeros_like(self.coef[:, :1])
+        if curvature is not None:
+            ridge[: self.columns] = curvature
+        return ridge
 
     def _objective(self, outputs: Tensor, coef: Tensor) -> float:
         loss = self.weight @ self.loss.values(outputs, self.encoded)
@@ -188,14 +208,15 @@ class _Descent:
 
     def _step(self, gradient: Tensor, working: Tensor, size: int, penalty: ElasticNet) -> float:
         """Towards the minimiser of the model over ``size`` entries; the length of the step, 0 if nothing descends."""
-        support = self.coef != 0
+        support, ridge = self.coef != 0, self._ridge(penalty)
         weights = penalty.weights(self.penalised)
+        gradient = gradient + ridge * self.coef
         # in units of a quarter of the largest curvature of a loss of size 1: that of a probability
         raised = self.damping * self.matrix.squared_norms(self.weight) / 4 if self.damping else None
         turns = (self.unsettled and size > self.settings.small_model) or size > self.settings.largest_model
         if self.coupled and not turns:
-            return self._together(gradient, working, weights, raised)
-        length = self._in_turn(gradient, working, weights, raised)
+            return self._together(gradient, working, weights, ridge, raised)
+        length = self._in_turn(gradient, working, weights, ridge, raised)
         changed = int((support != (self.coef != 0)).sum())
         self.unsettled = penalty.rho > self.penalty.rho or changed > _SETTLED * int(support.sum())
         return length
@@ -210,7 +231,9 @@ class _Descent:
             self.damping = self.damping / 10 if self.damping > 1e-8 else 0.0
         return True
 
-    def _in_turn(self, gradient: Tensor, working: Tensor, weights: Tensor, raised: Tensor | None) -> float:
+    def _in_turn(
+        self, gradient: Tensor, working: Tensor, weights: Tensor, ridge: Tensor, raised: Tensor | None
+    ) -> float:
         """A step of each output, given those before it; the shortest length."""
         lengths: list[float] = []
         self.outputs, self.coef = self.outputs.clone(), self.coef.clone()
@@ -225,8 +248,9 @@ class _Descent:
                 curvature = self.weight * self.loss.curvature(own, target)[:, 0]
                 slope = self.weight * self.loss.gradient(own, target)[:, 0]
                 hessian, descent = self.matrix.model(rows, curvature, slope)
+                descent += ridge[rows, 0] * self.coef[rows, c]
             damped = None if raised is None else raised[rows]
-            move = _minimiser(hessian, descent, self.coef[rows, c], weights[rows, c], damped)
+            move = _minimiser(hessian, descent, self.coef[rows, c], weights[rows, c], ridge[rows, 0], damped)
             if not bool(move.step.any()):
                 continue
             spread = torch.zeros_like(self.coef[:, :1])
@@ -237,14 +261,17 @@ class _Descent:
             self.coef[rows, c] += lengths[-1] * move.step
         return min(lengths, default=0.0)
 
-    def _together(self, gradient: Tensor, working: Tensor, weights: Tensor, raised: Tensor | None) -> float:
+    def _together(
+        self, gradient: Tensor, working: Tensor, weights: Tensor, ridge: Tensor, raised: Tensor | None
+    ) -> float:
         """One step of all outputs; its length."""
         owner, rows = working.T.nonzero(as_tuple=True)  # sorted by output
         stop = torch.bincount(owner, minlength=self.outputs.shape[1]).cumsum(0).tolist()
         spans = [slice(first, last) for first, last in zip([0, *stop[:-1]], stop, strict=True) if first < last]
         hessian = self.loss.joint_hessian(self.matrix, self.weight, self.outputs, rows, owner, spans)
         damped = None if raised is None else raised[rows]
-        move = _minimiser(hessian, gradient[rows, owner], self.coef[rows, owner], weights[rows, owner], damped)
+        old, penalties = self.coef[rows, owner], (weights[rows, owner], ridge[rows, 0])
+        move = _minimiser(hessian, gradient[rows, owner], old, *penalties, damped)
         spread = torch.zeros_like(self.coef)
         spread[rows, owner] = move.step
         change = self.matrix @ spread
@@ -256,7 +283,9 @@ class _Descent:
         """Backtrack until the objective falls by a share of what was predicted; 0 if it never does."""
 
         def objective(at: Tensor, z: Tensor) -> float:
-            return float(self.weight @ self.loss.values(z, encoded) + move.weights @ at.abs())
+            return float(
+                self.weight @ self.loss.values(z, encoded) + move.weights @ at.abs() + move.ridge @ at.square() / 2
+            )
 
         value, length = objective(move.old, outputs), 1.0
         while length > 1e-6:
@@ -268,13 +297,15 @@ class _Descent:
         return 0.0
 
 
-def _minimiser(hessian: Tensor, gradient: Tensor, old: Tensor, weights: Tensor, raised: Tensor | None) -> _Move:
+def _minimiser(
+    hessian: Tensor, gradient: Tensor, old: Tensor, weights: Tensor, ridge: Tensor, raised: Tensor | None
+) -> _Move:
     """The move to the minimiser of a model, whose diagonal is ``raised`` by the damping."""
-    hessian.diagonal().mul_(1 + _PROXIMAL)
+    hessian.diagonal().mul_(1 + _PROXIMAL).add_(ridge)
     if raised is not None:
         hessian.diagonal().add_(raised)
     new, predicted, _ = minimise_quadratic(hessian, gradient, old, weights)
-    return _Move(old, new - old, weights, predicted)
+    return _Move(old, new - old, weights, ridge, predicted)
 
 
 class _Grams:

@@ -52,8 +52,10 @@ class Products:
 
     def entries(self, rows: Tensor) -> Tensor:
         """``A`` at some rows, ``[k, p]``."""
-        chosen = self.matrix.source.rows(rows) if self.copy is None else None
-        block = self.copy[rows] if chosen is None else chosen.block(slice(0, len(rows))).to(self.dtype)
+        if self.copy is not None:
+            block = self.copy[rows]
+        else:
+            block = self.matrix.source.rows(rows).block(slice(0, len(rows))).to(self.dtype)
         return block * self.factor - self.shift
 
     def outputs(self, step: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ float32 where float64 would cost: it only has to point the right way. Outputs, g
 each iteration corrects what the one before left. After Nocedal, Wright, "Numerical Optimization", 2006, chapter 7; the
 preconditioner is that of `spectrum`.
 
-For a smooth loss the gap of a point and its residuals is ``|gradient|^2 / (2 rho)``, up to what the intercept's equality
-costs: it is known without a certificate, and tells conjugate gradients when to stop.
+For a smooth loss the gap of a point and its residuals is ``|gradient|^2 / (2 rho)``, up to what the intercept's
+equality costs: it is known without a certificate, and tells conjugate gradients when to stop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule
 from lightning_cvxsnn.convex.algorithms.products import Products
-from lightning_cvxsnn.convex.algorithms.spectrum import Preconditioner, Spectrum, spectrum
+from lightning_cvxsnn.convex.algorithms.spectrum import Spectrum, spectrum
 from lightning_cvxsnn.convex.losses import LossFunction, SmoothLoss
 from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
@@ -72,14 +72,11 @@ class _Descent:
 
     def _begin(self, start: Point) -> None:
         """At the start, or at the best constant if that is better."""
-        best = None
-        for coef, intercept in ((start.coef, start.intercept), self.programme.constant()):
-            x = self.model.inside(coef, intercept)
-            outputs = self.exact.outputs(x)
-            value = self._value(x, outputs)
-            if best is None or not best[0] <= value:
-                best = value, x, outputs
-        _, self.x, self.outputs = best
+        points = [self.model.inside(start.coef, start.intercept), self.model.inside(*self.programme.constant())]
+        outputs = [self.exact.outputs(x) for x in points]
+        values = [self._value(*both) for both in zip(points, outputs, strict=True)]
+        chosen = 0 if values[0] <= values[1] else 1
+        self.x, self.outputs = points[chosen], outputs[chosen]
 
     def _value(self, x: Tensor, outputs: Tensor) -> float:
         return float(self.weight @ self.loss.values(outputs, self.encoded)) + self.ridge / 2 * float(

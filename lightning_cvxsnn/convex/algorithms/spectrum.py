@@ -1,10 +1,10 @@
 r"""Eigenvectors of the Gram of a programme's columns: what a ridge programme is solved by, or nearly.
 
 With ``A`` the centred columns and ``G = A^T diag(weight) A = Q diag(e) Q^T``, the squared loss's programme is solved by
-``Q (e + rho)^{-1} Q^T`` for every rho and every output. The Hessian of another loss is about ``B \otimes G``, where ``B
-[C, C]`` is the mean second derivative of a row's loss: the same eigenvectors, together with those of ``B``, precondition
-it at every point. After Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature",
-ICML 2015.
+``Q (e + rho)^{-1} Q^T`` for every rho and every output. The Hessian of another loss is about ``B \otimes G``, where
+``B [C, C]`` is the mean second derivative of a row's loss: the same eigenvectors, together with those of ``B``,
+precondition it at every point. After Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate
+curvature", ICML 2015.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Spectrum:
     total: float
 
     def preconditioner(self, bend: Tensor, ridge: float) -> Preconditioner:
-        """The inverse of ``bend / total \\otimes G + ridge``, for ``bend [C, C]`` summed over rows."""
+        r"""The inverse of ``bend / total \otimes G + ridge``, for ``bend [C, C]`` summed over rows."""
         curvature, outputs = torch.linalg.eigh(bend.to(torch.float64))
         curvature = curvature.clamp_min(0)
         entries = curvature[:, None] / self.total * self.values.to(curvature) + ridge
