@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 def test_the_solver_benchmark_runs(tmp_path):
     """One row of the comparison, and the parts that a GPU is given, on the CPU."""
     pytest.importorskip("cvxpy")
-    table = ["--problems", "xor-hinge-raw-0.1", "--solvers", "*Clarabel"]
+    table = ["--problems", "xor-hinge-raw-0.1", "--solvers", "Clarabel"]
     options = ["--quick", "--device", "cpu", "--parts", "softmax_path,large,table", *table]
     command = [sys.executable, ROOT / "benchmarks/solvers.py", *options, "--output", tmp_path, "--mnist", tmp_path]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -25,7 +25,7 @@ def test_the_solver_benchmark_runs(tmp_path):
     results = written["results"]
     assert results["device"] == "cpu"
     own, peer = results["table"]
-    assert {own["solver"], peer["solver"]} == {"lightning_cvxsnn", "CVXPY+Clarabel"}
+    assert {own["solver"], peer["solver"]} == {"lightning_cvxsnn", "Clarabel"}
     assert own["suboptimality"] <= 1e-6
     if sys.platform == "linux":
         assert 0 <= own["peak MB"] < 500
@@ -96,6 +96,27 @@ def mnist(tmp_path):
         header = b"\0\0\x08" + bytes([len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
         (tmp_path / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
     return tmp_path
+
+
+def test_the_layers_of_the_benchmarks_are_kept_and_the_same_each_time(mnist, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    layers = importlib.import_module("layers")
+    one, other = (layers.Sources(mnist, mnist / name) for name in ("one", "other"))
+    for make, sizes in (
+        (layers.trained, (200, 16, 10)),
+        (layers.random_layer, (200, 16)),
+        (layers.random_layer, (400, 16)),
+    ):
+        dictionary, labels = make(one, *sizes)
+        assert dictionary.shape == sizes[:2]
+        assert len(labels) == sizes[0]
+        assert 0.02 < dictionary.rate < 0.5
+        for sources in (one, other):
+            again, again_labels = make(sources, *sizes)
+            assert again.counts.equal(dictionary.counts)
+            assert again_labels.equal(labels)
+    assert not layers.trained(one, 200, 16, 11)[0].counts.equal(layers.trained(one, 200, 16, 10)[0].counts)
+    assert layers.regression(one, 200, 16, 3)[1].shape == (200, 3)
 
 
 def test_the_benchmark_of_searches_runs(mnist):
