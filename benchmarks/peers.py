@@ -206,13 +206,13 @@ SOFTMAX = ("logistic", "cross_entropy")
 
 def _peers() -> Iterator[Peer]:
     yield Peer("sklearn Lasso", ("squared",), TOLERANCES, _sklearn_net, penalties=SPARSE)
-    gram = Peer("sklearn Lasso, Gram", ("squared",), TOLERANCES, partial(_sklearn_net, gram=True), penalties=SPARSE)
+    gram = Peer("sklearn Lasso+Gram", ("squared",), TOLERANCES, partial(_sklearn_net, gram=True), penalties=SPARSE)
     ridge = Peer("sklearn Ridge", ("squared",), (0.0,), _sklearn_ridge, penalties=RIDGE)
     for peer in (gram, ridge):
         yield from (peer, peer.in_float32())
     yield Peer("celer Lasso", ("squared",), TOLERANCES, _celer_net, penalties=SPARSE)
     yield Peer("skglm AndersonCD", ("squared",), TOLERANCES, _skglm_net, penalties=SPARSE)
-    yield Peer("skglm AndersonCD, Gram", ("squared",), TOLERANCES, _skglm_gram, penalties=SPARSE)
+    yield Peer("skglm AndersonCD+Gram", ("squared",), TOLERANCES, _skglm_gram, penalties=SPARSE)
     liblinear = partial(_sklearn_logistic, solver="liblinear")
     without = {"note": "no intercept in any row of this problem", "fits_intercept": False}
     yield Peer("liblinear", ("logistic",), TOLERANCES, liblinear, "C", penalties=("l1", "ridge"), **without)

@@ -74,8 +74,9 @@ class Problem:
 
     def corner(self, rows: int = 60, columns: int = 20) -> "Problem":
         """A small part, to compile on."""
-        matrix = torch.from_numpy(self.dense()[:rows, :columns].copy())
-        return replace(self, matrix=matrix, targets=self.targets[:rows])
+        matrix = self.matrix
+        part = matrix.rows(slice(rows)).to_dense() if isinstance(matrix, SpikeDictionary) else matrix[:rows]
+        return replace(self, matrix=part[:, :columns], targets=self.targets[:rows])
 
 
 def membranes(x: Tensor, widths: tuple[int, ...], seed: int, noise: float = 0.0) -> Tensor:
