@@ -197,7 +197,7 @@ def _linear_svc(problem: Problem, matrix: Array, tol: float) -> Point:
 # -- all of them ------------------------------------------------------------------------------------------------------
 
 TOLERANCES = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
-GRADIENTS = (1e-2, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6, 1e-7)
+GRADIENTS = (1e-2, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 1e-7)
 PASSES = (30, 100, 300, 1000, 3000, 10000)
 EXACT = (1e-6, 1e-8, 1e-10)
 SPARSE, RIDGE, ALL = ("l1", "elastic net"), ("ridge",), ("l1", "elastic net", "ridge")
