@@ -197,7 +197,8 @@ def _linear_svc(problem: Problem, matrix: Array, tol: float) -> Point:
 # -- all of them ------------------------------------------------------------------------------------------------------
 
 TOLERANCES = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
-GRADIENTS = (1e-2, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 1e-7)
+GRADIENTS = (1e-2, 1e-3, 5e-4, 2e-4, 1e-4, 5e-5, 2e-5, 1e-5, 5e-6, 2e-6, 1e-6, 1e-7)
+FEW = (1e-2, 1e-4, 1e-6)  # of Newton's method, with factors of the whole Hessian
 PASSES = (30, 100, 300, 1000, 3000, 10000)
 EXACT = (1e-6, 1e-8, 1e-10)
 SPARSE, RIDGE, ALL = ("l1", "elastic net"), ("ridge",), ("l1", "elastic net", "ridge")
@@ -219,9 +220,13 @@ def _peers() -> Iterator[Peer]:
     yield Peer("celer LogisticRegression", ("logistic",), TOLERANCES, _celer_logistic, **without)
     yield Peer("skglm ProxNewton", ("logistic",), TOLERANCES, _skglm_logistic, penalties=SPARSE)
     yield Peer("sklearn saga", SOFTMAX, PASSES, _saga, "C", "setting: passes", penalties=ALL)
-    for name, most in (("lbfgs", INF), ("newton-cg", INF), ("newton-cholesky", 4e7)):
+    for name, settings, most in (
+        ("lbfgs", GRADIENTS, INF),
+        ("newton-cg", GRADIENTS, INF),
+        ("newton-cholesky", FEW, 1e7),
+    ):
         run = partial(_sklearn_logistic, solver=name)
-        peer = Peer(f"sklearn {name}", SOFTMAX, GRADIENTS, run, "C", most=most, penalties=RIDGE)
+        peer = Peer(f"sklearn {name}", SOFTMAX, settings, run, "C", most=most, penalties=RIDGE)
         yield from (peer, peer.in_float32())
     yield Peer("LinearSVC", ("hinge", "squared_hinge"), TOLERANCES, _linear_svc, "C", penalties=RIDGE, **without)
     for method in ("ipm", "simplex"):
