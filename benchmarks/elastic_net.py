@@ -66,14 +66,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     torch.set_num_threads(options.threads)
-    path = options.output / "elastic_net.json"
+    file = "elastic_net_quick" if options.quick else "elastic_net"
+    path = options.output / f"{file}.json"
     results = json.loads(path.read_text())["results"] if path.exists() else {"problems": {}, "rows": []}
     rows = readouts(Sources(options.mnist, options.cache), options.quick)
     chosen = {name: row for name, row in rows.items() if matches(name, options.problems)}
     with threadpool_limits(options.threads):
         for name, row in chosen.items():
             for _ in measured(name, row, results, options):
-                write("elastic_net", results, (*PACKAGES, "celer", "skglm", "highspy", "clarabel"), options.output)
+                write(file, results, (*PACKAGES, "celer", "skglm", "highspy", "clarabel"), options.output)
     found = [line for name, row in chosen.items() for line in lines(name, row, results, options.threads)]
     show(f"{'CPU' if options.threads == 1 else 'wall'} seconds, {options.threads} threads", found)
     show("what is to be met", [line for name, row in chosen.items() for line in goals(name, row, found)])
@@ -84,29 +85,27 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measured(name: str, row: Readout, results: dict[str, Any], options: argparse.Namespace) -> Iterator[None]:
     """Run the solvers that are missing, ourselves first, and yield after each."""
-    there = {r["solver"] for r in results["rows"] if (r["problem"], r["threads"]) == (name, options.threads)}
-    there = set() if options.again else there
-    names = (OWN, *(peer.name for peer in PEERS))
-    wanted = [each for each in names if matches(each, options.solvers) and each not in there]
+    mine = [r for r in results["rows"] if (r["problem"], r["threads"]) == (name, options.threads)]
+    there = set() if options.again else {r["solver"] for r in mine if r["attempts"]}
+    wanted = [s for s in (OWN, *(peer.name for peer in PEERS)) if matches(s, options.solvers) and s not in there]
     if not wanted:
         return
     case = row.make()
-    suiting = {peer.name: peer for peer in PEERS if peer.suits(case.problems[0])}
     known = results["problems"].setdefault(name, {"scale": scale(case), "bounds": [0.0] * len(case.problems)})
+    suiting = {peer.name: peer for peer in PEERS if peer.suits(case.problems[0])}
     for solver in (each for each in wanted if each == OWN or each in suiting):
         if not known.get("referred"):
             refer(case, known)
-        new: dict[str, Any] = {"problem": name, "solver": solver, "threads": options.threads}
-        new |= {"load": os.getloadavg()[0], "attempts": [], "note": ""}
+        new: dict[str, Any] = {"problem": name, "threads": options.threads, "solver": solver}
+        results["rows"] = [r for r in results["rows"] if not new.items() <= r.items()]
+        new |= {"load": os.getloadavg()[0], "attempts": [], "note": ""}  # load: what else the machine is doing
         try:
             new["attempts"] = attempts(*runner(case, row, suiting.get(solver)), case, row, known, options)
             if solver == OWN and options.threads == 1 and not options.no_memory:
                 new |= {"peak MB": peak(name, options), "estimate MB": estimate(case.problems[0])}
         except Exception as failure:  # a solver's own fault is a result, and no reason to lose the others'
             new["note"] = f"failed: {failure!r}"[:200]
-        results["rows"] = [r for r in results["rows"] if any(r[key] != new[key] for key in list(new)[:3])]
-        if new["attempts"]:
-            results["rows"].append(new)
+        results["rows"].append(new)
         print(name, solver, new["note"], [(a["setting"], median(a["cpu"])) for a in new["attempts"]], flush=True)
         yield
 
@@ -243,22 +242,25 @@ def estimate(problem: Problem) -> int:
 def lines(name: str, row: Readout, results: dict[str, Any], threads: int) -> list[Row]:
     """Of the table: each solver at each tolerance."""
     mine = [r for r in results["rows"] if (r["problem"], r["threads"]) == (name, threads)]
-    found: list[Row] = []
-    for tolerance in row.tolerances:
-        for r in sorted(mine, key=lambda r: r["solver"] != OWN):
-            known = results["problems"][name]
-            attempt = cheapest(r["attempts"], tolerance, known)
-            last = attempt or r["attempts"][-1]
-            line: Row = {"problem": name, "tolerance": tolerance, "solver": r["solver"], "setting": last["setting"]}
-            clocked = {which: median(last[which]) for which in ("cpu", "wall")}
-            counted = clocked["cpu" if threads == 1 else "wall"]
-            line |= {"seconds": counted if attempt else None, "wall": clocked["wall"], "runs": len(last["cpu"])}
-            reached = "" if attempt else f"not reached in {counted:.1f} s"
-            line |= {"suboptimality": error(last, known), "note": reached}
-            if error(last, known) < -ROUNDING:
-                line["note"] += " BELOW A BOUND, which is wrong"
-            found.append(line | {key: r.get(key) for key in ("peak MB", "estimate MB")})
-    return found
+    mine.sort(key=lambda r: r["solver"] != OWN)
+    return [line(r, tolerance, results["problems"][name]) for tolerance in row.tolerances for r in mine]
+
+
+def line(measured: Row, tolerance: float, known: dict[str, Any]) -> Row:
+    """The cheapest attempt that meets the tolerance; without one, the last."""
+    attempt = cheapest(measured["attempts"], tolerance, known)
+    last = attempt or next(reversed(measured["attempts"]), None)
+    shown: Row = {"problem": measured["problem"], "tolerance": tolerance, "solver": measured["solver"]}
+    seconds = {which: last and median(last[which]) for which in ("cpu", "wall")}
+    counted = seconds["cpu" if measured["threads"] == 1 else "wall"]
+    shown |= {"setting": last and last["setting"], "seconds": counted if attempt else None, "wall": seconds["wall"]}
+    shown |= {"runs": last and len(last["cpu"]), "suboptimality": last and error(last, known)}
+    shown |= {key: measured.get(key) for key in ("peak MB", "estimate MB")} | {"note": measured["note"]}
+    if last and not attempt:
+        shown["note"] += f"not reached in {counted:.1f} s"
+    if last and shown["suboptimality"] < -ROUNDING:
+        shown["note"] += " BELOW A BOUND, which is wrong"
+    return shown
 
 
 def goals(name: str, row: Readout, found: list[Row]) -> list[Row]:

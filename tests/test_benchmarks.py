@@ -137,8 +137,9 @@ def test_the_benchmark_of_readouts_runs_and_keeps_what_is_there(mnist, monkeypat
     options += ["--solvers", f"{ours},sklearn lbfgs,sklearn Ridge,sklearn Lasso,sklearn saga,celer*,HiGHS ipm"]
 
     def attempts():
-        results = json.loads((mnist / "elastic_net.json").read_text())["results"]
-        return {(row["problem"], row["solver"]): row["attempts"] for row in results["rows"]}, results["problems"]
+        results = json.loads((mnist / "elastic_net_quick.json").read_text())["results"]
+        found = {(row["problem"], row["solver"]): row["attempts"] for row in results["rows"] if row["attempts"]}
+        return found, results["problems"]
 
     threads = torch.get_num_threads()
     try:
