@@ -71,7 +71,7 @@ def readouts(sources: Sources, quick: bool) -> dict[str, Readout]:
             partial(along, targets, held_out), ratios={"sklearn Ridge": 4, "sklearn Ridge float32": 2}
         ),
         "ridge-60000": Readout(partial(ridge, partial(random_layer, sources, *size(60_000, 2048))), ratios={"*": 2}),
-        "ridge-100-classes": Readout(partial(ridge, many), 2.5, {"*": 3}),
+        "ridge-100-classes": Readout(partial(ridge, many), ratios={"*": 3}),
     }
     for data in (trained, random_layer):
         for beta, seconds in ((0.3, 0.5), (0.03, 1.5), (0.003, 6.0)):
