@@ -92,10 +92,10 @@ def measured(name: str, row: Readout, results: dict[str, Any], options: argparse
         return
     case = row.make()
     known = results["problems"].setdefault(name, {"scale": scale(case), "bounds": [0.0] * len(case.problems)})
+    if not known.get("referred"):
+        refer(case, known)
     suiting = {peer.name: peer for peer in PEERS if peer.suits(case.problems[0])}
     for solver in (each for each in wanted if each == OWN or each in suiting):
-        if not known.get("referred"):
-            refer(case, known)
         new: dict[str, Any] = {"problem": name, "threads": options.threads, "solver": solver}
         results["rows"] = [r for r in results["rows"] if not new.items() <= r.items()]
         new |= {"load": os.getloadavg()[0], "attempts": [], "note": ""}  # load: what else the machine is doing
@@ -118,7 +118,10 @@ def scale(case: Case) -> float:
 
 
 def refer(case: Case, known: dict[str, Any]) -> None:
-    """Raise the bounds by our own solutions to a tight tolerance, once, where the package has such programmes."""
+    """Raise the bounds by our own solutions to a tight tolerance, where the package has such programmes.
+
+    Until one has converged, each call of this script tries again.
+    """
     try:
         found = [ask(problem, REFERENCE) for problem in case.problems]
     except TypeError as missing:
