@@ -258,7 +258,7 @@ def line(measured: Row, tolerance: float, known: dict[str, Any]) -> Row:
     counted = seconds["cpu" if measured["threads"] == 1 else "wall"]
     shown |= {"setting": last and last["setting"], "seconds": counted if attempt else None, "wall": seconds["wall"]}
     shown |= {"runs": last and len(last["cpu"]), "suboptimality": last and error(last, known)}
-    shown |= {key: measured.get(key) for key in ("peak MB", "estimate MB")} | {"note": measured["note"]}
+    shown |= {key: measured.get(key) for key in ("peak MB", "estimate MB")} | {"note": measured["note"][:60]}
     if last and not attempt:
         shown["note"] += f"not reached in {counted:.1f} s"
     if last and shown["suboptimality"] < -ROUNDING:
