@@ -196,11 +196,11 @@ def _linear_svc(problem: Problem, matrix: Array, tol: float) -> Point:
 
 # -- all of them ------------------------------------------------------------------------------------------------------
 
-TOLERANCES = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
+TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
 GRADIENTS = (1e-2, 1e-3, 5e-4, 2e-4, 1e-4, 5e-5, 2e-5, 1e-5, 5e-6, 2e-6, 1e-6, 1e-7)
 FEW = (1e-2, 1e-4, 1e-6)  # of Newton's method, with factors of the whole Hessian
 PASSES = (30, 100, 300, 1000, 3000, 10000)
-EXACT = (1e-6, 1e-8, 1e-10)
+EXACT = (1e-4, 1e-6, 1e-8, 1e-10)
 SPARSE, RIDGE, ALL = ("l1", "elastic net"), ("ridge",), ("l1", "elastic net", "ridge")
 SOFTMAX = ("logistic", "cross_entropy")
 
@@ -230,7 +230,9 @@ def _peers() -> Iterator[Peer]:
         yield from (peer, peer.in_float32())
     yield Peer("LinearSVC", ("hinge", "squared_hinge"), TOLERANCES, _linear_svc, "C", penalties=RIDGE, **without)
     for method in ("ipm", "simplex"):
-        yield Peer(f"HiGHS {method}", ("hinge",), (1e-7, 1e-9), partial(highs, method=method), note="outputs in turn")
+        yield Peer(
+            f"HiGHS {method}", ("hinge",), (1e-4, 1e-7, 1e-9), partial(highs, method=method), note="outputs in turn"
+        )
     yield Peer("Clarabel", ("hinge",), EXACT, clarabel, note="outputs in turn", most=5e7, penalties=ALL)
     yield Peer("CVXPY+Clarabel", SOFTMAX, EXACT, cvxpy, "C", "with compilation", 5e6, ALL)
 
