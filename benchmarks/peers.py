@@ -1,22 +1,29 @@
 """The other solvers, at settings of increasing accuracy, with the options their authors recommend.
 
-Every function solves `(1/n) sum loss + rho |W|_1` on the matrix it is given, with an unpenalised intercept where the
-programme has one, and returns coefficients `[P, C]` and intercept `[C]`. Objectives are rescaled to each solver's own
-convention: sklearn, celer and skglm's Lasso and skglm's Logistic take rho, the others `C = 1 / (n rho)`.
+Every function solves `(1/n) sum loss + rho (a |W|_1 + (1 - a)/2 |W|_2^2)`, a = l1_ratio, on the matrix it is given,
+with an unpenalised intercept where the programme has one, and returns coefficients `[P, C]` and intercept `[C]`.
+Objectives are rescaled to each solver's own convention: scikit-learn's, celer's and skglm's Lasso and ElasticNet and
+skglm's Logistic take rho, Ridge `n rho`, the others `C = 1 / (n rho)`. liblinear penalises an intercept (a column of
+ones), so it is asked only where there is none. Penalties over groups of outputs (MultiTaskLasso) are other programmes;
+several targets of one squared loss are solved one by one, or from one Gram matrix.
+
+Not here: adelie, whose multinomial is grouped and which wants NumPy below 2.
 """
 
-import contextlib
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+from conic import clarabel, cvxpy, highs
 from numpy.typing import NDArray
 from problems import Problem
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 Point = tuple[Array, Array]
+INF = float("inf")
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,23 @@ class Peer:
     run: Callable[[Problem, Array, float], Point]
     order: str = "F"
     note: str = ""
-    most: float = float("inf")
+    most: float = INF
+    penalties: tuple[str, ...] = ("l1",)
+    fits_intercept: bool = True
+    dtype: type = np.float64
+
+    def suits(self, problem: Problem) -> bool:
+        """Whether it solves this very programme, at this size."""
+        same = problem.loss in self.losses and problem.penalty in self.penalties
+        return same and (self.fits_intercept or not problem.fit_intercept) and problem.size <= self.most
+
+    def matrix(self, problem: Problem) -> Array:
+        """The matrix as it likes it best."""
+        return problem.dense(self.order, self.dtype)
+
+    def in_float32(self) -> "Peer":
+        """The same in single precision."""
+        return replace(self, name=f"{self.name} float32", dtype=np.float32)
 
 
 def _point(model: Any) -> Point:
@@ -40,42 +63,95 @@ def _point(model: Any) -> Point:
     return coef, np.broadcast_to(np.asarray(model.intercept_, dtype=float), coef.shape[1:]).copy()
 
 
-def _labels(problem: Problem) -> Array:
-    return problem.targets.numpy().ravel()
-
-
-def _sklearn_lasso(problem: Problem, matrix: Array, tol: float) -> Point:
-    from sklearn.linear_model import Lasso
-
-    return _point(Lasso(problem.rho, tol=tol, max_iter=200_000).fit(matrix, _labels(problem)))
-
-
-def _celer_lasso(problem: Problem, matrix: Array, tol: float) -> Point:
-    from celer import Lasso
-
-    return _point(Lasso(problem.rho, tol=tol, max_iter=1000).fit(matrix, _labels(problem)))
-
-
-def _skglm_lasso(problem: Problem, matrix: Array, tol: float) -> Point:
-    from skglm import GeneralizedLinearEstimator
-    from skglm.datafits import Quadratic
-    from skglm.penalties import L1
-    from skglm.solvers import AndersonCD
-
-    solver = AndersonCD(tol=tol, fit_intercept=True, max_iter=500)
-    return _point(GeneralizedLinearEstimator(Quadratic(), L1(problem.rho), solver).fit(matrix, _labels(problem)))
+def _labels(problem: Problem, matrix: Array | None = None) -> Array:
+    """Labels or targets, `[n]` where there is one output; targets in the matrix's precision."""
+    targets = problem.targets.numpy()
+    if problem.loss == "squared" and matrix is not None:
+        targets = targets.astype(matrix.dtype)
+    return targets.ravel() if targets.ndim == 2 and targets.shape[1] == 1 else targets
 
 
 def _c(problem: Problem) -> float:
     return 1 / (problem.matrix.shape[0] * problem.rho)
 
 
-def _liblinear(problem: Problem, matrix: Array, tol: float) -> Point:
+def _one_by_one(solve: Callable[[Array], Any], targets: Array) -> Point:
+    """A point of several targets, each fitted by itself."""
+    points = [_point(solve(target)) for target in (targets.T if targets.ndim == 2 else [targets])]
+    return np.hstack([coef for coef, _ in points]), np.hstack([intercept for _, intercept in points])
+
+
+# -- squared ----------------------------------------------------------------------------------------------------------
+
+
+def _sklearn_net(problem: Problem, matrix: Array, tol: float, gram: bool = False) -> Point:
+    from sklearn.linear_model import ElasticNet, Lasso
+
+    options = {"precompute": gram, "tol": tol, "max_iter": 200_000, "fit_intercept": problem.fit_intercept}
+    lasso = problem.penalty == "l1"
+    model = Lasso(problem.rho, **options) if lasso else ElasticNet(problem.rho, l1_ratio=problem.l1_ratio, **options)
+    return _point(model.fit(matrix, _labels(problem, matrix)))
+
+
+def _sklearn_ridge(problem: Problem, matrix: Array, setting: float) -> Point:
+    from sklearn.linear_model import Ridge
+
+    alpha = problem.rho * len(matrix)
+    model = Ridge(alpha, solver="cholesky", fit_intercept=problem.fit_intercept)
+    return _point(model.fit(matrix, _labels(problem, matrix)))
+
+
+def _celer_net(problem: Problem, matrix: Array, tol: float) -> Point:
+    from celer import ElasticNet, Lasso
+
+    options = {"tol": tol, "max_iter": 1000, "fit_intercept": problem.fit_intercept}
+    lasso = problem.penalty == "l1"
+    model = Lasso(problem.rho, **options) if lasso else ElasticNet(problem.rho, l1_ratio=problem.l1_ratio, **options)
+    return _one_by_one(partial(model.fit, matrix), _labels(problem))
+
+
+def _skglm_penalty(problem: Problem) -> Any:
+    from skglm.penalties import L1, L1_plus_L2
+
+    return L1(problem.rho) if problem.penalty == "l1" else L1_plus_L2(problem.rho, problem.l1_ratio)
+
+
+def _skglm_net(problem: Problem, matrix: Array, tol: float) -> Point:
+    from skglm import GeneralizedLinearEstimator
+    from skglm.datafits import Quadratic
+    from skglm.solvers import AndersonCD
+
+    solver = AndersonCD(tol=tol, fit_intercept=problem.fit_intercept, max_iter=500)
+    model = GeneralizedLinearEstimator(Quadratic(), _skglm_penalty(problem), solver)
+    return _one_by_one(partial(model.fit, matrix), _labels(problem))
+
+
+def _skglm_gram(problem: Problem, matrix: Array, tol: float) -> Point:
+    """On one Gram matrix of centred columns, which counts once for all targets (`GramCD` makes its own for each)."""
+    from skglm.datafits import QuadraticHessian
+    from skglm.solvers import AndersonCD
+
+    targets = _labels(problem).reshape(len(matrix), -1)
+    fitted = float(problem.fit_intercept)
+    means, mean = fitted * matrix.mean(0), fitted * targets.mean(0)
+    gram = np.asfortranarray(matrix.T @ matrix / len(matrix) - np.outer(means, means))
+    linear = np.asfortranarray(np.outer(means, mean) - matrix.T @ targets / len(matrix))
+    solver = AndersonCD(tol=tol, fit_intercept=False, max_iter=500)
+    penalty = _skglm_penalty(problem)
+    coef = np.stack([solver.solve(gram, column, QuadraticHessian(), penalty)[0] for column in linear.T], 1)
+    return coef, mean - means @ coef
+
+
+# -- cross-entropy, with one output and with several ------------------------------------------------------------------
+
+
+def _sklearn_logistic(problem: Problem, matrix: Array, tol: float, solver: str) -> Point:
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(
-        C=_c(problem), l1_ratio=1, solver="liblinear", tol=tol, fit_intercept=False, max_iter=100_000
-    )
+        C=_c(problem), l1_ratio=problem.l1_ratio, solver=solver, tol=tol, fit_intercept=problem.fit_intercept,
+        max_iter=100_000,
+    )  # fmt: skip
     return _point(model.fit(matrix, _labels(problem)))
 
 
@@ -83,7 +159,7 @@ def _saga(problem: Problem, matrix: Array, passes: float) -> Point:
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(
-        C=_c(problem), l1_ratio=1, solver="saga", tol=1e-12, max_iter=int(passes), random_state=0,
+        C=_c(problem), l1_ratio=problem.l1_ratio, solver="saga", tol=1e-12, max_iter=int(passes), random_state=0,
         fit_intercept=problem.fit_intercept,
     )  # fmt: skip
     return _point(model.fit(matrix, _labels(problem)))
@@ -98,60 +174,70 @@ def _celer_logistic(problem: Problem, matrix: Array, tol: float) -> Point:
 def _skglm_logistic(problem: Problem, matrix: Array, tol: float) -> Point:
     from skglm import GeneralizedLinearEstimator
     from skglm.datafits import Logistic
-    from skglm.penalties import L1
     from skglm.solvers import ProxNewton
 
-    solver = ProxNewton(tol=tol, fit_intercept=False, max_iter=200)
-    return _point(GeneralizedLinearEstimator(Logistic(), L1(problem.rho), solver).fit(matrix, 2 * _labels(problem) - 1))
+    solver = ProxNewton(tol=tol, fit_intercept=problem.fit_intercept, max_iter=200)
+    model = GeneralizedLinearEstimator(Logistic(), _skglm_penalty(problem), solver)
+    return _point(model.fit(matrix, 2 * _labels(problem) - 1))
 
 
-def _cvxpy(problem: Problem, matrix: Array, **options: Any) -> Point:
-    import cvxpy as cp
-
-    n, labels = matrix.shape[0], problem.targets.numpy()
-    outputs = int(labels.max()) + 1 if problem.loss == "cross_entropy" else 1
-    w, b = cp.Variable((matrix.shape[1], outputs)), cp.Variable((1, outputs))
-    z = matrix @ w + (np.ones((n, 1)) @ b if problem.fit_intercept else 0)
-    absolute, constraints = cp.abs(w), []
-    if problem.loss == "hinge":
-        # written out as a linear programme: CVXPY 1.9.3 hands HiGHS bounds of NaN for pos(1 - t * (X @ w)), whose
-        # "optimal" answer is then w = 0
-        data, absolute = cp.Variable((n, 1)), cp.Variable(w.shape)
-        constraints = [data >= 0, data >= 1 - cp.multiply(2.0 * labels[:, None] - 1, z), absolute >= w, absolute >= -w]
-        data = cp.sum(data)
-    elif problem.loss == "cross_entropy":
-        data = cp.sum(cp.log_sum_exp(z, axis=1)) - cp.sum(cp.multiply(np.eye(outputs)[labels], z))
-    else:
-        raise ValueError(problem.loss)
-    programme = cp.Problem(cp.Minimize(data / n + problem.rho * cp.sum(absolute)), constraints)
-    with contextlib.suppress(cp.SolverError):
-        programme.solve(**options)
-    coef = np.zeros(w.shape) if w.value is None else w.value
-    return coef, np.zeros(outputs) if b.value is None else b.value[0]
+# -- hinge and squared hinge ------------------------------------------------------------------------------------------
 
 
-def _clarabel(problem: Problem, matrix: Array, tol: float) -> Point:
-    return _cvxpy(problem, matrix, solver="CLARABEL", tol_gap_abs=tol, tol_gap_rel=tol, tol_feas=tol)
+def _linear_svc(problem: Problem, matrix: Array, tol: float) -> Point:
+    from sklearn.svm import LinearSVC
+
+    model = LinearSVC(
+        loss=problem.loss, dual=problem.loss == "hinge", C=_c(problem), tol=tol, fit_intercept=False,
+        max_iter=1_000_000, random_state=0,
+    )  # fmt: skip
+    return _point(model.fit(matrix, _labels(problem)))
 
 
-def _highs(problem: Problem, matrix: Array, tol: float) -> Point:
-    options = {"primal_feasibility_tolerance": tol, "dual_feasibility_tolerance": tol}
-    return _cvxpy(problem, matrix, solver="HIGHS", highs_options=options)
+# -- all of them ------------------------------------------------------------------------------------------------------
+
+TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
+GRADIENTS = (1e-2, 1e-3, 5e-4, 2e-4, 1e-4, 5e-5, 2e-5, 1e-5, 5e-6, 2e-6, 1e-6, 1e-7)
+FEW = (1e-2, 1e-4, 1e-6)  # of Newton's method, with factors of the whole Hessian
+PASSES = (30, 100, 300, 1000, 3000, 10000)
+EXACT = (1e-4, 1e-6, 1e-8, 1e-10)
+SPARSE, RIDGE, ALL = ("l1", "elastic net"), ("ridge",), ("l1", "elastic net", "ridge")
+SOFTMAX = ("logistic", "cross_entropy")
 
 
-TOLERANCES = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
-WITHOUT = "no intercept in any row of this problem"
-PEERS = (
-    Peer("sklearn Lasso", ("squared",), TOLERANCES, _sklearn_lasso),
-    Peer("celer Lasso", ("squared",), TOLERANCES, _celer_lasso),
-    Peer("skglm AndersonCD", ("squared",), TOLERANCES, _skglm_lasso),
-    Peer("liblinear", ("logistic",), TOLERANCES, _liblinear, "C", WITHOUT),
-    Peer("celer LogisticRegression", ("logistic",), TOLERANCES, _celer_logistic, "F", WITHOUT),
-    Peer("skglm ProxNewton", ("logistic",), TOLERANCES, _skglm_logistic, "F", WITHOUT),
-    Peer("sklearn saga", ("cross_entropy",), (30, 100, 300, 1000, 3000, 10000), _saga, "C", "setting: passes"),
-    Peer("CVXPY+Clarabel", ("hinge", "cross_entropy"), (1e-6, 1e-8, 1e-10), _clarabel, "C", "with compilation", 5e6),
-    Peer("CVXPY+HiGHS", ("hinge",), (1e-7, 1e-9), _highs, "C", "with compilation"),
-)
+def _peers() -> Iterator[Peer]:
+    yield Peer("sklearn Lasso", ("squared",), TOLERANCES, _sklearn_net, penalties=SPARSE)
+    gram = Peer("sklearn Lasso+Gram", ("squared",), TOLERANCES, partial(_sklearn_net, gram=True), penalties=SPARSE)
+    ridge = Peer("sklearn Ridge", ("squared",), (0.0,), _sklearn_ridge, penalties=RIDGE)
+    for peer in (gram, ridge):
+        yield from (peer, peer.in_float32())
+    yield Peer("celer Lasso", ("squared",), TOLERANCES, _celer_net, penalties=SPARSE)
+    yield Peer("skglm AndersonCD", ("squared",), TOLERANCES, _skglm_net, penalties=SPARSE)
+    yield Peer("skglm AndersonCD+Gram", ("squared",), TOLERANCES, _skglm_gram, penalties=SPARSE)
+    liblinear = partial(_sklearn_logistic, solver="liblinear")
+    without = {"note": "no intercept in any row of this problem", "fits_intercept": False}
+    yield Peer("liblinear", ("logistic",), TOLERANCES, liblinear, "C", penalties=("l1", "ridge"), **without)
+    yield Peer("celer LogisticRegression", ("logistic",), TOLERANCES, _celer_logistic, **without)
+    yield Peer("skglm ProxNewton", ("logistic",), TOLERANCES, _skglm_logistic, penalties=SPARSE)
+    yield Peer("sklearn saga", SOFTMAX, PASSES, _saga, "C", "setting: passes", penalties=ALL)
+    for name, settings, most in (
+        ("lbfgs", GRADIENTS, INF),
+        ("newton-cg", GRADIENTS, INF),
+        ("newton-cholesky", FEW, 1e7),
+    ):
+        run = partial(_sklearn_logistic, solver=name)
+        peer = Peer(f"sklearn {name}", SOFTMAX, settings, run, "C", most=most, penalties=RIDGE)
+        yield from (peer, peer.in_float32())
+    yield Peer("LinearSVC", ("hinge", "squared_hinge"), TOLERANCES, _linear_svc, "C", penalties=RIDGE, **without)
+    for method in ("ipm", "simplex"):
+        yield Peer(
+            f"HiGHS {method}", ("hinge",), (1e-4, 1e-7, 1e-9), partial(highs, method=method), note="outputs in turn"
+        )
+    yield Peer("Clarabel", ("hinge",), EXACT, clarabel, note="outputs in turn", most=5e7, penalties=ALL)
+    yield Peer("CVXPY+Clarabel", SOFTMAX, EXACT, cvxpy, "C", "with compilation", 5e6, ALL)
+
+
+PEERS = tuple(_peers())
 
 
 def quietly(run: Callable[[], Point]) -> Point:

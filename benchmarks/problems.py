@@ -1,18 +1,20 @@
 """The matrices of benchmarks/solvers.py: membranes at the last step of random spiking units, as in the paper.
 
 The paper's neuron: leak 0.99 (tau = 100, undecayed input), soft reset, threshold 1; standard Gaussian witnesses; two
-branches; a column is `1[h[T] >= 0]`.
+branches; a column is `1[h[T] >= 0]`. Spike counts of layers as users have them are in benchmarks/layers.py.
 """
 
 import gzip
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_cvxsnn.patterns import SpikeDictionary
@@ -23,25 +25,58 @@ BRANCHES = 2
 
 @dataclass(frozen=True)
 class Problem:
-    """A programme: `loss` is logistic for cross-entropy with one output."""
+    """A programme, of labels `[n]` or float targets `[n, C]`; `loss` is logistic for cross-entropy with one output."""
 
     name: str
-    matrix: Tensor
+    matrix: Tensor | SpikeDictionary
     targets: Tensor
     loss: str
     rho: float
     fit_intercept: bool
+    l1_ratio: float = 1.0
 
     @property
     def arguments(self) -> dict:
         """Keyword arguments of `certificate`, but for the point."""
         loss = "cross_entropy" if self.loss == "logistic" else self.loss
-        return {"loss": loss, "rho": self.rho, "fit_intercept": self.fit_intercept}
+        mixed = {} if self.l1_ratio == 1 else {"l1_ratio": self.l1_ratio}
+        return {"loss": loss, "rho": self.rho, "fit_intercept": self.fit_intercept} | mixed
 
     @property
     def outputs(self) -> int | None:
         """Number of outputs if it is not the number of classes."""
         return 1 if self.loss == "logistic" else None
+
+    @property
+    def width(self) -> int:
+        """Number of outputs C."""
+        if self.targets.dim() == 2:
+            return self.targets.shape[1]
+        classes = int(self.targets.max()) + 1
+        return 1 if self.loss == "logistic" or (self.loss.endswith("hinge") and classes == 2) else classes
+
+    @property
+    def size(self) -> int:
+        """Rows x columns x outputs."""
+        return math.prod(self.matrix.shape) * self.width
+
+    @property
+    def penalty(self) -> Literal["l1", "ridge", "elastic net"]:
+        """The kind of penalty."""
+        return "l1" if self.l1_ratio == 1 else "ridge" if self.l1_ratio == 0 else "elastic net"
+
+    def dense(self, order: Any = "F", dtype: Any = np.float64) -> NDArray:
+        """The matrix as most solvers want it."""
+        if isinstance(self.matrix, SpikeDictionary):
+            torch_dtype = torch.float32 if dtype == np.float32 else torch.float64
+            return np.asarray(self.matrix.to_dense(torch_dtype).numpy(), order=order)
+        return np.asarray(self.matrix.numpy(), order=order, dtype=dtype)
+
+    def corner(self, rows: int = 60, columns: int = 20) -> "Problem":
+        """A small part, to compile on."""
+        matrix = self.matrix
+        part = matrix.rows(slice(rows)).to_dense() if isinstance(matrix, SpikeDictionary) else matrix[:rows]
+        return replace(self, matrix=part[:, :columns], targets=self.targets[:rows])
 
 
 def membranes(x: Tensor, widths: tuple[int, ...], seed: int, noise: float = 0.0) -> Tensor:
@@ -73,16 +108,21 @@ def xor(rows: int, columns: int, noise: float = 0.0) -> tuple[Tensor, Tensor]:
     return membranes(x, (columns,), 1, noise), bits[:, 0] ^ bits[:, -1]
 
 
-@lru_cache
-def mnist(folder: Path, rows: int, columns: int, noise: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Sequential MNIST, 4 steps of 196 pixels, two hidden layers, the first of half the width."""
-    images, labels = (
+def images(folder: Path, rows: int) -> tuple[Tensor, Tensor]:
+    """The first rows of MNIST's test images in one random order: float64 `[n, 784]` in [0, 1], and labels."""
+    pixels, labels = (
         np.frombuffer(gzip.decompress((folder / name).read_bytes()), np.uint8, offset=offset).astype(np.float64)
         for name, offset in (("t10k-images-idx3-ubyte.gz", 16), ("t10k-labels-idx1-ubyte.gz", 8))
     )
     order = torch.randperm(labels.size, generator=torch.Generator().manual_seed(0))[:rows]
-    x = torch.tensor(images).reshape(-1, 4, 196)[order].transpose(0, 1) / 255
-    return membranes(x, (columns // 2, columns), 1, noise), torch.tensor(labels).long()[order]
+    return torch.tensor(pixels).reshape(-1, 784)[order] / 255, torch.tensor(labels).long()[order]
+
+
+@lru_cache
+def mnist(folder: Path, rows: int, columns: int, noise: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Sequential MNIST, 4 steps of 196 pixels, two hidden layers, the first of half the width."""
+    x, labels = images(folder, rows)
+    return membranes(x.reshape(-1, 4, 196).transpose(0, 1), (columns // 2, columns), 1, noise), labels
 
 
 @lru_cache
@@ -95,22 +135,34 @@ def teacher(rows: int, columns: int, classes: int) -> tuple[Tensor, Tensor]:
     return membranes(x, (columns,), 1), labels
 
 
-def mixture(rows: int, columns: int, classes: int, device: str = "cpu") -> tuple[SpikeDictionary, Tensor]:
-    """Counts of 4 steps of random units (leak 0.9, soft reset) that see a Gaussian mixture, and its labels."""
+def spike_counts(currents: Iterable[Tensor]) -> Tensor:
+    """uint8 `[n, P]`: spikes of units (leak 0.9, soft reset, threshold 1) on currents `[n, P]`, one for each step."""
+    v: Any = 0.0
+    counts: Any = 0
+    for current in currents:
+        v = 0.9 * v + current
+        fired = v >= 1
+        v = v - fired.float()
+        counts = counts + fired.to(torch.uint8)
+    return counts
+
+
+def mixture(
+    rows: int, columns: int, classes: int, device: str = "cpu", clusters: int | None = None
+) -> tuple[SpikeDictionary, Tensor]:
+    """Counts of 4 steps of random units that see a Gaussian mixture, and its labels; a class has `clusters / classes`.
+
+    More clusters than classes: classes that no plane separates.
+    """
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(classes, 64, generator=generator)
+    centres = torch.randn(clusters or classes, 64, generator=generator)
     weights = (torch.randn(64, columns, generator=generator) / 8).to(device)
-    labels = torch.randint(classes, (rows,), generator=generator)
-    counts = torch.zeros(rows, columns, dtype=torch.uint8, device=device)
+    labels = torch.randint(clusters or classes, (rows,), generator=generator)
+    counts = []
     for part in torch.arange(rows).split(2000):
         x = 0.4 * centres[labels[part]] + torch.randn(len(part), 64, generator=generator)
-        drive, v = 0.45 * x.to(device) @ weights - 0.05, torch.zeros(len(part), columns, device=device)
-        for _ in range(4):
-            v = 0.9 * v + drive
-            fired = v >= 1
-            v -= fired.float()
-            counts[part[0] : part[-1] + 1] += fired
-    return SpikeDictionary(counts, 1 / 4), labels
+        counts.append(spike_counts([0.45 * x.to(device) @ weights - 0.05] * 4))
+    return SpikeDictionary(torch.cat(counts), 1 / 4), labels % classes
 
 
 def programme(name: str, data: tuple[Tensor, Tensor], loss: str, beta: float, distinct: bool = False) -> Problem:

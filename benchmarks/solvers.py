@@ -147,8 +147,7 @@ def compare(options: argparse.Namespace) -> Iterator[list[Row]]:
         error, note = (solution.primal - bound) / scale, f"certified {solution.gap / scale:.0e}"
         rows = [row_of(problem, OWN, "gap 1e-6", seconds, runs, error, None, note)]
         for peer in PEERS:
-            size = problem.matrix.numel() * (problem.outputs or int(problem.targets.max()) + 1)
-            if problem.loss in peer.losses and matches(peer.name, options.solvers) and size <= peer.most:
+            if peer.suits(problem) and matches(peer.name, options.solvers):
                 rows.append(compare_peer(options, problem, peer, scale, bound, seconds))
         there = [row for row in rows[1:] if row["seconds"] is not None and row["seconds"] <= REPEATS[-1][0]]
         for row in [rows[0], *sorted(there, key=lambda row: row["seconds"])[:1]]:
@@ -186,7 +185,7 @@ def compare_peer(
     options: argparse.Namespace, problem: Problem, peer: Peer, scale: float, bound: float, mine: float
 ) -> Row:
     """The cheapest setting of a peer that meets the rule, or the last one tried."""
-    matrix = np.asarray(problem.matrix.numpy(), order=peer.order)
+    matrix = peer.matrix(problem)
     warm_up(problem, peer)
     for setting in peer.settings:
         run = partial(quietly, partial(peer.run, problem, matrix, setting))
@@ -205,9 +204,8 @@ def compare_peer(
 def warm_up(problem: Problem, peer: Peer) -> None:
     """Compile on a corner of the problem, for peers with a compiler."""
     if peer.name.startswith(("skglm", "celer")):
-        labels = problem.targets[:60]
-        small = Problem("corner", problem.matrix[:60, :20], labels, problem.loss, problem.rho, problem.fit_intercept)
-        quietly(lambda: peer.run(small, np.asarray(small.matrix.numpy(), order=peer.order), peer.settings[0]))
+        small = problem.corner()
+        quietly(lambda: peer.run(small, peer.matrix(small), peer.settings[0]))
 
 
 def primal_of(problem: Problem, coef: np.ndarray, intercept: np.ndarray) -> float:
@@ -233,14 +231,12 @@ def peak_memory(options: argparse.Namespace, problem: str, solver: str, setting:
 def peak_of(folder: Path, quick: bool, name: str, solver: str, setting: str) -> float:
     problem = dict(problems(folder, quick))[name]()
     if solver == OWN:
-        small = Problem("corner", problem.matrix[:60, :20], problem.targets[:60], problem.loss, 0.01, True)
-        own(small)
+        own(problem.corner())
         run: Callable[[], Any] = partial(own, problem)
     else:
         peer = next(peer for peer in PEERS if peer.name == solver)
         warm_up(problem, peer)
-        matrix = np.asarray(problem.matrix.numpy(), order=peer.order)
-        run = partial(quietly, partial(peer.run, problem, matrix, float(setting)))
+        run = partial(quietly, partial(peer.run, problem, peer.matrix(problem), float(setting)))
     return grown(run)
 
 

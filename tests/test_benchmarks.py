@@ -1,5 +1,7 @@
 import gzip
 import importlib
+import inspect
+import io
 import json
 import struct
 import subprocess
@@ -8,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from lightning_cvxsnn.convex import solve
 
 ROOT = Path(__file__).parent.parent
 
@@ -15,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 def test_the_solver_benchmark_runs(tmp_path):
     """One row of the comparison, and the parts that a GPU is given, on the CPU."""
     pytest.importorskip("cvxpy")
-    table = ["--problems", "xor-hinge-raw-0.1", "--solvers", "*Clarabel"]
+    table = ["--problems", "xor-hinge-raw-0.1", "--solvers", "Clarabel"]
     options = ["--quick", "--device", "cpu", "--parts", "softmax_path,large,table", *table]
     command = [sys.executable, ROOT / "benchmarks/solvers.py", *options, "--output", tmp_path, "--mnist", tmp_path]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -25,7 +30,7 @@ def test_the_solver_benchmark_runs(tmp_path):
     results = written["results"]
     assert results["device"] == "cpu"
     own, peer = results["table"]
-    assert {own["solver"], peer["solver"]} == {"lightning_cvxsnn", "CVXPY+Clarabel"}
+    assert {own["solver"], peer["solver"]} == {"lightning_cvxsnn", "Clarabel"}
     assert own["suboptimality"] <= 1e-6
     if sys.platform == "linux":
         assert 0 <= own["peak MB"] < 500
@@ -96,6 +101,121 @@ def mnist(tmp_path):
         header = b"\0\0\x08" + bytes([len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
         (tmp_path / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
     return tmp_path
+
+
+def test_the_layers_of_the_benchmarks_are_kept_and_the_same_each_time(mnist, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    layers = importlib.import_module("layers")
+    one, other = (layers.Sources(mnist, mnist / name) for name in ("one", "other"))
+    for make, sizes in (
+        (layers.trained, (200, 16, 10)),
+        (layers.random_layer, (200, 16)),
+        (layers.random_layer, (400, 16)),
+    ):
+        dictionary, labels = make(one, *sizes)
+        assert dictionary.shape == sizes[:2]
+        assert len(labels) == sizes[0]
+        assert 0.02 < dictionary.rate < 0.5
+        for sources in (one, other):
+            again, again_labels = make(sources, *sizes)
+            assert again.counts.equal(dictionary.counts)
+            assert again_labels.equal(labels)
+    assert not layers.trained(one, 200, 16, 11)[0].counts.equal(layers.trained(one, 200, 16, 10)[0].counts)
+    assert layers.regression(one, 200, 16, 3)[1].shape == (200, 3)
+
+
+def test_the_benchmark_of_readouts_runs_and_keeps_what_is_there(mnist, monkeypatch, capsys):
+    """A row of each loss; what takes l1_ratio is ours where the package has it."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    elastic_net = importlib.import_module("elastic_net")
+    ours, chosen = (
+        "lightning_cvxsnn",
+        "ridge-60000,ridge-squared-ten-rhos,l1-random-0.03,l1-binary,l1-squared,hinge-0.1",
+    )
+    options = ["--quick", "--mnist", str(mnist), "--cache", str(mnist), "--output", str(mnist), "--repeats", "2"]
+    options += ["--problems", chosen, "--no-memory"]
+    options += ["--solvers", f"{ours},sklearn lbfgs,sklearn Ridge,sklearn Lasso,sklearn saga,celer*,HiGHS ipm"]
+
+    def attempts():
+        results = json.loads((mnist / "elastic_net_quick.json").read_text())["results"]
+        found = {(row["problem"], row["solver"]): row["attempts"] for row in results["rows"] if row["attempts"]}
+        return found, results["problems"]
+
+    threads = torch.get_num_threads()
+    try:
+        elastic_net.main(options)
+        found, problems = attempts()
+        solved = {problem for problem, solver in found if solver == ours}
+        have = "l1_ratio" in inspect.signature(solve).parameters
+        assert solved == {name for name in chosen.split(",") if have or not name.startswith("ridge")}
+        peers = {solver for _, solver in found} - {ours}
+        assert {"sklearn lbfgs", "sklearn Ridge", "sklearn Lasso", "HiGHS ipm"} <= peers
+        for (problem, solver), tried in found.items():
+            assert -1e-9 <= elastic_net.error(tried[-1], problems[problem]) <= 1e-6, solver
+        assert "no bound of ours" not in capsys.readouterr().out or not have
+
+        elastic_net.main(options)
+        assert attempts()[0] == found
+        elastic_net.main([*options, "--again", "--problems", "l1-binary"])
+        new = attempts()[0]
+        assert {key for key in found if new[key] != found[key]} == {key for key in found if key[0] == "l1-binary"}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_package_s_own_estimate_of_memory_is_found(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    elastic_net, problems = importlib.import_module("elastic_net"), importlib.import_module("problems")
+    small, large = (
+        elastic_net.estimate(problems.Problem("", torch.zeros(rows, 512), torch.arange(rows) % 10, "hinge", 0.1, True))
+        for rows in (500, 5000)
+    )
+    assert 1 < small < large < 1000
+
+
+@pytest.mark.slow
+def test_two_checkouts_are_compared_in_pairs(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks/pairs.py", ROOT, ROOT, "--quick", "--pairs", "1"]
+    command += ["--mnist", tmp_path, "--output", tmp_path, "--problems", "xor-squared-raw-1,resolve-xor-squared-0.01"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert not result.stderr, result.stderr
+    rows = json.loads((tmp_path / "pairs.json").read_text())["results"]["rows"]
+    assert [row["problem"] for row in rows] == ["xor-squared-raw-1", "resolve-xor-squared-0.01"]
+    assert all(row["old"] > 0 and row["new"] > 0 for row in rows)
+
+
+def test_the_solver_of_one_checkout_tells_its_seconds(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    pairs = importlib.import_module("pairs")
+    chosen = {"xor-squared-raw-1", "resolve-xor-squared-0.01", "path-xor-squared", "growth-200x16x4-hinge"}
+    jobs = {name: job for name, job in pairs.jobs(tmp_path, quick=True) if name in chosen}
+    assert jobs.keys() == chosen
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(["where", *jobs])))
+    pairs.serve(jobs)
+    where, *seconds = capsys.readouterr().out.split()
+    assert Path(where) == ROOT
+    assert len(seconds) == len(chosen)
+    assert all(float(each) > 0 for each in seconds)
+
+
+def test_pairs_of_times_are_compared(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    pairs = importlib.import_module("pairs")
+    said = []
+
+    class Fake:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def say(self, name):
+            said.append(self.factor)
+            return str(self.factor * len(said))
+
+    row = pairs.compare([Fake(1.0), Fake(1.0)], "any", 4)
+    assert row["pairs"] == 4
+    assert 0.9 < row["new / old"] < 1.1
+    assert pairs.compare([Fake(2.0), Fake(1.0)], "any", 5)["new / old"] < 0.6
+    assert said[10:] != sorted(said[10:])
 
 
 def test_the_benchmark_of_searches_runs(mnist):
