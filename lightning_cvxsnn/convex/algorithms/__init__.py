@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from lightning_cvxsnn.convex.algorithms.base import Algorithm, Minimum, StoppingRule
+from lightning_cvxsnn.convex.algorithms.face import FaceNewton
 from lightning_cvxsnn.convex.algorithms.hinge import ColumnGeneration
 from lightning_cvxsnn.convex.algorithms.newton import WorkingSetNewton
 from lightning_cvxsnn.convex.algorithms.reference import CvxpyReference
 from lightning_cvxsnn.convex.algorithms.ridge import RidgeNewton
-from lightning_cvxsnn.convex.losses import LossFunction
 from lightning_cvxsnn.convex.penalties import ElasticNet
+from lightning_cvxsnn.convex.presolve import ReducedProgramme
 
 __all__ = [
-    "Algorithm", "ColumnGeneration", "CvxpyReference", "Minimum", "RidgeNewton", "StoppingRule", "WorkingSetNewton",
-    "algorithm_for",
+    "Algorithm", "ColumnGeneration", "CvxpyReference", "FaceNewton", "Minimum", "RidgeNewton", "StoppingRule",
+    "WorkingSetNewton", "algorithm_for",
 ]  # fmt: skip
 
 
-_OWN: tuple[Algorithm, ...] = (WorkingSetNewton(), RidgeNewton(), ColumnGeneration())
+_OWN: tuple[Algorithm, ...] = (FaceNewton(), WorkingSetNewton(), RidgeNewton(), ColumnGeneration())
 
 
-def algorithm_for(loss: LossFunction, penalty: ElasticNet) -> Algorithm:
-    """The first of the package's own algorithms that takes this loss and this penalty.
+def algorithm_for(programme: ReducedProgramme, penalty: ElasticNet) -> Algorithm:
+    """The first of the package's own algorithms that takes this programme with this penalty.
 
     Raises:
         ValueError: None takes them.
     """
     for algorithm in _OWN:
-        if algorithm.takes(loss, penalty):
+        if algorithm.takes(programme, penalty):
             return algorithm
     raise ValueError(
-        f"No algorithm takes loss {loss.name!r} with the penalty {type(penalty).__name__}. Choose another loss, or "
-        "solver='cvxpy'."
+        f"No algorithm takes loss {programme.loss.name!r} with the penalty {type(penalty).__name__}. Choose "
+        "another loss, or solver='cvxpy'."
     )

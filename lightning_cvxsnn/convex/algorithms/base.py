@@ -9,7 +9,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lightning_cvxsnn.convex.losses import LossFunction
 from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 from lightning_cvxsnn.convex.solution import Point
@@ -59,8 +58,8 @@ class Minimum:
 class Algorithm(Protocol):
     """A way to solve reduced programmes."""
 
-    def takes(self, loss: LossFunction, penalty: ElasticNet) -> bool:
-        """Whether the loss and the penalty offer what the algorithm requires."""
+    def takes(self, programme: ReducedProgramme, penalty: ElasticNet) -> bool:
+        """Whether the loss and the penalty offer what the algorithm requires, and the size suits it."""
         ...
 
     def minimise(self, programme: ReducedProgramme, penalty: ElasticNet, start: Point, stop: StoppingRule) -> Minimum:

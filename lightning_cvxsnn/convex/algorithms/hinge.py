@@ -27,7 +27,6 @@ from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule
 from lightning_cvxsnn.convex.algorithms.grouped import group
 from lightning_cvxsnn.convex.algorithms.interior import predictor_corrector
 from lightning_cvxsnn.convex.algorithms.restricted import Iterate, RestrictedSystem, add_columns, gather, initial
-from lightning_cvxsnn.convex.losses import LossFunction
 from lightning_cvxsnn.convex.losses.hinge import Hinge
 from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
@@ -61,9 +60,9 @@ class ColumnGeneration:
     columns: int = 100
     warm_columns: int = 32
 
-    def takes(self, loss: LossFunction, penalty: ElasticNet) -> bool:
+    def takes(self, programme: ReducedProgramme, penalty: ElasticNet) -> bool:
         """Hinge loss."""
-        return isinstance(loss, Hinge) and isinstance(penalty, ElasticNet) and penalty.l1_ratio > 0
+        return isinstance(programme.loss, Hinge) and isinstance(penalty, ElasticNet) and penalty.l1_ratio > 0
 
     def minimise(self, programme: ReducedProgramme, penalty: ElasticNet, start: Point, stop: StoppingRule) -> Minimum:
         """Solve a reduced programme with hinge loss; see :class:`Algorithm`. The dual point is in its box."""

@@ -27,7 +27,7 @@ from torch import Tensor
 from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule
 from lightning_cvxsnn.convex.algorithms.quadratic import minimise_quadratic
 from lightning_cvxsnn.convex.certify import Certifier
-from lightning_cvxsnn.convex.losses import LossFunction, SmoothLoss, proof_named
+from lightning_cvxsnn.convex.losses import SmoothLoss, proof_named
 from lightning_cvxsnn.convex.matrix import Matrix
 from lightning_cvxsnn.convex.penalties import ElasticNet, proof_of, soft_threshold
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
@@ -60,9 +60,9 @@ class WorkingSetNewton:
     small_model: int = 500
     largest_model: int = 8192
 
-    def takes(self, loss: LossFunction, penalty: ElasticNet) -> bool:
+    def takes(self, programme: ReducedProgramme, penalty: ElasticNet) -> bool:
         """Smooth losses, if the penalty is not ridge alone."""
-        return isinstance(loss, SmoothLoss) and isinstance(penalty, ElasticNet) and penalty.l1_ratio > 0
+        return isinstance(programme.loss, SmoothLoss) and isinstance(penalty, ElasticNet) and penalty.l1_ratio > 0
 
     def minimise(self, programme: ReducedProgramme, penalty: ElasticNet, start: Point, stop: StoppingRule) -> Minimum:
         """Solve a reduced programme with a smooth loss; see :class:`Algorithm`."""

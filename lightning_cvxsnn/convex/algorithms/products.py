@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import torch
@@ -40,6 +41,33 @@ class Products:
         whole = rows * self.columns <= _WHOLE
         self.copy = matrix.source.block(slice(0, rows)).to(self.dtype) if whole else None
 
+    def of_columns(self, index: Tensor) -> Products:
+        """The same of some columns, copied."""
+        part = copy.copy(self)
+        part.columns, part.factor, part.shift = index.numel(), self.factor[index], self.shift[index]
+        part.copy = self.matrix.source.block(slice(0, self.rows), index).to(self.dtype).contiguous()
+        return part
+
+    def joined(self, other: Products) -> Products:
+        """With the columns of another after its own; both are copies."""
+        assert self.copy is not None
+        assert other.copy is not None
+        both = copy.copy(self)
+        both.columns = self.columns + other.columns
+        both.factor, both.shift = torch.cat([self.factor, other.factor]), torch.cat([self.shift, other.shift])
+        both.copy = torch.cat([self.copy, other.copy], 1)
+        return both
+
+    def gram_with(self, other: Products, root: Tensor) -> Tensor:
+        """``A^T diag(root^2) B`` with the columns ``B`` of another; both are copies."""
+        assert self.copy is not None
+        assert other.copy is not None
+        count_work(self.rows * self.columns * other.columns)
+        weighted = other.copy * root.square()
+        product = (self.copy.T @ weighted) * self.factor[:, None] * other.factor
+        total = float(root.square().sum())
+        return product - total * torch.outer(self.shift, other.shift)
+
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Slices of rows and their entries, without mean and factor."""
         if self.copy is not None:
@@ -58,10 +86,20 @@ class Products:
             block = self.matrix.source.rows(rows).block(slice(0, len(rows))).to(self.dtype)
         return block * self.factor - self.shift
 
+    def entries_of(self, columns: Tensor) -> Tensor:
+        """``A`` in some columns, the intercept's after the others, ``[n, k]``; of a copy."""
+        assert self.copy is not None
+        own = columns.clamp(max=self.columns - 1)
+        block = self.copy.index_select(1, own) * self.factor[own] - self.shift[own]
+        block[:, columns == self.columns] = 1.0
+        return block
+
     def outputs(self, step: Tensor) -> Tensor:
         """``A step``, ``[n, C]``, of ``step [C, p (+ 1)]``."""
-        count_work(self.rows * step.numel())
         wide, constant = self._inner(step)
+        if not bool(wide.any()):
+            return constant.expand(-1, self.rows).T
+        count_work(self.rows * step.numel())
         return torch.cat([wide @ block.T for _, block in self.blocks()], 1).add_(constant).T
 
     def slopes(self, rows: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule
-from lightning_cvxsnn.convex.losses import LossFunction
 from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 from lightning_cvxsnn.convex.solution import Point
@@ -27,7 +26,7 @@ class CvxpyReference:
     The outputs ``Z`` are variables tied to the coefficients by an equality; its multiplier is the dual point.
     """
 
-    def takes(self, loss: LossFunction, penalty: ElasticNet) -> bool:
+    def takes(self, programme: ReducedProgramme, penalty: ElasticNet) -> bool:
         """Any that have an expression."""
         return True
 

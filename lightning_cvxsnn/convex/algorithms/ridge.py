@@ -11,6 +11,7 @@ equality costs: it is known without a certificate, and tells conjugate gradients
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule
 from lightning_cvxsnn.convex.algorithms.products import Products
 from lightning_cvxsnn.convex.algorithms.spectrum import Spectrum, spectrum
-from lightning_cvxsnn.convex.losses import LossFunction, SmoothLoss
+from lightning_cvxsnn.convex.losses import SmoothLoss
 from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 from lightning_cvxsnn.convex.solution import Point
@@ -43,9 +44,9 @@ class RidgeNewton:
 
     iteration_limit: int = 100
 
-    def takes(self, loss: LossFunction, penalty: ElasticNet) -> bool:
+    def takes(self, programme: ReducedProgramme, penalty: ElasticNet) -> bool:
         """Smooth losses and ridge."""
-        return isinstance(loss, SmoothLoss) and isinstance(penalty, ElasticNet) and penalty.l1_ratio == 0
+        return isinstance(programme.loss, SmoothLoss) and isinstance(penalty, ElasticNet) and penalty.l1_ratio == 0
 
     def minimise(self, programme: ReducedProgramme, penalty: ElasticNet, start: Point, stop: StoppingRule) -> Minimum:
         """Solve a reduced programme; see :class:`Algorithm`. Its residuals are the best dual point."""
@@ -64,7 +65,7 @@ class _Descent:
             raise ValueError(f"loss is {loss.name!r}; expected one with a curvature, such as 'cross_entropy'.")
         self.programme, self.loss, self.ridge = programme, loss, ridge
         self.encoded, self.weight = programme.encoded, programme.weight
-        self.model = programme.kept.setdefault("ridge", None) or _Model(programme)
+        self.model: _Model = programme.kept.get("ridge") or _Model(programme, loss.quadratic)
         programme.kept["ridge"] = self.model
         self.rough, self.exact = self.model.rough, self.model.exact
         self.columns = self.exact.columns
@@ -130,8 +131,7 @@ class _Descent:
             turned = inverse(residual)
             before, product = product, float((residual * turned).sum())
             direction = turned + product / before * direction if k else turned
-            curved = self.rough.curved(direction, bend)
-            curved[:, : self.columns] += self.ridge * direction[:, : self.columns]
+            curved = self._curved(direction, bend)
             curvature = float((direction * curved).sum())
             if not curvature > 0:
                 break
@@ -140,6 +140,17 @@ class _Descent:
             if self._gap(residual) <= enough:
                 break
         return step.to(gradient)
+
+    def _curved(self, direction: Tensor, bend: Callable[[slice, Tensor], Tensor]) -> Tensor:
+        """The Hessian times a direction."""
+        gram = self.model.spectrum.gram
+        if self.loss.quadratic and gram is not None and self.rough.dtype == gram.dtype:
+            curved = direction * self.model.spectrum.total
+            curved[:, : self.columns] = direction[:, : self.columns] @ gram
+        else:
+            curved = self.rough.curved(direction, bend)
+        curved[:, : self.columns] += self.ridge * direction[:, : self.columns]
+        return curved
 
     def _move(self, step: Tensor, value: float, slope: float) -> bool:
         """Backtrack until the objective falls by a share of what the slope promises; whether it ever does."""
@@ -158,7 +169,7 @@ class _Descent:
 class _Model:
     """What all ridge programmes over the same rows and columns share."""
 
-    def __init__(self, programme: ReducedProgramme) -> None:
+    def __init__(self, programme: ReducedProgramme, every_row: bool) -> None:
         matrix, weight = programme.matrix, programme.weight
         self.root = programme.multiplicity.sqrt()
         self.mean = matrix.T @ weight / weight.sum() if programme.fit_intercept else torch.zeros_like(self.root)
@@ -166,7 +177,7 @@ class _Model:
         shape = matrix, self.mean, self.root, programme.fit_intercept
         self.rough = Products(*shape)
         self.exact = self.rough if self.rough.dtype == torch.float64 else Products(*shape, torch.float64)
-        self.spectrum: Spectrum = spectrum(self.rough, weight)
+        self.spectrum: Spectrum = spectrum(self.rough, weight, every_row)
         self.size = float(self.spectrum.values.sum()) / self.spectrum.total  # mean squared length of a row
 
     def inside(self, coef: Tensor, intercept: Tensor) -> Tensor:

@@ -32,11 +32,13 @@ class Spectrum:
         basis: ``[p, k]``, orthonormal.
         values: ``[k]``, not negative; 0 in all directions beside the basis.
         total: Sum of the weights of all rows.
+        gram: ``G [p, p]``, if it is of all rows.
     """
 
     basis: Tensor
     values: Tensor
     total: float
+    gram: Tensor | None = None
 
     def preconditioner(self, bend: Tensor, ridge: float) -> Preconditioner:
         r"""The inverse of ``bend / total \otimes G + ridge``, for ``bend [C, C]`` summed over rows."""
@@ -73,18 +75,26 @@ class Preconditioner:
         return (self.outputs @ inner).to(residual)
 
 
-def spectrum(products: Products, weight: Tensor) -> Spectrum:
-    """Of the rows with their weights ``[n]``; of some of them, where there are far more than columns."""
+def spectrum(products: Products, weight: Tensor, every_row: bool) -> Spectrum:
+    """Of the rows with their weights ``[n]``; of some of them, where there are far more than columns.
+
+    Args:
+        products: With the columns.
+        weight: ``[n]``.
+        every_row: Whether all rows are looked at also then, so that the Gram is exact.
+    """
     rows, columns = products.rows, products.columns
     total = float(weight.sum())
-    count = min(rows, max(_ROWS * columns, 256) if columns <= _MOST else _MOST)
+    most = rows if every_row else max(_ROWS * columns, 256)
+    count = min(rows, most if columns <= _MOST else _MOST)
     chosen = torch.arange(count, device=weight.device) * rows // count
     share = weight[chosen]
     root = (share * (total / share.sum())).sqrt()[:, None].to(products.dtype)
     entries = root * products.entries(chosen)
     if count >= columns:
-        values, basis = torch.linalg.eigh(gram(entries))
-        return Spectrum(basis, values.clamp_min(0), total)
+        product = gram(entries)
+        values, basis = torch.linalg.eigh(product)
+        return Spectrum(basis, values.clamp_min(0), total, product if count == rows else None)
     values, left = torch.linalg.eigh(gram(entries.T.contiguous()))
     kept = values > 1e-6 * values[-1]
     basis = (entries.T @ left[:, kept]) / values[kept].sqrt()

@@ -1,0 +1,248 @@
+"""The inner problem of `face`: a second-order model over some entries, with the elastic net, by conjugate gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_cvxsnn.convex.algorithms.interior import factor
+from lightning_cvxsnn.convex.algorithms.products import Products
+from lightning_cvxsnn.convex.algorithms.quadratic import minimise_quadratic
+from lightning_cvxsnn.convex.losses import SmoothLoss
+from lightning_cvxsnn.convex.penalties import ElasticNet, soft_threshold
+from lightning_cvxsnn.convex.presolve import ReducedProgramme
+from lightning_cvxsnn.runtime.work import count_work
+
+__all__ = ["Columns", "minimise_model"]
+
+_ROUNDS = 6  # faces of one model
+_FORCING = 0.1  # share of its slope that a model may leave
+_STEPS = 40  # of conjugate gradients on one face
+_DROPS = 4  # times that entries which would enter with the wrong sign are left out of a face
+_LENGTHS = 0.5, 0.25, 0.125, 0.0625  # of a step to another face that does not descend
+_DENSE = 1500  # entries up to which a Hessian is cheaper than conjugate gradients
+_LARGEST = 8192  # entries of a Hessian, so that it stays below half a GiB
+_PROXIMAL = 1e-6  # relative, on the diagonal of the models of faces: directions may be flat
+_RIDGE = 1e-6  # relative, of the preconditioner: a float32 Gram is not more exact
+
+
+class Columns:
+    """The columns that have been worked on, gathered once, and their weighted and centred Gram."""
+
+    def __init__(self, programme: ReducedProgramme) -> None:
+        matrix, weight = programme.matrix, programme.weight
+        ones = torch.ones_like(programme.multiplicity)
+        self.mean = matrix.T @ weight / weight.sum() if programme.fit_intercept else torch.zeros_like(ones)
+        shape = matrix, self.mean, ones, programme.fit_intercept
+        self.rough = Products(*shape)
+        self.exact = self.rough if self.rough.dtype == torch.float64 else Products(*shape, torch.float64)
+        self.root = weight.sqrt()[:, None].to(self.rough.dtype)
+        self.place = torch.full((matrix.shape[1],), -1, device=weight.device)
+        self.index = self.place[:0]
+        self.block = self.rough.of_columns(self.index)
+        self.gram = self.root.new_zeros(0, 0)
+
+    def including(self, index: Tensor) -> Tensor:
+        """Have these columns among them; the columns that there are then, in their order."""
+        new = index[self.place[index] < 0]
+        if new.numel():
+            known = self.index.numel()
+            fresh = self.rough.of_columns(new)
+            self.index = torch.cat([self.index, new])
+            self.place[new] = torch.arange(known, self.index.numel(), device=new.device)
+            self.block = self.block.joined(fresh)
+            border = self.block.gram_with(fresh, self.root)
+            self.gram = torch.cat([torch.cat([self.gram, border[:known]], 1), border.T])
+        return self.index
+
+
+def minimise_model(
+    columns: Columns, loss: SmoothLoss, local: Tensor, weight: Tensor, penalty: ElasticNet, start: Tensor,
+    slope: Tensor, working: Tensor,
+) -> tuple[Tensor, float]:  # fmt: skip
+    """Minimise a model, nearly.
+
+    Args:
+        columns: Of the model.
+        loss: The loss.
+        local: What its second derivatives are made of, ``[n, C]``.
+        weight: ``[n]``.
+        penalty: The penalty.
+        start: ``[C, u (+ 1)]``, the intercept's last.
+        slope: The loss's slope there, ``[C, u (+ 1)]``.
+        working: Which entries may move, ``[C, u (+ 1)]``.
+
+    Returns:
+        The step ``[C, u (+ 1)]`` and the change of the model, not positive.
+    """
+    model = _Model(columns, loss, local, weight, penalty, start)
+    coupled = loss.coupled(local.shape[1])
+    size = int(working.sum()) if coupled else int(working.sum(1).max())
+    if size > _DENSE:
+        step, change = model.by_faces(slope, working)
+        if change < 0 or size > _LARGEST:
+            return step, change
+    if coupled:
+        return model.at_once(slope, working)
+    parts = torch.diag(torch.ones(len(working), dtype=torch.bool, device=working.device))
+    moves = [model.at_once(slope, working & part[:, None]) for part in parts]
+    return torch.stack([step for step, _ in moves]).sum(0), sum(change for _, change in moves)
+
+
+class _Model:
+    def __init__(
+        self, columns: Columns, loss: SmoothLoss, local: Tensor, weight: Tensor, penalty: ElasticNet, start: Tensor
+    ) -> None:
+        self.columns, self.loss, self.block = columns, loss, columns.block
+        dtype, known = self.block.dtype, columns.index.numel()
+        self.mean_curvature = loss.mean_bend(local, weight).diagonal()
+        self.total = float(weight.sum())
+        self.local, self.weight = local.to(dtype), weight.to(dtype)[:, None]
+        self.start = start
+        self.l1 = torch.zeros_like(start[:1])
+        self.l1[:, :known] = penalty.l1
+        self.l2 = torch.zeros_like(start[:1])
+        curvature = penalty.curvature(len(columns.place))
+        if curvature is not None:
+            self.l2[:, :known] = curvature[columns.index.to(curvature.device), 0].to(start)
+        lengths = torch.full_like(start[0], self.total)
+        lengths[:known] = columns.gram.diagonal()
+        self.diagonal = self.l2 + _PROXIMAL * torch.outer(self.mean_curvature / self.total, lengths)
+
+    def curved(self, step: Tensor) -> Tensor:
+        """The model's Hessian times a step."""
+        rough = step.to(self.block.dtype)
+        product = self.block.curved(rough, lambda part, z: self.weight[part] * self.loss.bend(self.local[part], z))
+        return product.to(step) + self.diagonal * step
+
+    def at_once(self, slope: Tensor, working: Tensor) -> tuple[Tensor, float]:
+        """The step and the change by the model's Hessian over all working entries."""
+        owner, place = working.nonzero(as_tuple=True)  # sorted by output
+        hessian = self._hessian(owner, place).to(slope)
+        hessian.diagonal().mul_(1 + _RIDGE).add_(self.l2[0, place])
+        old, weights = self.start[owner, place], self.l1[0, place]
+        gradient = slope[owner, place] + self.l2[0, place] * old
+        new, change, _ = minimise_quadratic(hessian, gradient, old, weights)
+        step = torch.zeros_like(self.start)
+        step[owner, place] = new - old
+        return step, change
+
+    def _hessian(self, owner: Tensor, place: Tensor) -> Tensor:
+        """Of the loss in some entries, output by output; ``[k, k]``."""
+        if self.loss.quadratic:
+            return self._gram(place)
+        entries = self.block.entries_of(place)
+        hessian = entries.new_zeros(len(place), len(place))
+        count_work(len(entries) * len(place) ** 2 // 2)
+        for c in sorted(set(owner.tolist())):
+            first, last = int((owner < c).sum()), int((owner <= c).sum())
+            unit = torch.zeros_like(self.local)
+            unit[:, c] = 1.0
+            bent = (self.weight * self.loss.bend(self.local, unit))[:, owner[first:]]
+            hessian[first:, first:last] = (entries[:, first:] * bent).T @ entries[:, first:last]
+        return hessian.tril() + hessian.tril(-1).T
+
+    def _gram(self, place: Tensor) -> Tensor:
+        """The Hessian of one output of the squared loss: the intercept has nothing in common with centred columns."""
+        own = place < len(self.columns.gram)
+        hessian = self.columns.gram.new_zeros(len(place), len(place))
+        hessian.diagonal().add_(self.total)
+        index = place[own]
+        hessian[: len(index), : len(index)] = self.columns.gram.index_select(0, index).index_select(1, index)
+        return hessian
+
+    def by_faces(self, slope: Tensor, working: Tensor) -> tuple[Tensor, float]:
+        """The same by conjugate gradients on one face after the other."""
+        point, slope = self.start, slope + self.l2 * self.start
+        free = self.l1 == 0
+        first, total = None, 0.0
+        for _ in range(_ROUNDS):
+            inside = (point != 0) | free
+            descent = torch.where(inside, slope + self.l1 * point.sign(), soft_threshold(slope, self.l1)) * working
+            size = float(descent.square().sum())
+            first = size if first is None else first
+            if size <= (_FORCING**2 * first if total < 0 else 0.0):
+                break
+            face = working & (inside | (descent != 0))
+            signs = torch.where(point != 0, point.sign(), -descent.sign()) * ~free
+            step, curved = self._on_face(face, -descent, _FORCING * size**0.5, None)
+            for _ in range(_DROPS):
+                wrong = face & (point == 0) & (step * signs < 0)
+                if not bool(wrong.any()):
+                    break
+                face = face & ~wrong
+                step, curved = self._on_face(face, -descent, _FORCING * size**0.5, step)
+            moved = self._accept(point, step, curved, slope, signs)
+            if moved is None:
+                break
+            step, curved, change = moved
+            point, slope, total = point + step, slope + curved, total + change
+        return point - self.start, total
+
+    def _accept(
+        self, point: Tensor, step: Tensor, curved: Tensor, slope: Tensor, signs: Tensor
+    ) -> tuple[Tensor, Tensor, float] | None:
+        """As far as it descends, entries that would change their sign held at zero."""
+        bound = self.l1 > 0
+        first = torch.where(bound & ((point + step) * point < 0), -point / step, 1.0).min()
+        for length in (1.0, *_LENGTHS, float(first)):
+            target = point + length * step
+            crossing = bound & (target * signs < 0)
+            target = torch.where(crossing, 0.0, target)
+            move = target - point
+            bent = length * curved
+            if bool(crossing.any()):
+                bent = self.curved(move)
+            change = float((move * (slope + bent / 2)).sum() + (self.l1 * (target.abs() - point.abs())).sum())
+            if change < 0:
+                return move, bent, change
+        return None
+
+    def _on_face(self, face: Tensor, right: Tensor, enough: float, start: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Conjugate gradients for the Hessian on a face; the step and the Hessian times it."""
+        inverse = self._preconditioner(face)
+        step, curved = torch.zeros_like(right), torch.zeros_like(right)
+        if start is not None:
+            step = start * face
+            curved = self.curved(step)
+        residual = (right - curved) * face
+        direction, product = residual, 0.0
+        for k in range(_STEPS):
+            turned = inverse(residual)
+            before, product = product, float((residual * turned).sum())
+            direction = turned + product / before * direction if k else turned
+            bent = self.curved(direction)
+            curvature = float((direction * bent).sum())
+            if not curvature > 0:
+                break
+            length = product / curvature
+            step, curved = step + length * direction, curved + length * bent
+            residual = residual - length * bent * face
+            if float(residual.square().sum()) <= enough**2:
+                break
+        return step, curved
+
+    def _preconditioner(self, face: Tensor) -> Callable[[Tensor], Tensor]:
+        """Of each output, the inverse of its mean curvature times the Gram on the face."""
+        known = self.columns.index.numel()
+        parts = []
+        for c, entries in enumerate(face[:, :known]):
+            index = entries.nonzero()[:, 0]
+            share = float(self.mean_curvature[c]) / self.total
+            gram = share * self.columns.gram.index_select(0, index).index_select(1, index)
+            gram.diagonal().add_(self.diagonal[c, index].to(gram))
+            parts.append((index, factor(gram, _RIDGE) if index.numel() else gram))
+        constant = 1 / self.mean_curvature.clamp_min(1e-300)
+
+        def inverse(residual: Tensor) -> Tensor:
+            turned = torch.zeros_like(residual)
+            for c, (index, lower) in enumerate(parts):
+                right = residual[c, index].to(lower)[:, None]
+                turned[c, index] = torch.cholesky_solve(right, lower)[:, 0].to(residual)
+            if residual.shape[1] > known:
+                turned[:, known:] = constant[:, None] * residual[:, known:]
+            return turned
+
+        return inverse
