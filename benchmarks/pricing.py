@@ -15,7 +15,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from common import RESULTS, accuracy, quiet, sequential_mnist, write
-from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
@@ -26,6 +25,7 @@ from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import capture_programme
 from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.runtime.progress import no_progress
+from lightning_cvxsnn.runtime.rng import isolate_rng
 from lightning_cvxsnn.witnesses.column_generation import ColumnGeneration
 from lightning_cvxsnn.witnesses.kinds import WitnessOptions
 from lightning_cvxsnn.witnesses.layer_search import LayerSearchSettings

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_flatten
@@ -17,6 +16,7 @@ from lightning_cvxsnn.network.lif import LIF
 from lightning_cvxsnn.network.readout import Readout, find_readout
 from lightning_cvxsnn.network.rows import Batch, TrainingRows
 from lightning_cvxsnn.network.spikes import Capture, capture
+from lightning_cvxsnn.runtime.rng import isolate_rng
 
 #: Training rows that firing rates are measured on.
 CALIBRATION_ROWS = 1024

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.seed import isolate_rng
 from networks import Net, loader, rows
 from torch.utils.data import (
     BatchSampler,
@@ -31,6 +30,7 @@ from torch.utils.data import (
 
 from lightning_cvxsnn.network.copies import Original
 from lightning_cvxsnn.network.rows import TrainingRows, unpack
+from lightning_cvxsnn.runtime.rng import isolate_rng
 
 
 def training_rows(dataloader, module=None, max_samples=None, seed=0):
