@@ -138,10 +138,10 @@ class TrainingRows:
         for index, batch in enumerate(read.read(self._seed), self._first):
             yield unpack(self._module, self._transfer(batch), index)
 
-    def raw(self) -> Any:
-        """The first batch, as ``training_step`` gets it."""
+    def raw(self) -> Iterator[Any]:
+        """The batches as ``training_step`` gets them."""
         seed_generators(self._seed)
-        return self._transfer(next(iter(self._read.read(self._seed))))
+        yield from map(self._transfer, self._read.read(self._seed))
 
 
 def rows_of(model: nn.Module, dataloader: Any, *, max_samples: int | None = None, seed: int = 0) -> TrainingRows:
