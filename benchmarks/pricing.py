@@ -14,12 +14,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from common import RESULTS, accuracy, quiet, sequential_mnist, write
+from common import RESULTS, accuracy, sequential_mnist, write
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
 from lightning_cvxsnn import LitSNN, reconstruct
+from lightning_cvxsnn.demo import quiet
 from lightning_cvxsnn.network import undisturbed
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import capture_programme
