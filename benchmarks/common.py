@@ -2,12 +2,8 @@
 
 import importlib.metadata
 import json
-import logging
 import os
 import platform
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -101,17 +97,3 @@ def accuracy(net: pl.LightningModule, *parts: TensorDataset) -> float:
         right: list[Tensor] = [net(x).argmax(-1) == y for x, y in (part.tensors for part in parts)]
     net.train(mode)
     return float(torch.cat(right).float().mean())
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Lightning's messages and all warnings out of the table."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

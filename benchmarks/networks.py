@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from common import RESULTS, Row, quiet, show, trainer, write
+from common import RESULTS, Row, show, trainer, write
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from sklearn.datasets import load_digits
 from spikingjelly.activation_based import functional, layer, neuron, rnn, surrogate
@@ -44,6 +44,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cvxsnn import ConvexReconstruction
+from lightning_cvxsnn.demo import quiet
 
 T = 2
 CLASSES = 10

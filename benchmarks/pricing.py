@@ -14,18 +14,19 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from common import RESULTS, accuracy, quiet, sequential_mnist, write
-from lightning.pytorch.utilities.seed import isolate_rng
+from common import RESULTS, accuracy, sequential_mnist, write
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
 from lightning_cvxsnn import LitSNN, reconstruct
+from lightning_cvxsnn.demo import quiet
 from lightning_cvxsnn.network import undisturbed
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import capture_programme
 from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.runtime.progress import no_progress
+from lightning_cvxsnn.runtime.rng import isolate_rng
 from lightning_cvxsnn.witnesses.column_generation import ColumnGeneration
 from lightning_cvxsnn.witnesses.kinds import WitnessOptions
 from lightning_cvxsnn.witnesses.layer_search import LayerSearchSettings

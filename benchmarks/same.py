@@ -19,7 +19,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from common import Row, accuracy, digits, quiet, show, trainer
+from common import Row, accuracy, digits, show, trainer
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,6 +39,7 @@ from lightning_cvxsnn import (
     widen_margins,
 )
 from lightning_cvxsnn.convex import certificate, path, solve
+from lightning_cvxsnn.demo import quiet
 
 TOLERANCE = 1e-9
 SEED = 0

@@ -14,7 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from common import RESULTS, accuracy, quiet, trainer, write
+from common import RESULTS, accuracy, trainer, write
 from lightning.pytorch.callbacks import EarlyStopping
 
 from lightning_cvxsnn import (
@@ -26,6 +26,7 @@ from lightning_cvxsnn import (
     calibrate,
     reconstruct,
 )
+from lightning_cvxsnn.demo import quiet
 
 XOR_METHODS = ("random CVX", "SG, default weights", "SG, calibrated", "defaults")
 ADDITION_METHODS = ("random CVX", "SG + CVX", "priced branches")

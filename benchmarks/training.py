@@ -20,10 +20,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from common import RESULTS, accuracy, digits, quiet, sequential_mnist, show, trainer, write
+from common import RESULTS, accuracy, digits, sequential_mnist, show, trainer, write
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cvxsnn import ConvexReconstruction, LitSNN, calibrate
+from lightning_cvxsnn.demo import quiet
 
 MATCHED = (5, 10, 20, 40)  # epochs at which runs are compared
 LOOKS = (*range(1, 8), *range(10, 41, 5))  # epochs after which runs are evaluated

@@ -19,13 +19,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from common import RESULTS, Row, accuracy, digits, quiet, sequential_mnist, show, trainer, write
+from common import RESULTS, Row, accuracy, digits, sequential_mnist, show, trainer, write
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cvxsnn import ConvexReconstruction, LitSNN, calibrate
+from lightning_cvxsnn.demo import quiet
 
 FIGURES = ("test", "objective", "active", "candidates")
 EPOCHS = (0, 5, 10, 12, 20, 40)

@@ -100,7 +100,7 @@ def train(
         callback: Convex reconstruction, or None: surrogate gradients alone.
     """
     row = DemoRow(name)
-    with _quiet():
+    with quiet():
         pl.seed_everything(settings.seed, verbose=False)
         data = DigitsDataModule(seed=settings.seed)
         net = LitSNN(hidden=list(settings.hidden), lr=settings.lr)
@@ -192,8 +192,8 @@ def show_demo(epochs: int = 20, hidden: int | tuple[int, ...] = (128, 128), lr: 
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress Lightning's messages and all warnings."""
+def quiet() -> Iterator[None]:
+    """Suppress Lightning's messages and all warnings in this context."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

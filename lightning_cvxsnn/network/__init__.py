@@ -2,6 +2,7 @@
 
 from lightning_cvxsnn.network.activity import LayerActivity, measure_activity
 from lightning_cvxsnn.network.batch_norm import adapting_batch_norms, estimate_batch_norm
+from lightning_cvxsnn.network.contents import put_back
 from lightning_cvxsnn.network.dataflow import is_spiking
 from lightning_cvxsnn.network.isolation import forward_of, release_graphs, reset_neurons, undisturbed
 from lightning_cvxsnn.network.lif import LIF
@@ -24,6 +25,7 @@ __all__ = [
     "measure_activity",
     "neuron_of",
     "observe",
+    "put_back",
     "release_graphs",
     "reset_neurons",
     "undisturbed",

@@ -1,38 +1,25 @@
 """Copies of a user's data loader that can be read without moving the loader itself."""
 
 import copy
-import dis
-import enum
 import functools
 import io
-import logging
-import random
 import threading
 import types
-import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.synchronize import SemLock
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lightning_cvxsnn.network.outside import LONG, SHARED, surroundings
+
 _DATA = 2**20  # entries from which a tensor or an array is data, which is shared, and not state
-_LONG = 10_000  # elements from which a container is copied without what it holds
-_LIBRARIES = ("torch", "lightning", "numpy", "spikingjelly", "torchvision", "builtins", "collections", "typing", "abc")
-_SHARED = (
-    *(type, types.ModuleType, types.BuiltinFunctionType, types.CodeType, types.CellType, property),
-    *(type(threading.Lock()), type(threading.RLock()), SemLock, weakref.ref, np.memmap, enum.Enum, logging.Logger),
-    *(pl.Trainer, pl.LightningModule, bool, int, float, complex, str, bytes, range, slice, type(None), type(...)),
-)
 _RUNNING = (types.GeneratorType, types.CoroutineType, threading.Thread, map, filter, zip, enumerate)
-_RANDOM = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
 class Original:
@@ -59,7 +46,7 @@ class Original:
                 f"The training data is {what} that cannot be copied ({error}), so it cannot be read without disturbing "
                 "training. Open files, connections and generators in its `__iter__`, not in its constructor."
             ) from error
-        self._outside = list(_outside(copier.functions, copier.classes))
+        self._outside = list(surroundings(copier.functions, copier.classes))
 
     def copy(self) -> Any:
         """A fresh copy, in the state at construction."""
@@ -92,7 +79,7 @@ class _Copier:
 
     def copy(self, thing: Any) -> Any:
         """The copy of ``thing``; within one copier an object has one copy."""
-        if isinstance(thing, _SHARED):
+        if isinstance(thing, SHARED):
             return thing
         if id(thing) not in self._memo:
             self._alive.append(thing)
@@ -123,7 +110,7 @@ class _Copier:
         return self._object(thing)
 
     def _container(self, thing: Any) -> Any:
-        if len(thing) >= _LONG:
+        if len(thing) >= LONG:
             return copy.copy(thing)
         if isinstance(thing, (tuple, frozenset)):
             elements = [self.copy(element) for element in thing]
@@ -190,111 +177,3 @@ def _slots(thing: Any) -> Iterator[tuple[str, Any]]:
         for name in [names] if isinstance(names, str) else names:
             if name not in ("__dict__", "__weakref__") and hasattr(thing, name):
                 yield name, getattr(thing, name)
-
-
-Save = Callable[[], Callable[[], Any]]
-
-
-def _outside(functions: list[types.FunctionType], classes: set[type]) -> Iterator[Save]:
-    """How to save, and then put back, the state that code reaches beside the objects that are copied."""
-    seen: set[int] = set()
-    for function in functions:
-        for cell in function.__closure__ or ():
-            yield from _cell(cell)
-        yield functools.partial(_save_names, function)
-        yield from _generators(function, seen)
-    for kind in {base for c in classes for base in c.__mro__ if base.__module__.split(".")[0] not in _LIBRARIES}:
-        for value in vars(kind).values():
-            code = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-            yield from _generators(code, seen)
-
-
-def _cell(cell: types.CellType) -> Iterator[Save]:
-    try:
-        held = cell.cell_contents
-    except ValueError:  # empty
-        return
-    if isinstance(held, (bool, int, float, complex, str, bytes, tuple, type(None))):
-
-        def save_value() -> Callable[[], None]:
-            value = cell.cell_contents
-            return lambda: setattr(cell, "cell_contents", value)
-
-        yield save_value
-    elif type(held) in (list, dict, set, deque) and len(held) < _LONG:
-
-        def save_contents(held: Any = held) -> Callable[[], None]:
-            contents = copy.copy(held)
-
-            def restore() -> None:
-                held.clear()
-                (held.extend if isinstance(held, (list, deque)) else held.update)(contents)
-
-            return restore
-
-        yield save_contents
-
-
-def _save_names(function: types.FunctionType) -> Callable[[], None]:
-    """The attributes of a function, and the globals that it assigns."""
-    names = {i.argval for i in dis.get_instructions(function) if i.opname == "STORE_GLOBAL"}
-    attributes = dict(vars(function))
-    assigned = {name: function.__globals__[name] for name in names if name in function.__globals__}
-
-    def restore() -> None:
-        vars(function).clear()
-        vars(function).update(attributes)
-        function.__globals__.update(assigned)
-
-    return restore
-
-
-def _generators(thing: Any, seen: set[int]) -> Iterator[Save]:
-    """The random generators that ``thing`` reaches."""
-    if id(thing) in seen:
-        return
-    seen.add(id(thing))
-    if isinstance(thing, _RANDOM):
-        yield functools.partial(_save_random, thing)
-    elif isinstance(thing, types.FunctionType):
-        if thing.__module__ is None or thing.__module__.split(".")[0] not in _LIBRARIES:
-            for value in _reached(thing):
-                yield from _generators(value, seen)
-    elif isinstance(thing, types.MethodType):
-        yield from _generators(thing.__func__, seen)
-        yield from _generators(thing.__self__, seen)
-    elif isinstance(thing, (list, tuple, set, dict, deque)):
-        if len(thing) < _LONG:
-            for value in thing.values() if isinstance(thing, dict) else thing:
-                yield from _generators(value, seen)
-    elif not isinstance(thing, (*_SHARED, Tensor, np.ndarray)):
-        for value in getattr(thing, "__dict__", {}).values():
-            yield from _generators(value, seen)
-
-
-def _reached(function: types.FunctionType) -> Iterator[Any]:
-    """What a function's closure, defaults and the globals that it names hold."""
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # empty
-            continue
-    yield from function.__defaults__ or ()
-    yield from (function.__kwdefaults__ or {}).values()
-    codes = [function.__code__]
-    for code in codes:
-        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-        yield from (function.__globals__[name] for name in code.co_names if name in function.__globals__)
-
-
-def _save_random(generator: Any) -> Callable[[], Any]:
-    if isinstance(generator, torch.Generator):
-        return functools.partial(generator.set_state, generator.get_state())
-    if isinstance(generator, np.random.Generator):
-        state = copy.deepcopy(generator.bit_generator.state)
-        return lambda: setattr(generator.bit_generator, "state", state)
-    if isinstance(generator, np.random.RandomState):
-        return functools.partial(generator.set_state, generator.get_state(legacy=False))
-    if isinstance(generator, random.SystemRandom):
-        return lambda: None
-    return functools.partial(generator.setstate, generator.getstate())

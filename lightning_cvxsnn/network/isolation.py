@@ -1,6 +1,5 @@
 """Run a user's network and leave no trace of it."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,37 +8,24 @@ import torch
 from spikingjelly.activation_based import base
 from torch import nn
 
-_HELD = 2**24  # entries of a tensor whose contents are held: states of metrics, not a dataset somebody keeps there
+from lightning_cvxsnn.network.contents import put_back
 
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Evaluate ``module`` inside this context and find it afterwards as it was.
 
-    On exit each submodule's mode, plain attributes (hence the ``v`` of non-spiking nodes, ``v_seq`` and the states of
-    torchmetrics), neuron memories and buffers are those of the entry, also after an exception; so are the contents of
-    tensors, lists, dicts and sets among the attributes, which a forward may change in place.
-    Parameters are not touched in either direction, and random number generators are the caller's business. Compiled
-    modules run eagerly meanwhile: what they were compiled to would not call hooks that are registered now.
+    On exit each submodule's mode, attributes (hence the ``v`` of non-spiking nodes, ``v_seq`` and the states of
+    torchmetrics), neuron memories and buffers are those of the entry, also after an exception; so is what the
+    attributes hold, random generators included, see `put_back`. Parameters are not touched in either direction, and
+    the global random number generators are the caller's business. Compiled modules run eagerly meanwhile: what they
+    were compiled to would not call hooks that are registered now.
 
     ``functional.reset_net`` is never used: it resets every submodule that has a ``reset``, torchmetrics included.
 
     Args:
         module: The root of the network; its submodules must not be added or removed inside the context.
     """
-    attributes = [(m, dict(vars(m))) for m in module.modules()]
-    contents: list[tuple[Any, Any]] = [
-        (value, copy.copy(value))
-        for _, saved in attributes
-        for name, value in saved.items()
-        if isinstance(value, (list, dict, set)) and not name.startswith("_")
-    ]
-    tensors = [
-        (value, value._version, value.detach().clone())
-        for _, saved in attributes
-        for value in saved.values()
-        if isinstance(value, torch.Tensor) and not value.is_inference() and value.numel() <= _HELD
-    ]
     buffers = [(b, b.detach().clone()) for b in module.buffers()]
     memories = [(m, dict(m.named_memories())) for m in module.modules() if isinstance(m, base.MemoryModule)]
     try:
@@ -47,25 +33,14 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
             for name, value in values.items():
                 if isinstance(value, torch.Tensor):  # reset() works in place; the user's tensor must not see it
                     setattr(memory_module, name, value.detach().clone())
-        with torch.compiler.set_stance("force_eager"):
+        others = put_back(module.modules(), known=(*module.parameters(), *module.buffers()))
+        with others, torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        for submodule, saved in attributes:
-            vars(submodule).clear()
-            vars(submodule).update(saved)
         for memory_module, values in memories:
             for name, value in values.items():
                 setattr(memory_module, name, value)
-        for container, values in contents:
-            if isinstance(container, list):
-                container[:] = values
-            else:
-                container.clear()
-                container.update(values)
         with torch.no_grad():
-            for tensor, version, value in tensors:
-                if tensor._version != version:
-                    tensor.copy_(value)
             for buffer, value in buffers:
                 buffer.copy_(value)
 

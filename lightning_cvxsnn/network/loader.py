@@ -13,7 +13,6 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -30,6 +29,7 @@ from lightning_cvxsnn.network.copies import Original
 from lightning_cvxsnn.network.sampling import in_order, random_subset
 from lightning_cvxsnn.runtime.memory import available_memory
 from lightning_cvxsnn.runtime.ranks import Ranks
+from lightning_cvxsnn.runtime.rng import isolate_rng
 
 _ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")  # of a DataLoader
 _PASSES = 10  # of the dataset, after which a sampler without a length is taken to have no end

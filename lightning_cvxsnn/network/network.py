@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_flatten
@@ -15,8 +14,9 @@ from lightning_cvxsnn.network.batch_norm import adapting_batch_norms, estimate_b
 from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
 from lightning_cvxsnn.network.lif import LIF
 from lightning_cvxsnn.network.readout import Readout, find_readout
-from lightning_cvxsnn.network.rows import Batch, TrainingRows
+from lightning_cvxsnn.network.rows import Batch, TrainingRows, count_rows
 from lightning_cvxsnn.network.spikes import Capture, capture
+from lightning_cvxsnn.runtime.rng import isolate_rng
 
 #: Training rows that firing rates are measured on.
 CALIBRATION_ROWS = 1024
@@ -90,7 +90,10 @@ class Network:
     def refresh_norms(self) -> None:
         """Set the statistics of the adapting batch norms to those of the training rows at the present weights."""
         if self.norms:
-            estimate_batch_norm(self.module, self.norms, (batch.x for batch in self.rows))
+            # A single row left over has no variance; training itself would fail on it.
+            alone = count_rows(self.first()) == 1
+            several = (batch.x for batch in self.rows if alone or count_rows(batch) > 1)
+            estimate_batch_norm(self.module, self.norms, several)
 
     def capture(self) -> Capture:
         """What the readout receives on this process's training rows, and what the network answers."""

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_cvxsnn.convex import Loss, Path, Point, Solution, certificate, mean_loss, path, rho_max, solve
@@ -21,6 +20,7 @@ from lightning_cvxsnn.network.targets import row_targets, row_weights
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.runtime.memory import check_memory
 from lightning_cvxsnn.runtime.progress import Progress
+from lightning_cvxsnn.runtime.rng import isolate_rng
 
 _HELD_OUT = 5  # one sample in five judges
 _PATH_ROWS = 2048  # of the others are fitted to choose a penalty,

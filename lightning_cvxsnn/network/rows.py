@@ -120,7 +120,7 @@ class TrainingRows:
         batches, rows = [], 0
         for batch in self._batches(self._read.sample(count, self._seed)):
             batches.append(batch)
-            rows += _rows(batch)
+            rows += count_rows(batch)
             if rows >= count:
                 break
         return batches
@@ -131,17 +131,17 @@ class TrainingRows:
         return part
 
     def _count(self, batch: Any) -> int:
-        return _rows(unpack(self._module, self._transfer(batch)))
+        return count_rows(unpack(self._module, self._transfer(batch)))
 
     def _batches(self, read: Held) -> Iterator[Batch]:
         seed_generators(self._seed)
         for index, batch in enumerate(read.read(self._seed), self._first):
             yield unpack(self._module, self._transfer(batch), index)
 
-    def raw(self) -> Any:
-        """The first batch, as ``training_step`` gets it."""
+    def raw(self) -> Iterator[Any]:
+        """The batches as ``training_step`` gets them."""
         seed_generators(self._seed)
-        return self._transfer(next(iter(self._read.read(self._seed))))
+        yield from map(self._transfer, self._read.read(self._seed))
 
 
 def rows_of(model: nn.Module, dataloader: Any, *, max_samples: int | None = None, seed: int = 0) -> TrainingRows:
@@ -185,7 +185,8 @@ def _tensors(part: Any) -> list[Tensor]:
     return list(values) if all(isinstance(value, Tensor) for value in values) else []
 
 
-def _rows(batch: Batch) -> int:
+def count_rows(batch: Batch) -> int:
+    """Samples of a batch."""
     return len(_tensors(batch.y)[0])
 
 

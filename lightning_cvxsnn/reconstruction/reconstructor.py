@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_cvxsnn.convex import Point, Solution
@@ -29,6 +28,7 @@ from lightning_cvxsnn.reconstruction.shadow import Shadow
 from lightning_cvxsnn.reconstruction.stages import Finished, Outcome, Prepared, Solved
 from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.runtime.ranks import checksum
+from lightning_cvxsnn.runtime.rng import isolate_rng
 from lightning_cvxsnn.runtime.work import Work, counting
 from lightning_cvxsnn.witnesses.calibration import CalibratedLayer
 from lightning_cvxsnn.witnesses.kinds import describe_repairs, repair_dead_layers, wants_pairs

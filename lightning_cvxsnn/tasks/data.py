@@ -26,6 +26,7 @@ class _Splits(pl.LightningDataModule):
 
     def __init__(self, batch_size: int, seed: int) -> None:
         super().__init__()
+        _check_at_least("batch_size", batch_size, 1)
         self.batch_size = batch_size
         self.seed = seed
 

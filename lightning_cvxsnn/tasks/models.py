@@ -22,6 +22,8 @@ class _Classifier(pl.LightningModule):
 
     def __init__(self, num_classes: int, lr: float, loss: Literal["cross_entropy", "hinge"] = "cross_entropy") -> None:
         super().__init__()
+        if not 0 <= lr < float("inf"):
+            raise MisconfigurationException(f"Invalid value lr={lr!r}. Expected a finite number >= 0.")
         self.lr = lr
         self.loss = loss
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")

@@ -7,7 +7,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_cvxsnn.convex import Loss, mean_loss
@@ -16,6 +15,7 @@ from lightning_cvxsnn.network import reset_neurons, undisturbed
 from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.rows import unpack
 from lightning_cvxsnn.network.targets import row_targets, row_weights
+from lightning_cvxsnn.runtime.rng import isolate_rng
 from lightning_cvxsnn.training.trainer import unlogged
 
 _TOLERANCE = 1e-2  # relative difference of losses taken for equal

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cvxsnn.convex import Loss
-from lightning_cvxsnn.network import release_graphs
+from lightning_cvxsnn.network import put_back, release_graphs
 from lightning_cvxsnn.patterns import Backend
 from lightning_cvxsnn.reconstruction.policy import Occasion
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
@@ -24,8 +24,10 @@ from lightning_cvxsnn.training.progress_bars import above_progress_bar
 from lightning_cvxsnn.training.trainer import (
     averages,
     check_strategy,
+    data_hooks,
     fit_allows,
     follow_averages,
+    forget_start,
     leave_out,
     save_beside_checkpoints,
     start_module,
@@ -314,6 +316,7 @@ class ConvexReconstruction(Callback):
         """Whatever interrupts training, KeyboardInterrupt included, the network is left as it was trained."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._withdraw(trainer, pl_module)
+        forget_start(pl_module)
         release_graphs(pl_module)  # there is no ``teardown`` after an exception
         if trainer.state.fn == TrainerFn.FITTING:
             self._left, self._restored = weights_digest(pl_module), False
@@ -335,7 +338,7 @@ class ConvexReconstruction(Callback):
         """Solve and report; None, with a warning, where a later solve fails, which nothing but itself depends on."""
         ranks = Ranks(alone=trainer.world_size == 1)
         try:
-            with above_progress_bar(trainer), ranks, unlogged(pl_module):
+            with above_progress_bar(trainer), ranks, unlogged(pl_module), put_back(data_hooks(trainer)):
                 rows = training_rows(trainer, pl_module, self.settings, ranks)
                 report = self._reconstructor.run(pl_module, rows, occasion, trainer_context(trainer, epoch))
         except Exception as error:

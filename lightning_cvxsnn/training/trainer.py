@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import (
     Callback,
     Checkpoint,
@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.reconstruction.policy import Occasion
@@ -42,19 +43,26 @@ def transfer(trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
+def data_hooks(trainer: "pl.Trainer") -> list[LightningDataModule]:
+    """Whose hooks, beside those of the network's module, `transfer` calls."""
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    return [] if datamodule is None else [datamodule]
+
+
 def training_rows(
     trainer: "pl.Trainer", pl_module: "pl.LightningModule", settings: Settings, ranks: Ranks
 ) -> TrainingRows:
     """The rows of the Trainer's loader that the settings ask for, as ``training_step`` receives them."""
-    return TrainingRows(
-        pl_module,
-        trainer.train_dataloader,
-        transfer=partial(transfer, trainer, pl_module),
-        max_samples=settings.max_samples,
-        seed=settings.seed,
-        ranks=ranks,
-        limit=trainer.num_training_batches,
-    )
+    with undisturbed(pl_module):  # rows are counted behind its hooks
+        return TrainingRows(
+            pl_module,
+            trainer.train_dataloader,
+            transfer=partial(transfer, trainer, pl_module),
+            max_samples=settings.max_samples,
+            seed=settings.seed,
+            ranks=ranks,
+            limit=trainer.num_training_batches,
+        )
 
 
 def trainer_context(trainer: "pl.Trainer", epoch: int) -> TrainerContext:
@@ -181,7 +189,13 @@ def start_module(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None
     """Call the module's own ``on_train_start`` now; Lightning's call of it, which comes after, does nothing then."""
     if is_overridden("on_train_start", pl_module) and "on_train_start" not in vars(pl_module):
         call._call_lightning_module_hook(trainer, "on_train_start")
-        vars(pl_module)["on_train_start"] = lambda: vars(pl_module).pop("on_train_start", None)
+        vars(pl_module)["on_train_start"] = partial(forget_start, pl_module)
+
+
+def forget_start(pl_module: "pl.LightningModule") -> None:
+    """Undo what `start_module` put in the place of a hook, if Lightning has not called that yet."""
+    if getattr(vars(pl_module).get("on_train_start"), "func", None) is forget_start:
+        del vars(pl_module)["on_train_start"]
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Generic
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_cvxsnn.convex import Point
 from lightning_cvxsnn.runtime.progress import progress_step
+from lightning_cvxsnn.runtime.rng import isolate_rng
 from lightning_cvxsnn.witnesses.restricted import RhoPath
 from lightning_cvxsnn.witnesses.search import Master, Proposer, SearchResult, SearchStatistics, W
 

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_cvxsnn.network.activity import LayerActivity
@@ -18,6 +17,7 @@ from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.network.transaction import all_or_nothing
 from lightning_cvxsnn.patterns import Backend
 from lightning_cvxsnn.runtime.memory import check_witness_memory
+from lightning_cvxsnn.runtime.rng import isolate_rng
 from lightning_cvxsnn.witnesses.branches import Branched
 from lightning_cvxsnn.witnesses.calibration import CalibratedLayer, DeadLayerError, Manner, calibrate_layers
 from lightning_cvxsnn.witnesses.find_layer import find_witness_layer

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,6 +12,7 @@ from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.network.transaction import all_or_nothing
 from lightning_cvxsnn.patterns.neuron import Neuron
+from lightning_cvxsnn.runtime.rng import isolate_rng
 from lightning_cvxsnn.witnesses.find_layer import find_witness_layer
 
 _ROUNDS = 40  # four to eight are enough, as a rule

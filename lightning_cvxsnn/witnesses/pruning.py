@@ -5,11 +5,11 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_cvxsnn.network import reset_neurons, undisturbed
 from lightning_cvxsnn.network.readout import find_readout
+from lightning_cvxsnn.runtime.rng import isolate_rng
 from lightning_cvxsnn.witnesses.find_layer import find_witness_layer
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -126,6 +127,14 @@ class Stream(IterableDataset):
             yield x[index], y[index]
 
 
+class Rows(IterableDataset):
+    def __iter__(self):
+        return zip(*rows(ROWS), strict=True)
+
+    def __len__(self):
+        return ROWS
+
+
 def begin(worker):
     get_worker_info().dataset.first = 10
 
@@ -165,6 +174,45 @@ def test_a_network_of_one_batch_size_is_solved_with_drop_last():
         callback = warm_start(max_samples=max_samples)
         trainer(callback, max_epochs=1).fit(Fixed(), DataLoader(data(), 7, shuffle=True, drop_last=True))
         assert callback.reports[0].rows in ((28, 23) if max_samples else (56, 45))
+
+
+class Augmenting:
+    """Hooks with state of their own, of a LightningModule or of a LightningDataModule."""
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        if not hasattr(self, "rng"):
+            self.rng, self._seen, self.counts = torch.Generator().manual_seed(0), [], {"all": [0]}
+        return batch
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        self._seen.append(len(batch[1]))
+        self.counts["all"][0] += 1
+        return batch[0] + 0.1 * torch.rand(batch[0].shape, generator=self.rng), batch[1]
+
+
+class AugmentingNet(Augmenting, Net): ...
+
+
+class AugmentingData(Augmenting, pl.LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(data(), BATCH, shuffle=True)
+
+
+@pytest.mark.parametrize("max_samples", [None, 30])
+@pytest.mark.parametrize("where", ["module", "data module", "stream"])
+def test_hooks_around_the_transfer_are_as_before(where, max_samples):
+    ends = []
+    for callbacks in ([], [ConvexReconstruction(beta=0.02, dry_run=True, max_samples=max_samples)]):
+        torch.manual_seed(1)
+        source = AugmentingData() if where == "data module" else DataLoader(data(), BATCH, shuffle=True)
+        net = Net(width=8) if where == "data module" else AugmentingNet(width=8)
+        if where == "stream":
+            source = DataLoader(Rows(), BATCH)
+        trainer(*callbacks, max_epochs=2).fit(net, source)
+        hooked = source if where == "data module" else net
+        ends.append((net, hooked._seen, hooked.counts))
+    assert ends[0][1:] == ends[1][1:]
+    assert_same_state(ends[1][0], state(ends[0][0]))
 
 
 def test_a_loader_that_cannot_be_copied_is_refused_before_anything_is_written():

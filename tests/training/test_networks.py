@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from networks import trainer
+from networks import FEATURES, Net, loader, trainer
 from sklearn.datasets import load_digits
 from spikingjelly.activation_based import encoding, functional, layer, neuron, surrogate
 from spikingjelly.activation_based.examples import conv_fashion_mnist, lif_fc_mnist, rsnn_sequential_fmnist
@@ -492,3 +492,17 @@ def test_spiking_vgg(build):
     trainer(callback, max_epochs=1).fit(*zoo(net))
     assert [report.columns for report in callback.reports] == [4096, 4096]
     assert all(report.gap < 1e-5 for report in callback.reports)
+
+
+def test_a_row_that_max_samples_leaves_alone_has_no_part_in_a_batch_norm():
+    class Normed(Net):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(FEATURES)
+
+        def forward(self, x):
+            return super().forward(self.norm(x))
+
+    callback = ConvexReconstruction(beta=0.02, max_samples=21)
+    trainer(callback, max_epochs=1).fit(Normed(), loader(60, batch_size=20))
+    assert [report.rows in (21, 17) for report in callback.reports] == [True, True]

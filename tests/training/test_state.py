@@ -80,7 +80,7 @@ def test_a_solve_that_fails_in_mid_training_is_left_out_and_training_goes_on(err
     def run(*callbacks):
         torch.manual_seed(0)
         net = Failing()
-        trainer(*callbacks, max_epochs=3).fit(net, loader())
+        trainer(*callbacks, max_epochs=3).fit(net, loader(shuffle=True))
         return net
 
     callback = ConvexReconstruction(beta=0.02, max_overhead=None, warm_start=False)

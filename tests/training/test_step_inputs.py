@@ -214,3 +214,119 @@ def test_what_the_forward_lacks_is_said_in_one_sentence(net, change, message):
     data = DataLoader(TensorDataset(*change(*rows(40))), batch_size=20)
     with pytest.raises(MisconfigurationException, match=message):
         trainer(start(), max_epochs=1).fit(net(), data)
+
+
+class Manual(Net):
+    """Two optimisers; before its first forward the step changes what the subclass says."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        parts = (self.readout, self.hidden)
+        optimizers = [torch.optim.SGD(part.parameters(), 0.05, momentum=0.9) for part in parts]
+        return optimizers, [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9) for optimizer in optimizers]
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers():
+            self.change(optimizer)
+            loss = F.cross_entropy(self(batch[0]), batch[1])
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            self.finish(optimizer)
+
+    def finish(self, optimizer): ...
+
+
+class Toggled(Manual):
+    def change(self, optimizer):
+        self.toggle_optimizer(optimizer)
+
+    def finish(self, optimizer):
+        self.untoggle_optimizer(optimizer)
+
+
+class Scheduled(Manual):
+    def change(self, optimizer):
+        for schedule in self.lr_schedulers():
+            schedule.step()
+
+
+class ByHand(Manual):
+    def change(self, optimizer):
+        optimizer.param_groups[0]["lr"] *= 0.9
+
+
+class Adversary(Manual):
+    """Steps and backward passes of another loss come before the network is asked."""
+
+    def change(self, optimizer):
+        self.manual_backward(self.readout.weight.square().sum())
+        optimizer.step()
+
+
+@pytest.mark.parametrize("net", [Toggled, Scheduled, ByHand, Adversary])
+def test_the_rehearsal_leaves_optimisers_as_they_are(net):
+    found = []
+    for callbacks in ([], [start(dry_run=True)]):
+        torch.manual_seed(0)
+        module = net()
+        run = trainer(*callbacks, max_epochs=2)
+        run.fit(module, loader())
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers]
+        found.append((rates, run.global_step, [p.requires_grad for p in module.parameters()], state(module)))
+    assert found[0][:3] == found[1][:3]
+    assert_same_state(module, found[0][3])
+
+
+class LeftOut(Net):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) if self.wanted(batch_idx) else None
+
+    def wanted(self, index):
+        return index % 2 == 1
+
+
+def test_batches_that_the_step_leaves_out_are_passed_over():
+    class Never(LeftOut):
+        def wanted(self, index):
+            return False
+
+    callback = start()
+    trainer(callback, max_epochs=1).fit(LeftOut(), loader())
+    assert callback.reports[0].accepted
+    net = Never()
+    saved = state(net)
+    with pytest.raises(MisconfigurationException, match="returned None for each of the first 4 training batches"):
+        trainer(start(), max_epochs=1).fit(net, loader())
+    assert_same_state(net, saved)
+
+
+def test_a_step_that_takes_an_iterator_is_compared():
+    class Normalising(Net):
+        def training_step(self, dataloader_iter):
+            (x, y), _, _ = next(dataloader_iter)
+            return F.cross_entropy(self(3 * x - 1), y)
+
+    with pytest.raises(MisconfigurationException, match="gives the network other inputs"):
+        trainer(start(), max_epochs=1).fit(Normalising(), loader())
+
+
+def test_a_start_that_was_refused_is_no_start():
+    class Counted(Net):
+        starts, factor = 0, 2.0
+
+        def on_train_start(self):
+            self.starts += 1
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(self.factor * batch[0]), batch[1])
+
+    net = Counted()
+    with pytest.raises(MisconfigurationException, match="gives the network other inputs"):
+        trainer(start(), max_epochs=1).fit(net, loader())
+    net.factor = 1.0
+    trainer(start(), max_epochs=1).fit(net, loader())
+    assert net.starts == 2
