@@ -6,18 +6,19 @@ from lightning_cvxsnn.convex.algorithms.base import Algorithm, Minimum, Stopping
 from lightning_cvxsnn.convex.algorithms.face import FaceNewton
 from lightning_cvxsnn.convex.algorithms.hinge import ColumnGeneration
 from lightning_cvxsnn.convex.algorithms.newton import WorkingSetNewton
+from lightning_cvxsnn.convex.algorithms.normal import NormalEquations
 from lightning_cvxsnn.convex.algorithms.reference import CvxpyReference
 from lightning_cvxsnn.convex.algorithms.ridge import RidgeNewton
 from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 
 __all__ = [
-    "Algorithm", "ColumnGeneration", "CvxpyReference", "FaceNewton", "Minimum", "RidgeNewton", "StoppingRule",
-    "WorkingSetNewton", "algorithm_for",
+    "Algorithm", "ColumnGeneration", "CvxpyReference", "FaceNewton", "Minimum", "NormalEquations", "RidgeNewton",
+    "StoppingRule", "WorkingSetNewton", "algorithm_for",
 ]  # fmt: skip
 
 
-_OWN: tuple[Algorithm, ...] = (FaceNewton(), WorkingSetNewton(), RidgeNewton(), ColumnGeneration())
+_OWN: tuple[Algorithm, ...] = (FaceNewton(), WorkingSetNewton(), NormalEquations(), RidgeNewton(), ColumnGeneration())
 
 
 def algorithm_for(programme: ReducedProgramme, penalty: ElasticNet) -> Algorithm:

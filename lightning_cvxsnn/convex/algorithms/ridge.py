@@ -11,7 +11,6 @@ equality costs: it is known without a certificate, and tells conjugate gradients
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +64,7 @@ class _Descent:
             raise ValueError(f"loss is {loss.name!r}; expected one with a curvature, such as 'cross_entropy'.")
         self.programme, self.loss, self.ridge = programme, loss, ridge
         self.encoded, self.weight = programme.encoded, programme.weight
-        self.model: _Model = programme.kept.get("ridge") or _Model(programme, loss.quadratic)
+        self.model: _Model = programme.kept.get("ridge") or _Model(programme)
         programme.kept["ridge"] = self.model
         self.rough, self.exact = self.model.rough, self.model.exact
         self.columns = self.exact.columns
@@ -131,7 +130,8 @@ class _Descent:
             turned = inverse(residual)
             before, product = product, float((residual * turned).sum())
             direction = turned + product / before * direction if k else turned
-            curved = self._curved(direction, bend)
+            curved = self.rough.curved(direction, bend)
+            curved[:, : self.columns] += self.ridge * direction[:, : self.columns]
             curvature = float((direction * curved).sum())
             if not curvature > 0:
                 break
@@ -140,17 +140,6 @@ class _Descent:
             if self._gap(residual) <= enough:
                 break
         return step.to(gradient)
-
-    def _curved(self, direction: Tensor, bend: Callable[[slice, Tensor], Tensor]) -> Tensor:
-        """The Hessian times a direction."""
-        gram = self.model.spectrum.gram
-        if self.loss.quadratic and gram is not None and self.rough.dtype == gram.dtype:
-            curved = direction * self.model.spectrum.total
-            curved[:, : self.columns] = direction[:, : self.columns] @ gram
-        else:
-            curved = self.rough.curved(direction, bend)
-        curved[:, : self.columns] += self.ridge * direction[:, : self.columns]
-        return curved
 
     def _move(self, step: Tensor, value: float, slope: float) -> bool:
         """Backtrack until the objective falls by a share of what the slope promises; whether it ever does."""
@@ -169,7 +158,7 @@ class _Descent:
 class _Model:
     """What all ridge programmes over the same rows and columns share."""
 
-    def __init__(self, programme: ReducedProgramme, every_row: bool) -> None:
+    def __init__(self, programme: ReducedProgramme) -> None:
         matrix, weight = programme.matrix, programme.weight
         self.root = programme.multiplicity.sqrt()
         self.mean = matrix.T @ weight / weight.sum() if programme.fit_intercept else torch.zeros_like(self.root)
@@ -177,7 +166,7 @@ class _Model:
         shape = matrix, self.mean, self.root, programme.fit_intercept
         self.rough = Products(*shape)
         self.exact = self.rough if self.rough.dtype == torch.float64 else Products(*shape, torch.float64)
-        self.spectrum: Spectrum = spectrum(self.rough, weight, every_row)
+        self.spectrum: Spectrum = spectrum(self.rough, weight)
         self.size = float(self.spectrum.values.sum()) / self.spectrum.total  # mean squared length of a row
 
     def inside(self, coef: Tensor, intercept: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
-r"""Eigenvectors of the Gram of a programme's columns: what a ridge programme is solved by, or nearly.
+r"""Eigenvectors of the Gram of a programme's columns, which precondition every ridge programme over them.
 
-With ``A`` the centred columns and ``G = A^T diag(weight) A = Q diag(e) Q^T``, the squared loss's programme is solved by
-``Q (e + rho)^{-1} Q^T`` for every rho and every output. The Hessian of another loss is about ``B \otimes G``, where
-``B [C, C]`` is the mean second derivative of a row's loss: the same eigenvectors, together with those of ``B``,
-precondition it at every point. After Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate
-curvature", ICML 2015.
+With ``A`` the centred columns and ``G = A^T diag(weight) A = Q diag(e) Q^T``, the Hessian of a loss is about
+``B \otimes G``, where ``B [C, C]`` is the mean second derivative of a row's loss: ``Q`` and the eigenvectors of ``B``
+precondition it at every point and for every rho. After Martens, Grosse, "Optimizing neural networks with
+Kronecker-factored approximate curvature", ICML 2015.
 """
 
 from __future__ import annotations
@@ -32,13 +31,11 @@ class Spectrum:
         basis: ``[p, k]``, orthonormal.
         values: ``[k]``, not negative; 0 in all directions beside the basis.
         total: Sum of the weights of all rows.
-        gram: ``G [p, p]``, if it is of all rows.
     """
 
     basis: Tensor
     values: Tensor
     total: float
-    gram: Tensor | None = None
 
     def preconditioner(self, bend: Tensor, ridge: float) -> Preconditioner:
         r"""The inverse of ``bend / total \otimes G + ridge``, for ``bend [C, C]`` summed over rows."""
@@ -75,26 +72,18 @@ class Preconditioner:
         return (self.outputs @ inner).to(residual)
 
 
-def spectrum(products: Products, weight: Tensor, every_row: bool) -> Spectrum:
-    """Of the rows with their weights ``[n]``; of some of them, where there are far more than columns.
-
-    Args:
-        products: With the columns.
-        weight: ``[n]``.
-        every_row: Whether all rows are looked at also then, so that the Gram is exact.
-    """
+def spectrum(products: Products, weight: Tensor) -> Spectrum:
+    """Of the rows with their weights ``[n]``; of some of them, where there are far more than columns."""
     rows, columns = products.rows, products.columns
     total = float(weight.sum())
-    most = rows if every_row else max(_ROWS * columns, 256)
-    count = min(rows, most if columns <= _MOST else _MOST)
+    count = min(rows, max(_ROWS * columns, 256) if columns <= _MOST else _MOST)
     chosen = torch.arange(count, device=weight.device) * rows // count
     share = weight[chosen]
     root = (share * (total / share.sum())).sqrt()[:, None].to(products.dtype)
     entries = root * products.entries(chosen)
     if count >= columns:
-        product = gram(entries)
-        values, basis = torch.linalg.eigh(product)
-        return Spectrum(basis, values.clamp_min(0), total, product if count == rows else None)
+        values, basis = torch.linalg.eigh(gram(entries))
+        return Spectrum(basis, values.clamp_min(0), total)
     values, left = torch.linalg.eigh(gram(entries.T.contiguous()))
     kept = values > 1e-6 * values[-1]
     basis = (entries.T @ left[:, kept]) / values[kept].sqrt()
