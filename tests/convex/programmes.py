@@ -47,6 +47,15 @@ def make(
     return problem
 
 
+def counts(rows: int = 1200, columns: int = 240, classes: int = 6) -> dict[str, Any]:
+    """Packed counts that float32 products are made of, and labels of a noisy teacher."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randint(0, 5, (rows, columns), generator=generator, dtype=torch.uint8)
+    teacher = torch.randn(columns, classes, generator=generator) * (torch.rand(columns, 1, generator=generator) < 0.1)
+    noise = 3 * torch.randn(rows, classes, generator=generator)
+    return {"dictionary": matrix, "targets": ((matrix.float() - 2) @ teacher + noise).argmax(1)}
+
+
 def scale_of(problem: dict[str, Any]) -> float:
     """A size of the objective, to judge rounding errors by."""
     weight = problem.get("sample_weight")

@@ -8,8 +8,14 @@ from programmes import LOSSES, make, scale_of
 
 from lightning_cvxsnn.convex import Limits, Point, Programme, certificate, path, presolve, rho_max, solve
 from lightning_cvxsnn.convex import programme as module
-from lightning_cvxsnn.convex.algorithms import ColumnGeneration, WorkingSetNewton, algorithm_for
-from lightning_cvxsnn.convex.losses import loss_named
+from lightning_cvxsnn.convex.algorithms import (
+    ColumnGeneration,
+    FaceNewton,
+    NormalEquations,
+    RidgeNewton,
+    WorkingSetNewton,
+    algorithm_for,
+)
 from lightning_cvxsnn.convex.penalties import ElasticNet
 
 
@@ -99,23 +105,34 @@ def test_limits() -> None:
             Limits(**change)
 
 
-def test_algorithms_are_chosen_by_what_they_require() -> None:
-    chosen = {name: type(algorithm_for(loss_named(name), ElasticNet())) for name in LOSSES}
-    assert chosen == {
-        "cross_entropy": WorkingSetNewton,
-        "hinge": ColumnGeneration,
-        "squared": WorkingSetNewton,
-        "squared_hinge": WorkingSetNewton,
-    }
+@pytest.mark.parametrize(
+    ("loss", "ratio", "expected"),
+    [
+        ("cross_entropy", 1.0, WorkingSetNewton),
+        ("squared", 0.3, WorkingSetNewton),
+        ("squared_hinge", 1e-6, WorkingSetNewton),
+        ("cross_entropy", 0.0, RidgeNewton),
+        ("squared_hinge", 0.0, RidgeNewton),
+        ("squared", 0.0, NormalEquations),
+        ("hinge", 1.0, ColumnGeneration),
+    ],
+)
+def test_algorithms_are_chosen_by_what_they_require(loss: str, ratio: float, expected: type) -> None:
+    programme = Programme(**make(56, loss), fit_intercept=True)
+    assert type(algorithm_for(programme.presolve.programme, ElasticNet(l1_ratio=ratio))) is expected
+
+
+def test_algorithms_say_what_they_cannot_take() -> None:
     programme = Programme(**make(56, "hinge"), fit_intercept=True)
-    with pytest.raises(ValueError, match="loss is 'hinge'; expected one with a curvature"):
-        programme.solve(1e-3, algorithm=WorkingSetNewton())
+    for algorithm in (WorkingSetNewton(), RidgeNewton(), FaceNewton()):
+        with pytest.raises(ValueError, match="loss is 'hinge'; expected one with a curvature"):
+            programme.solve(1e-3, algorithm=algorithm)
 
     class Other:
-        """No L1."""
+        """No elastic net."""
 
     with pytest.raises(ValueError, match="No algorithm takes loss 'hinge' with the penalty Other"):
-        algorithm_for(loss_named("hinge"), Other())  # type: ignore[arg-type]
+        algorithm_for(programme.presolve.programme, Other())  # type: ignore[arg-type]
 
 
 def test_presolve_goes_there_and_back() -> None:
@@ -129,7 +146,11 @@ def test_presolve_goes_there_and_back() -> None:
     outputs = problem["dictionary"] @ coef + intercept
     used = problem["sample_weight"] > 0
     torch.testing.assert_close(reduced.programme.matrix @ small + shift, outputs[used])
-    full, dual = reduced.expand(small, reduced.restrict_dual(outputs))
+    full, dual = reduced.expand(small, False), reduced.expand_dual(reduced.restrict_dual(outputs))
     back = reduced.expand_intercept(small, shift, 1e-9)
     torch.testing.assert_close((problem["dictionary"] @ full + back)[used], outputs[used])
     assert torch.equal(dual, torch.where(used[:, None], outputs, 0.0))
+    shared = reduced.expand(small, True)
+    moved = problem["dictionary"] @ shared + back - reduced.shift @ shared
+    torch.testing.assert_close(moved[used], outputs[used])
+    assert int((shared != 0).any(1).sum()) > int((full != 0).any(1).sum())

@@ -5,8 +5,8 @@ products in float32. Entries that would change their sign leave the face, entrie
 it, a few times for each model; then the objective is searched along the line to where the model led. After Byrd, Chin,
 Nocedal, Oztoprak, "A family of second-order methods for convex l1-regularized optimization", Math. Program. 159, 2016.
 
-The columns of all faces so far are kept as one block, and as one Gram: the Hessian of an output is about its mean
-curvature times the Gram, whose parts precondition the outputs one by one. From a cold start the penalty falls to rho by
+The columns of all faces so far are kept as one block, and as one Gram, which is all that the squared loss asks for. Models
+of few entries are minimised by their Hessian (`quadratic`); in others the Hessians of the outputs alone precondition. From a cold start the penalty falls to rho by
 70 % with each iteration, as in `newton`.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule
-from lightning_cvxsnn.convex.algorithms.model import Columns, minimise_model
+from lightning_cvxsnn.convex.algorithms.model import Columns, Model
 from lightning_cvxsnn.convex.algorithms.products import Products
 from lightning_cvxsnn.convex.certify import Certifier
 from lightning_cvxsnn.convex.losses import SmoothLoss, proof_named
@@ -35,7 +35,7 @@ _LEAST_RATIO = 1e-3  # of L1 for which the continuation starts
 _FIRST = 200  # new entries over all outputs, or as many of each output as there are already
 _NEAR = 0.9  # share of rho above which the dual point of a start puts an entry into the first working set
 _HOPEFUL = 2.0  # tolerances of the estimated gap at which the certificate is asked
-_SLOW = 0.5  # share of the certified gap that must go until the next certificate for float32 to be good enough
+_SLOW = 0.5  # share of the gap that may remain after an iteration at rho for float32 to be good enough
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class _Descent:
         """Iterate; the number of iterations, and the last dual point that was certified."""
         if self._start_is_bad():
             multipliers = None
-        current, dual_point, certified = math.inf, None, math.inf
+        current, dual_point, before = math.inf, None, math.inf
         for iteration in range(limit + 1):
             primal = self._objective(self.x, self.outputs, self.penalty)
             if primal < self.best[0]:
@@ -121,13 +121,12 @@ class _Descent:
                 if proof.gap <= stop.tolerance:
                     self.best = (primal, self.x)
                     break
-                if proof.gap > _SLOW * certified:
-                    if self.products is self.exact and proof.gap >= certified:
-                        break  # only rounding error is left
-                    self._be_exact()
-                certified = proof.gap
+                gap = math.inf  # what float32 says of it was wrong
             if iteration == limit or stop.late:
                 break
+            if current == self.penalty.rho and gap > _SLOW * before:
+                self._be_exact()
+            before = gap if current == self.penalty.rho else math.inf
             if multipliers is None:
                 current = max(self.penalty.rho, _CONTINUATION * min(current, steepest))
                 working = self._working(slope, self.penalty.at(current))
@@ -142,8 +141,9 @@ class _Descent:
         return iteration, dual_point
 
     def _be_exact(self) -> None:
-        self.products = self.exact
-        self.outputs = self.exact.outputs(self.x)
+        if self.products is not self.exact:
+            self.products = self.exact
+            self.outputs = self.exact.outputs(self.x)
 
     def _start_is_bad(self) -> bool:
         """Whether the best constant is better; if so, that is the start."""
@@ -185,9 +185,8 @@ class _Descent:
             index = torch.cat([index, index.new_tensor([self.size])])
             working = torch.cat([working, torch.ones_like(working[:, :1])], 1)
         local = self.loss.local(self.outputs, self.encoded)
-        step, predicted = minimise_model(
-            self.columns, self.loss, local, self.weight, penalty, self.x[:, index], slope[:, index], working[:, index]
-        )
+        model = Model(self.columns, self.loss, local, self.weight, penalty, self.x[:, index])
+        step, predicted = model.minimise(slope[:, index], working[:, index])
         return self._search(index, step.to(self.x), predicted, penalty)
 
     def _search(self, index: Tensor, step: Tensor, predicted: float, penalty: ElasticNet) -> bool:

@@ -15,15 +15,14 @@ from lightning_cvxsnn.convex.penalties import ElasticNet, soft_threshold
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 from lightning_cvxsnn.runtime.work import count_work
 
-__all__ = ["Columns", "minimise_model"]
+__all__ = ["Columns", "Model"]
 
-_ROUNDS = 6  # faces of one model
+_ROUNDS = 5  # faces of one model
 _FORCING = 0.1  # share of its slope that a model may leave
-_STEPS = 40  # of conjugate gradients on one face
-_DROPS = 4  # times that entries which would enter with the wrong sign are left out of a face
+_STEPS = 30  # of conjugate gradients on one face
+_DROPS = 3  # times that entries which would enter with the wrong sign are left out of a face
 _LENGTHS = 0.5, 0.25, 0.125, 0.0625  # of a step to another face that does not descend
 _DENSE = 1500  # entries up to which a Hessian is cheaper than conjugate gradients
-_LARGEST = 8192  # entries of a Hessian, so that it stays below half a GiB
 _PROXIMAL = 1e-6  # relative, on the diagonal of the models of faces: directions may be flat
 _RIDGE = 1e-6  # relative, of the preconditioner: a float32 Gram is not more exact
 
@@ -58,40 +57,18 @@ class Columns:
         return self.index
 
 
-def minimise_model(
-    columns: Columns, loss: SmoothLoss, local: Tensor, weight: Tensor, penalty: ElasticNet, start: Tensor,
-    slope: Tensor, working: Tensor,
-) -> tuple[Tensor, float]:  # fmt: skip
-    """Minimise a model, nearly.
+class Model:
+    """A second-order model over the columns' coefficients ``[C, u (+ 1)]``, the intercept's last.
 
     Args:
-        columns: Of the model.
+        columns: Those that it is of.
         loss: The loss.
         local: What its second derivatives are made of, ``[n, C]``.
         weight: ``[n]``.
         penalty: The penalty.
-        start: ``[C, u (+ 1)]``, the intercept's last.
-        slope: The loss's slope there, ``[C, u (+ 1)]``.
-        working: Which entries may move, ``[C, u (+ 1)]``.
-
-    Returns:
-        The step ``[C, u (+ 1)]`` and the change of the model, not positive.
+        start: Where the model is right, ``[C, u (+ 1)]``.
     """
-    model = _Model(columns, loss, local, weight, penalty, start)
-    coupled = loss.coupled(local.shape[1])
-    size = int(working.sum()) if coupled else int(working.sum(1).max())
-    if size > _DENSE:
-        step, change = model.by_faces(slope, working)
-        if change < 0 or size > _LARGEST:
-            return step, change
-    if coupled:
-        return model.at_once(slope, working)
-    parts = torch.diag(torch.ones(len(working), dtype=torch.bool, device=working.device))
-    moves = [model.at_once(slope, working & part[:, None]) for part in parts]
-    return torch.stack([step for step, _ in moves]).sum(0), sum(change for _, change in moves)
 
-
-class _Model:
     def __init__(
         self, columns: Columns, loss: SmoothLoss, local: Tensor, weight: Tensor, penalty: ElasticNet, start: Tensor
     ) -> None:
@@ -110,6 +87,32 @@ class _Model:
         lengths = torch.full_like(start[0], self.total)
         lengths[:known] = columns.gram.diagonal()
         self.diagonal = self.l2 + _PROXIMAL * torch.outer(self.mean_curvature / self.total, lengths)
+
+    def minimise(self, slope: Tensor, working: Tensor) -> tuple[Tensor, float]:
+        """Minimise it, nearly.
+
+        Args:
+            slope: The loss's slope at the start, ``[C, u (+ 1)]``.
+            working: Which entries may move, ``[C, u (+ 1)]``.
+
+        Returns:
+            The step ``[C, u (+ 1)]`` and the change of the model, not positive.
+        """
+        coupled = self.loss.coupled(len(working))
+        size = int(working.sum()) if coupled else int(working.sum(1).max())
+        if size > _DENSE:
+            step, change = self.by_faces(slope, working)
+            if change < 0 or size > 2 * _DENSE + 100:
+                return step, change
+        if coupled:
+            return self.at_once(slope, working)
+        step, change = torch.zeros_like(self.start), 0.0
+        for c in working.any(1).nonzero()[:, 0].tolist():
+            own = torch.zeros_like(working)
+            own[c] = working[c]
+            move, gain = self.at_once(slope, own)
+            step, change = step + move, change + gain
+        return step, change
 
     def curved(self, step: Tensor) -> Tensor:
         """The model's Hessian times a step."""
@@ -155,6 +158,9 @@ class _Model:
 
     def by_faces(self, slope: Tensor, working: Tensor) -> tuple[Tensor, float]:
         """The same by conjugate gradients on one face after the other."""
+        own = [entries.nonzero()[:, 0] for entries in working]
+        owners = (torch.full_like(index, c) for c, index in enumerate(own))
+        self.blocks = [(index, self._hessian(owner, index)) for owner, index in zip(owners, own, strict=True)]
         point, slope = self.start, slope + self.l2 * self.start
         free = self.l1 == 0
         first, total = None, 0.0
@@ -225,24 +231,19 @@ class _Model:
         return step, curved
 
     def _preconditioner(self, face: Tensor) -> Callable[[Tensor], Tensor]:
-        """Of each output, the inverse of its mean curvature times the Gram on the face."""
-        known = self.columns.index.numel()
+        """The inverses of the Hessians of the outputs alone, on the face."""
         parts = []
-        for c, entries in enumerate(face[:, :known]):
-            index = entries.nonzero()[:, 0]
-            share = float(self.mean_curvature[c]) / self.total
-            gram = share * self.columns.gram.index_select(0, index).index_select(1, index)
-            gram.diagonal().add_(self.diagonal[c, index].to(gram))
-            parts.append((index, factor(gram, _RIDGE) if index.numel() else gram))
-        constant = 1 / self.mean_curvature.clamp_min(1e-300)
+        for c, (places, hessian) in enumerate(self.blocks):
+            inside = face[c, places]
+            system = hessian[inside][:, inside]
+            system.diagonal().add_(self.diagonal[c, places[inside]].to(system))
+            parts.append((places[inside], factor(system, _RIDGE) if len(system) else system))
 
         def inverse(residual: Tensor) -> Tensor:
             turned = torch.zeros_like(residual)
             for c, (index, lower) in enumerate(parts):
                 right = residual[c, index].to(lower)[:, None]
                 turned[c, index] = torch.cholesky_solve(right, lower)[:, 0].to(residual)
-            if residual.shape[1] > known:
-                turned[:, known:] = constant[:, None] * residual[:, known:]
             return turned
 
         return inverse

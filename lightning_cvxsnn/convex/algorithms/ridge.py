@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule
 from lightning_cvxsnn.convex.algorithms.products import Products
-from lightning_cvxsnn.convex.algorithms.spectrum import Spectrum, spectrum
+from lightning_cvxsnn.convex.algorithms.spectrum import Spectrum, spectrum_of
 from lightning_cvxsnn.convex.losses import SmoothLoss
 from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
@@ -166,7 +166,7 @@ class _Model:
         shape = matrix, self.mean, self.root, programme.fit_intercept
         self.rough = Products(*shape)
         self.exact = self.rough if self.rough.dtype == torch.float64 else Products(*shape, torch.float64)
-        self.spectrum: Spectrum = spectrum(self.rough, weight)
+        self.spectrum: Spectrum = spectrum_of(self.rough, weight)
         self.size = float(self.spectrum.values.sum()) / self.spectrum.total  # mean squared length of a row
 
     def inside(self, coef: Tensor, intercept: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_cvxsnn.convex.algorithms.products import Products
 from lightning_cvxsnn.runtime.work import count_work
 
-__all__ = ["Spectrum", "spectrum"]
+__all__ = ["Spectrum", "spectrum_of"]
 
 _ROWS = 6  # times the columns, of which a Gram that need not be exact is made
 _MOST = 2560  # rows, where columns are more
@@ -72,7 +72,7 @@ class Preconditioner:
         return (self.outputs @ inner).to(residual)
 
 
-def spectrum(products: Products, weight: Tensor) -> Spectrum:
+def spectrum_of(products: Products, weight: Tensor) -> Spectrum:
     """Of the rows with their weights ``[n]``; of some of them, where there are far more than columns."""
     rows, columns = products.rows, products.columns
     total = float(weight.sum())
