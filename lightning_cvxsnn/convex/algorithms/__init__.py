@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from lightning_cvxsnn.convex.algorithms.base import Algorithm, Minimum, StoppingRule
 from lightning_cvxsnn.convex.algorithms.hinge import ColumnGeneration
+from lightning_cvxsnn.convex.algorithms.multipliers import RidgeMultipliers
 from lightning_cvxsnn.convex.algorithms.newton import WorkingSetNewton
 from lightning_cvxsnn.convex.algorithms.reference import CvxpyReference
 from lightning_cvxsnn.convex.losses import LossFunction
 from lightning_cvxsnn.convex.penalties import ElasticNet
 
 __all__ = [
-    "Algorithm", "ColumnGeneration", "CvxpyReference", "Minimum", "StoppingRule", "WorkingSetNewton", "algorithm_for",
+    "Algorithm", "ColumnGeneration", "CvxpyReference", "Minimum", "RidgeMultipliers", "StoppingRule",
+    "WorkingSetNewton", "algorithm_for",
 ]  # fmt: skip
 
 
-_OWN: tuple[Algorithm, ...] = (WorkingSetNewton(), ColumnGeneration())
+_OWN: tuple[Algorithm, ...] = (WorkingSetNewton(), ColumnGeneration(), RidgeMultipliers())
 
 
 def algorithm_for(loss: LossFunction, penalty: ElasticNet) -> Algorithm:
