@@ -5,16 +5,17 @@ With signs folded in, ``A = t [1, D]``, each output solves
 .. math:: \min_{x, \xi \ge 0} \; c^T \xi + \sum_j \big( l |x_j| + \tfrac12 \kappa_j x_j^2 \big)
           \quad\text{subject to}\quad A x + \xi - r = 1, \; r \ge 0
 
-with ``l > 0``, whose multipliers ``alpha`` of the rows satisfy ``0 <= alpha <= c`` and ``|A^T alpha - kappa x| <= l``. The interior point
-method works on the programme restricted to a few columns (`restricted`). The multipliers of every iterate price all
-columns; those that violate most are added and the iteration continues from the same point. After Dedieu, Mazumder,
-Wang, "Solving L1-regularized SVMs and related linear programs", JMLR 23, 2022, and Gondzio, González-Brevis, Munari,
-"New developments in the primal-dual column generation technique", EJOR 224(1), 2013. Outputs are separate programmes,
-solved together.
+with ``l > 0``, whose multipliers ``alpha`` of the rows satisfy ``0 <= alpha <= c`` and ``|A^T alpha - kappa x| <= l``.
+The interior point method works on the programme restricted to a few columns (`restricted`). The multipliers of every
+iterate price all columns; those that violate most are added and the iteration continues from the same point. After
+Dedieu, Mazumder, Wang, "Solving L1-regularized SVMs and related linear programs", JMLR 23, 2022, and Gondzio,
+González-Brevis, Munari, "New developments in the primal-dual column generation technique", EJOR 224(1), 2013. Outputs
+are separate programmes, solved together.
 
 From an earlier solution, rows far from the margin are expected to stay on their side of it: they are aggregated into
 groups (`grouped`). The solution of that small programme shows which rows must leave their group and which columns must
-be added. If they are many, the start was not close, and the iteration above solves the programme of all rows.
+be added. If they are many, the start was not close, and the iteration above solves the programme of all rows. Large
+programmes get a start of that kind from the method of multipliers (`multipliers`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor
 from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule
 from lightning_cvxsnn.convex.algorithms.grouped import group
 from lightning_cvxsnn.convex.algorithms.interior import predictor_corrector
+from lightning_cvxsnn.convex.algorithms.multipliers import rough_start
 from lightning_cvxsnn.convex.algorithms.restricted import Iterate, RestrictedSystem, add_columns, gather, initial
 from lightning_cvxsnn.convex.algorithms.separate import objectives, proven
 from lightning_cvxsnn.convex.losses import LossFunction
@@ -44,6 +46,7 @@ _LARGEST_SHARE = 0.4  # of the rows; larger grouped programmes are not worth it
 _ASTRAY = 0.1  # largest share of rows on the wrong side of the margin if the start was close
 _AHEAD = 0.05  # share of the gap to which a grouped programme is solved
 _GROUPED_LIMIT = 12  # iterations for one of them
+_ROUGH = 4e-3  # gap of an output's rough start, relative to its objective at zero
 _SPARSITY = 0.4  # share of the tolerance that small coefficients may cost when they are set to zero
 
 
@@ -56,22 +59,27 @@ class ColumnGeneration:
         batch_rows: Rows times outputs that are solved together.
         columns: Columns that enter together, or as many as there are already.
         warm_columns: The same, if the start is close.
+        large: Entries of a matrix for which a rough start is found first if there is none.
     """
 
     iteration_limit: int = 2000
     batch_rows: int = 100_000
     columns: int = 100
     warm_columns: int = 32
+    large: int = 2**21
 
     def takes(self, loss: LossFunction, penalty: ElasticNet) -> bool:
         """Hinge loss."""
-        return isinstance(loss, Hinge) and penalty.l1_ratio > 0
+        return isinstance(loss, Hinge) and isinstance(penalty, ElasticNet) and penalty.l1_ratio > 0
 
     def minimise(self, programme: ReducedProgramme, penalty: ElasticNet, start: Point, stop: StoppingRule) -> Minimum:
         """Solve a reduced programme with hinge loss; see :class:`Algorithm`. The dual point is in its box."""
         left = self.iteration_limit if stop.max_iterations is None else stop.max_iterations
         rows, outputs = programme.encoded.shape
         used = 0
+        if programme.matrix.shape.numel() >= self.large and not bool(start.coef.any()):
+            rough = StoppingRule(_ROUGH * float(programme.weight.sum()) * outputs, left, stop.deadline)
+            start, used = rough_start(programme, penalty, start, rough)
         coef, intercept = start.coef.clone(), start.intercept.clone()
         dual_point = torch.zeros_like(programme.encoded)
         for batch in torch.split(torch.arange(outputs, device=coef.device), max(1, self.batch_rows // rows)):

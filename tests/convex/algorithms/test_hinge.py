@@ -201,3 +201,17 @@ def test_objective_is_continuous_in_l1_ratio() -> None:
     optima = {a: _programme(problem, a).solve(0.02, limits=Limits(1e-8)).primal for a in RATIOS}
     assert optima[1e-6] == pytest.approx(optima[0.0], abs=1e-5)
     assert optima[0.999] == pytest.approx(optima[1.0], abs=1e-2)
+
+
+@pytest.mark.parametrize("l1_ratio", [0.3, 1.0])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_large_programmes_get_a_rough_start(l1_ratio: float, fit_intercept: bool) -> None:
+    problem = make(76, "hinge", rows=150, columns=40, weighted=True, counts=4)
+    programme = _programme(problem, l1_ratio, fit_intercept)
+    optimum = reference_optimum(problem, 0.01, fit_intercept, l1_ratio)
+    found = programme.solve(0.01, limits=Limits(1e-8), algorithm=ColumnGeneration(large=0))
+    assert found.converged
+    assert found.primal == pytest.approx(optimum, abs=1e-7)
+    for most in (0, 5, 30):
+        stopped = programme.solve(0.01, limits=Limits(max_iterations=most), algorithm=ColumnGeneration(large=0))
+        assert stopped.dual <= optimum <= stopped.primal <= (1 + 1e-12) * programme.scale
