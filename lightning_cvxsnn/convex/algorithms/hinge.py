@@ -56,10 +56,10 @@ class ColumnGeneration:
 
     Attributes:
         iteration_limit: Interior point iterations over all outputs, if the stopping rule has no limit of its own.
-        batch_rows: Rows times outputs that are solved together.
+        batch_rows: Rows times outputs that are solved together, if the matrix is not large.
         columns: Columns that enter together, or as many as there are already.
         warm_columns: The same, if the start is close.
-        large: Entries of a matrix for which a rough start is found first if there is none.
+        large: Entries from which on a matrix is large: a rough start is found first if there is none.
     """
 
     iteration_limit: int = 2000
@@ -76,13 +76,15 @@ class ColumnGeneration:
         """Solve a reduced programme with hinge loss; see :class:`Algorithm`. The dual point is in its box."""
         left = self.iteration_limit if stop.max_iterations is None else stop.max_iterations
         rows, outputs = programme.encoded.shape
-        used = 0
-        if programme.matrix.shape.numel() >= self.large and not bool(start.coef.any()):
-            rough = StoppingRule(_ROUGH * float(programme.weight.sum()) * outputs, left, stop.deadline)
-            start, used = rough_start(programme, penalty, start, rough)
+        used, together = 0, max(1, self.batch_rows // rows)
+        if programme.matrix.shape.numel() >= self.large:
+            together = 1  # padding to the widest costs more than it saves
+            if not bool(start.coef.any()):
+                rough = StoppingRule(_ROUGH * float(programme.weight.sum()) * outputs, left, stop.deadline)
+                start, used = rough_start(programme, penalty, start, rough)
         coef, intercept = start.coef.clone(), start.intercept.clone()
         dual_point = torch.zeros_like(programme.encoded)
-        for batch in torch.split(torch.arange(outputs, device=coef.device), max(1, self.batch_rows // rows)):
+        for batch in torch.split(torch.arange(outputs, device=coef.device), together):
             sign = programme.encoded[:, batch].T.contiguous()
             alpha = None if start.dual_point is None else sign * start.dual_point[:, batch].T
             rule = StoppingRule(stop.tolerance / outputs, left - used, stop.deadline)

@@ -38,7 +38,7 @@ __all__ = ["RidgeMultipliers", "rough_start"]
 
 _WIDEST, _NARROWER = 2.0, 0.3  # width of the first round from a constant; its factor from one round to the next
 _NARROWEST = 1e-6
-_ROUGH_LIMIT = 12  # Newton iterations of an output for a rough start
+_ROUGH_LIMIT = 16  # Newton iterations of an output for a rough start
 _PROXIMAL = 1e-10  # relative; pins directions without curvature
 _FIRST_COLUMNS = 100  # that enter a working set together, or as many as there are already
 _SETTLED = 0.1  # share of the gap that a round's minimum may be missed by
