@@ -10,6 +10,8 @@ from torch import Tensor
 
 __all__ = ["ElasticNet", "ElasticNetProof", "proof_of", "soft_threshold"]
 
+_LOOKS = 40  # for the best multiple of a dual point, at most
+
 
 @dataclass(frozen=True, eq=False)
 class ElasticNet:
@@ -71,9 +73,30 @@ class ElasticNet:
         """How far the loss's slope at a zero coefficient exceeds what zero is optimal for; negative if it does not."""
         return slope.abs() - self.l1
 
-    def shrinkage(self, correlation: Tensor) -> Tensor:
-        """Factors ``[C]``, at most 1, that make dual points feasible with ``correlation = |D^T U|``, ``[C, p]``."""
-        return (self.l1 / correlation.amax(1).clamp_min(1e-300)).clamp(max=1)
+    def bend(self, index: Tensor) -> Tensor | float:
+        """Second derivatives in the coefficients of the columns ``index``, in its shape."""
+        return self.l2 if self.multiplicity is None else self.l2 / self.multiplicity[index]
+
+    def bound(self, total: Tensor, correlation: Tensor) -> Tensor:
+        """What the best multiples of dual points prove ``[C]``.
+
+        Args:
+            total: Their values ``[C]``, linear in the multiple.
+            correlation: ``|D^T U|``, ``[C, p]``.
+        """
+        if self.l1_ratio == 1:
+            return total * (self.l1 / correlation.amax(1).clamp_min(1e-300)).clamp(max=1)
+        count: Tensor | float = 1.0 if self.multiplicity is None else self.multiplicity
+        factor = torch.ones_like(total)
+        for _ in range(_LOOKS):  # Newton's method from above: the slope is concave and piecewise linear there
+            over = (factor[:, None] * correlation - self.l1).clamp_min(0)
+            pull = count * correlation / self.l2
+            slope = total - (pull * over).sum(1)
+            if bool((slope >= -1e-9 * total).all()):
+                break
+            factor = factor + (slope / (pull * correlation * (over > 0)).sum(1).clamp_min(1e-300)).clamp(max=0)
+        over = (factor[:, None] * correlation - self.l1).clamp_min(0)
+        return factor * total - (count * over.square()).sum(1) / (2 * self.l2)
 
     def largest_rho(self, slope: Tensor, least_ratio: float = 0.0) -> float:
         """The smallest strength at which zero coefficients are optimal for a loss of this slope; infinite for ridge.

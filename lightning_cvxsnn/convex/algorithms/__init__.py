@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_cvxsnn.convex.algorithms.base import Algorithm, Minimum, StoppingRule
 from lightning_cvxsnn.convex.algorithms.face import FaceNewton
 from lightning_cvxsnn.convex.algorithms.hinge import ColumnGeneration
+from lightning_cvxsnn.convex.algorithms.multipliers import RidgeMultipliers
 from lightning_cvxsnn.convex.algorithms.newton import WorkingSetNewton
 from lightning_cvxsnn.convex.algorithms.normal import NormalEquations
 from lightning_cvxsnn.convex.algorithms.reference import CvxpyReference
@@ -13,12 +14,19 @@ from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 
 __all__ = [
-    "Algorithm", "ColumnGeneration", "CvxpyReference", "FaceNewton", "Minimum", "NormalEquations", "RidgeNewton",
-    "StoppingRule", "WorkingSetNewton", "algorithm_for",
+    "Algorithm", "ColumnGeneration", "CvxpyReference", "FaceNewton", "Minimum", "NormalEquations", "RidgeMultipliers",
+    "RidgeNewton", "StoppingRule", "WorkingSetNewton", "algorithm_for",
 ]  # fmt: skip
 
 
-_OWN: tuple[Algorithm, ...] = (FaceNewton(), WorkingSetNewton(), NormalEquations(), RidgeNewton(), ColumnGeneration())
+_OWN: tuple[Algorithm, ...] = (
+    FaceNewton(),
+    WorkingSetNewton(),
+    NormalEquations(),
+    RidgeNewton(),
+    ColumnGeneration(),
+    RidgeMultipliers(),
+)
 
 
 def algorithm_for(programme: ReducedProgramme, penalty: ElasticNet) -> Algorithm:

@@ -5,9 +5,9 @@ products in float32. Entries that would change their sign leave the face, entrie
 it, a few times for each model; then the objective is searched along the line to where the model led. After Byrd, Chin,
 Nocedal, Oztoprak, "A family of second-order methods for convex l1-regularized optimization", Math. Program. 159, 2016.
 
-The columns of all faces so far are kept as one block, and as one Gram, which is all that the squared loss asks for. Models
-of few entries are minimised by their Hessian (`quadratic`); in others the Hessians of the outputs alone precondition. From a cold start the penalty falls to rho by
-70 % with each iteration, as in `newton`.
+The columns of all faces so far are kept as one block, and as one Gram, which is all that the squared loss asks for.
+Models of few entries are minimised by their Hessian (`quadratic`); in others the Hessians of the outputs alone
+precondition. From a cold start the penalty falls to rho by 70 % with each iteration, as in `newton`.
 """
 
 from __future__ import annotations

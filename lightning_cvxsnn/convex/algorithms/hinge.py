@@ -1,19 +1,21 @@
-r"""Hinge loss: one linear programme per output, by column generation inside an interior point method.
+r"""Hinge loss: one linear or quadratic programme per output, by column generation inside an interior point method.
 
 With signs folded in, ``A = t [1, D]``, each output solves
 
-.. math:: \min_{x, \xi \ge 0} \; c^T \xi + \rho \sum_j |x_j| \quad\text{subject to}\quad A x + \xi - r = 1, \; r \ge 0
+.. math:: \min_{x, \xi \ge 0} \; c^T \xi + \sum_j \big( l |x_j| + \tfrac12 \kappa_j x_j^2 \big)
+          \quad\text{subject to}\quad A x + \xi - r = 1, \; r \ge 0
 
-whose multipliers ``alpha`` of the rows satisfy ``0 <= alpha <= c`` and ``|A^T alpha| <= rho``. The interior point
-method works on the programme restricted to a few columns (`restricted`). The multipliers of every iterate price all
-columns; those that violate most are added and the iteration continues from the same point. After Dedieu, Mazumder,
-Wang, "Solving L1-regularized SVMs and related linear programs", JMLR 23, 2022, and Gondzio, González-Brevis, Munari,
-"New developments in the primal-dual column generation technique", EJOR 224(1), 2013. Outputs are separate programmes,
-solved together.
+with ``l > 0``, whose multipliers ``alpha`` of the rows satisfy ``0 <= alpha <= c`` and ``|A^T alpha - kappa x| <= l``.
+The interior point method works on the programme restricted to a few columns (`restricted`). The multipliers of every
+iterate price all columns; those that violate most are added and the iteration continues from the same point. After
+Dedieu, Mazumder, Wang, "Solving L1-regularized SVMs and related linear programs", JMLR 23, 2022, and Gondzio,
+González-Brevis, Munari, "New developments in the primal-dual column generation technique", EJOR 224(1), 2013. Outputs
+are separate programmes, solved together.
 
 From an earlier solution, rows far from the margin are expected to stay on their side of it: they are aggregated into
 groups (`grouped`). The solution of that small programme shows which rows must leave their group and which columns must
-be added. If they are many, the start was not close, and the iteration above solves the programme of all rows.
+be added. If they are many, the start was not close, and the iteration above solves the programme of all rows. Large
+programmes get a start of that kind from the method of multipliers (`multipliers`).
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from torch import Tensor
 from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule
 from lightning_cvxsnn.convex.algorithms.grouped import group
 from lightning_cvxsnn.convex.algorithms.interior import predictor_corrector
+from lightning_cvxsnn.convex.algorithms.multipliers import rough_start
 from lightning_cvxsnn.convex.algorithms.restricted import Iterate, RestrictedSystem, add_columns, gather, initial
+from lightning_cvxsnn.convex.algorithms.separate import objectives, proven
 from lightning_cvxsnn.convex.losses.hinge import Hinge
 from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
@@ -41,6 +45,7 @@ _LARGEST_SHARE = 0.4  # of the rows; larger grouped programmes are not worth it
 _ASTRAY = 0.1  # largest share of rows on the wrong side of the margin if the start was close
 _AHEAD = 0.05  # share of the gap to which a grouped programme is solved
 _GROUPED_LIMIT = 12  # iterations for one of them
+_ROUGH = 4e-3  # gap of an output's rough start, relative to its objective at zero
 _SPARSITY = 0.4  # share of the tolerance that small coefficients may cost when they are set to zero
 
 
@@ -50,15 +55,17 @@ class ColumnGeneration:
 
     Attributes:
         iteration_limit: Interior point iterations over all outputs, if the stopping rule has no limit of its own.
-        batch_rows: Rows times outputs that are solved together.
+        batch_rows: Rows times outputs that are solved together, if the matrix is not large.
         columns: Columns that enter together, or as many as there are already.
         warm_columns: The same, if the start is close.
+        large: Entries from which on a matrix is large: a rough start is found first if there is none.
     """
 
     iteration_limit: int = 2000
     batch_rows: int = 100_000
     columns: int = 100
     warm_columns: int = 32
+    large: int = 2**21
 
     def takes(self, programme: ReducedProgramme, penalty: ElasticNet) -> bool:
         """Hinge loss."""
@@ -68,10 +75,15 @@ class ColumnGeneration:
         """Solve a reduced programme with hinge loss; see :class:`Algorithm`. The dual point is in its box."""
         left = self.iteration_limit if stop.max_iterations is None else stop.max_iterations
         rows, outputs = programme.encoded.shape
-        used = 0
+        used, together = 0, max(1, self.batch_rows // rows)
+        if programme.matrix.shape.numel() >= self.large:
+            together = 1  # padding to the widest costs more than it saves
+            if not bool(start.coef.any()):
+                rough = StoppingRule(_ROUGH * float(programme.weight.sum()) * outputs, left, stop.deadline)
+                start, used = rough_start(programme, penalty, start, rough)
         coef, intercept = start.coef.clone(), start.intercept.clone()
         dual_point = torch.zeros_like(programme.encoded)
-        for batch in torch.split(torch.arange(outputs, device=coef.device), max(1, self.batch_rows // rows)):
+        for batch in torch.split(torch.arange(outputs, device=coef.device), together):
             sign = programme.encoded[:, batch].T.contiguous()
             alpha = None if start.dual_point is None else sign * start.dual_point[:, batch].T
             rule = StoppingRule(stop.tolerance / outputs, left - used, stop.deadline)
@@ -120,7 +132,7 @@ class _Search:
         stop: StoppingRule,
     ) -> None:  # fmt: skip
         self.settings, self.programme, self.sign, self.stop = settings, programme, sign, stop
-        self.penalty, self.rho, self.weight = penalty, penalty.rho, programme.weight
+        self.penalty, self.l1, self.weight = penalty, penalty.l1, programme.weight
         self.used = 0
         self.coef = coef.contiguous()
         self.value, self.intercept = self._values(self.coef)
@@ -183,10 +195,10 @@ class _Search:
             return
         state = self._first_grouping(alive, _SINGLE_ROWS * int(support[alive].max()) + _MORE_SINGLE_ROWS)
         self.warm = True
-        entry = -0.1 * self.rho
+        entry = -0.1 * self.l1
         while state.alive.numel() and not self._over():
             state = self._next_grouping(state, entry)
-            entry = -0.01 * self.rho
+            entry = -0.01 * self.l1
 
     def _first_grouping(self, alive: Tensor, count: int) -> _Grouping:
         """From the start: the ``count`` rows nearest to the margin are on their own."""
@@ -212,7 +224,7 @@ class _Search:
         gap = (self.value - self.bound)[alive]
         report_gap(float(gap.max()), self.stop.tolerance, float(self.value[alive].max()))
         share = grouped.together(state.alpha / weight, weight.expand_as(state.alpha))
-        iterate = initial(grouped.sign, grouped.cost, grouped.columns, self.rho, (point, share, gap))
+        iterate = initial(grouped.sign, grouped.cost, grouped.columns, self.penalty, (point, share, gap))
         iterate = self._solve_grouped(iterate, (_AHEAD * gap).clamp_min(0.2 * self.stop.tolerance))
 
         coef, alpha = iterate.spread(columns), weight * grouped.apart(iterate.alpha / iterate.cost)
@@ -227,7 +239,9 @@ class _Search:
         left = (self.value - self.bound)[alive]
         going = (left > self.stop.tolerance) & (astray.sum(1) <= _ASTRAY * rows)
         going &= single.sum(1) <= _LARGEST_SHARE * rows
-        going &= (left < 0.9 * gap) | astray.any(1) | (correlation > (1 + 1e-9) * self.rho).any(1)
+        bend = self.penalty.bend(torch.arange(columns, device=coef.device))
+        violation = self.penalty.excess(correlation) - bend * coef.abs()
+        going &= (left < 0.9 * gap) | astray.any(1) | (violation > 1e-9 * self.l1).any(1)
         worst = miss.topk(min(max(64, rows // 2), rows), 1).indices
         single = single.scatter(1, worst, single.gather(1, worst) | astray.gather(1, worst))
         return _Grouping(alive, coef, intercept, alpha, margin, single, chosen, correlation).subset(going)
@@ -242,8 +256,8 @@ class _Search:
 
     def _iterated(self, iterate: Iterate, margin: Tensor) -> Iterate:
         """One interior point iteration of every output."""
-        system = RestrictedSystem(iterate, margin, self.rho)
-        moved = predictor_corrector(iterate.value, iterate.slack, system.direction, together=False)
+        system = RestrictedSystem(iterate, margin, self.penalty)
+        moved = predictor_corrector(iterate.value, iterate.slack, system.direction, self.penalty.l1_ratio < 1)
         self.used += len(margin)
         return iterate.moved(*moved)
 
@@ -256,10 +270,11 @@ class _Search:
         while True:
             product = (iterate.slack * iterate.value).sum(1)
             margin = iterate.outputs(iterate.point)
-            objective = (1 - margin).clamp_min(0) @ weight + self.penalty.values(iterate.coef)
+            coef = iterate.spread(programme.matrix.shape[1])
+            objective = (1 - margin).clamp_min(0) @ weight + self.penalty.values(coef)
             before = self.value[alive] - self.bound[alive]
             slope, correlation = self._price(alive, iterate.alpha)
-            self._improve(alive, objective, iterate.spread(programme.matrix.shape[1]), iterate.point)
+            self._improve(alive, objective, coef, iterate.point)
             gap = self.value[alive] - self.bound[alive]
             report_gap(float(gap.max()), self.stop.tolerance, float(self.value[alive].max()))
             # in degenerate programmes rounding error takes over in the end
@@ -272,9 +287,9 @@ class _Search:
                 slope, correlation = slope[going], correlation[going]
                 iterate = iterate.subset(going)
             inside = iterate.columns.chosen(correlation.shape[1])
-            wanted = self._candidates(inside, correlation, 1e-9 * self.rho)
+            wanted = self._candidates(inside, correlation, 1e-9 * self.l1)
             if not torch.equal(wanted, inside):
-                iterate = add_columns(programme, iterate, wanted, slope, self.rho)
+                iterate = add_columns(programme, iterate, wanted, slope, self.l1)
                 margin = iterate.outputs(iterate.point)
             iterate = self._iterated(iterate, margin)
 
@@ -282,26 +297,22 @@ class _Search:
         """The support and the columns that violate most; near to the start, if it is close."""
         programme, weight, sign = self.programme, self.weight, self.sign[alive]
         correlation = self._price(alive, self.alpha[alive])[1]
-        columns = gather(programme, self._candidates(self.coef[alive] != 0, correlation, -self.rho))
+        columns = gather(programme, self._candidates(self.coef[alive] != 0, correlation, -self.l1))
         start = None
         if self.warm:
             point = columns.pick(self.coef[alive])
             if programme.fit_intercept:
                 point = torch.cat([self.intercept[alive, None], point], 1)
             start = point, self.alpha[alive] / weight, (self.value - self.bound)[alive]
-        return initial(sign, weight.expand_as(sign), columns, self.rho, start)
+        return initial(sign, weight.expand_as(sign), columns, self.penalty, start)
 
     def _price(self, alive: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """``-A^T alpha`` and, of the feasible point, ``|A^T alpha|`` for all columns, ``[C, p]``; keeps good bounds."""
-        sign = self.sign[alive]
-        feasible = _balanced(alpha, sign) if self.programme.fit_intercept else alpha
-        both = (self.programme.matrix.T @ torch.cat([sign * alpha, sign * feasible]).T).T
-        correlation = both[alive.numel() :].abs()
-        bound = feasible.sum(1) * self.penalty.shrinkage(correlation)
+        bound, feasible, both = proven(self.programme, self.penalty, self.sign[alive], alpha)
         better = bound > self.bound[alive]
         self.bound[alive[better]] = bound[better]
         self.alpha[alive[better]] = feasible[better]
-        return -both[: alive.numel()], correlation
+        return -both[: alive.numel()], both[alive.numel() :].abs()
 
     def _candidates(self, chosen: Tensor, correlation: Tensor, margin: float) -> Tensor:
         """The chosen columns and those that exceed ``rho + margin``, a bounded number, the largest first."""
@@ -329,24 +340,4 @@ class _Search:
 
     def _values(self, coef: Tensor) -> tuple[Tensor, Tensor]:
         """Objectives ``[C]`` at ``coef [C, p]`` and their best intercepts ``[C]``."""
-        margin, fitted = self.sign * (self.programme.matrix @ coef.T).T, self.programme.fit_intercept
-        intercept = _best_intercepts(margin, self.sign, self.weight) if fitted else margin.new_zeros(len(margin))
-        loss = (1 - margin - self.sign * intercept[:, None]).clamp_min(0)
-        return loss @ self.weight + self.penalty.values(coef), intercept
-
-
-def _best_intercepts(margin: Tensor, sign: Tensor, weight: Tensor) -> Tensor:
-    """Exact minimisers in ``b`` of ``sum weight max(0, 1 - margin - sign b)``: where the slopes change sign."""
-    kink, order = (sign * (1 - margin)).sort(1)
-    # left of every kink all positive rows pay; each kink passed raises the slope by its weight
-    slope = weight[order].cumsum(1) - ((sign > 0) * weight).sum(1, keepdim=True)
-    return kink.gather(1, (slope < 0).sum(1, keepdim=True).clamp(max=kink.shape[1] - 1))[:, 0]
-
-
-def _balanced(alpha: Tensor, sign: Tensor) -> Tensor:
-    """Multipliers with the heavier sign shrunk to the total of the lighter, as the intercept demands."""
-    positive = torch.where(sign > 0, alpha, 0.0).sum(1, keepdim=True)
-    negative = torch.where(sign < 0, alpha, 0.0).sum(1, keepdim=True)
-    lighter = torch.minimum(positive, negative)
-    shrink = lighter / torch.where(sign > 0, positive, negative)
-    return torch.where(alpha > 0, alpha * shrink.clamp(max=1), 0.0)
+        return objectives(self.programme, self.penalty, self.sign, coef)

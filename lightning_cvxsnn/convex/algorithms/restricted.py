@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_cvxsnn.convex.algorithms.interior import AbsoluteValues, NewtonSystem
+from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 from lightning_cvxsnn.runtime.work import count_work
 
@@ -120,7 +121,7 @@ class Iterate:
 
 
 def initial(
-    sign: Tensor, cost: Tensor, columns: Columns, rho: float, start: tuple[Tensor, Tensor, Tensor] | None
+    sign: Tensor, cost: Tensor, columns: Columns, penalty: ElasticNet, start: tuple[Tensor, Tensor, Tensor] | None
 ) -> Iterate:
     """The first interior point of a restricted programme.
 
@@ -128,19 +129,19 @@ def initial(
         sign: Labels ``[C, n]``.
         cost: Weights of the rows ``[C, n]``.
         columns: The columns.
-        rho: Penalty.
+        penalty: Penalty.
         start: Point ``[C, free + k]``, multipliers relative to the weights ``[C, n]``, and gaps ``[C]`` of the point to
             start near to; ``None``: start from the middle.
     """
-    free, matrix = columns.free, columns.matrix
+    free, matrix, rho = columns.free, columns.matrix, penalty.l1
     if start is None:
         slope = -((sign * cost / 2)[:, None] @ matrix)[:, 0, free:]
         value = torch.cat([torch.full_like(sign, v) for v in (1.5, 0.5)] + [torch.ones_like(slope)] * 2, 1)
         slack = torch.cat([cost / 2, cost / 2, (rho + slope).clamp_min(rho), (rho - slope).clamp_min(rho)], 1)
         return Iterate(sign, cost, columns, torch.zeros_like(matrix[:, 0]), value, slack)
     point, share, gap = start
-    slope = -((sign * cost * share)[:, None] @ matrix)[:, 0, free:]
     coef = point[:, free:]
+    slope = penalty.bend(columns.index) * coef - ((sign * cost * share)[:, None] @ matrix)[:, 0, free:]
     theta = (gap / cost.sum(1) / 2).clamp(1e-8, 0.25)[:, None]  # products to aim at, relative to c and 1
     margin = sign * (matrix @ point[:, :, None])[:, :, 0]
     loss, surplus = (1 - margin).clamp_min(0), (margin - 1).clamp_min(0)
@@ -212,19 +213,22 @@ def gram(root: Tensor) -> Tensor:
 class RestrictedSystem:
     """The Newton systems at an iterate whose ``margin`` is ``A x``."""
 
-    def __init__(self, iterate: Iterate, margin: Tensor, rho: float) -> None:
+    def __init__(self, iterate: Iterate, margin: Tensor, penalty: ElasticNet) -> None:
         self.iterate, self.split, free = iterate, 2 * iterate.rows, iterate.columns.free
         self.value, self.slack = iterate.value[:, : self.split], iterate.slack[:, : self.split]
-        self.slope = -iterate.slopes(iterate.alpha)
+        self.slope, bend = -iterate.slopes(iterate.alpha), penalty.bend(iterate.columns.index)
+        self.slope[:, free:] += bend * iterate.coef
         self.norm = AbsoluteValues(
-            iterate.value[:, self.split :], iterate.slack[:, self.split :], self.slope[:, free:], rho
+            iterate.value[:, self.split :], iterate.slack[:, self.split :], self.slope[:, free:], penalty.l1
         )
         loss, surplus = self.value.chunk(2, 1)
         self.miss = 1 - margin - loss + surplus
         over, under = (self.value / self.slack).chunk(2, 1)
         self.row_scale = over + under
         root = iterate.columns.matrix * self.row_scale.rsqrt()[:, :, None]
-        self.system = NewtonSystem(gram(root), self.norm, slice(free, None))
+        curvature = gram(root)
+        curvature.diagonal(dim1=1, dim2=2)[:, free:] += bend
+        self.system = NewtonSystem(curvature, self.norm, slice(free, None))
 
     def direction(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Directions of values, slacks and coefficients for wanted changes of the products."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
-from programmes import make, reference_optimum, scale_of
+from programmes import RATIOS, make, reference_optimum, scale_of
 
 from lightning_cvxsnn.convex import Limits, Programme, solve
 from lightning_cvxsnn.convex.algorithms import ColumnGeneration, hinge
 from lightning_cvxsnn.convex.algorithms.grouped import group
 from lightning_cvxsnn.convex.algorithms.restricted import gram
+from lightning_cvxsnn.convex.penalties import ElasticNet
+from lightning_cvxsnn.patterns import SpikeDictionary
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
@@ -110,3 +113,105 @@ def test_groups_bound_from_below(rows: int) -> None:
     apart = programme.apart(programme.together(share, weight.expand_as(share)))
     torch.testing.assert_close(apart @ weight, share @ weight)
     assert torch.equal(apart[single], share[single])
+
+
+# -- every l1_ratio ----------------------------------------------------------------------------------------------------
+
+
+def _programme(problem: dict[str, Any], l1_ratio: float, fit_intercept: bool = True) -> Programme:
+    return Programme(**problem, fit_intercept=fit_intercept, penalty=ElasticNet(l1_ratio=l1_ratio))
+
+
+@pytest.mark.parametrize("l1_ratio", RATIOS)
+@pytest.mark.parametrize("seed", range(6))
+def test_elastic_net_equals_the_reference(seed: int, l1_ratio: float) -> None:
+    size = {"rows": [24, 60][seed % 2], "columns": [8, 30][seed // 2 % 2], "counts": [1, 4][seed % 2]}
+    problem = make(60 + seed, "hinge", outputs=[3, 1, 2][seed % 3], weighted=seed % 2 == 1, **size)
+    programme, rho = _programme(problem, l1_ratio, seed % 4 < 2), [0.3, 0.05, 0.003][seed % 3]
+    found = programme.solve(rho, limits=Limits(1e-8))
+    optimum = reference_optimum(problem, rho, seed % 4 < 2, l1_ratio)
+    assert found.converged
+    assert found.primal == pytest.approx(optimum, abs=1e-7)
+    assert found.dual <= optimum + 1e-8
+
+
+@pytest.mark.parametrize("l1_ratio", RATIOS)
+def test_scaling_of_rows_and_columns(l1_ratio: float) -> None:
+    """Weights, and rho with them, scale the objective; columns scale coefficients, at a = 0 with another rho."""
+    problem = make(71, "hinge", rows=40, columns=12, counts=4)
+    one = _programme(problem, l1_ratio).solve(0.02, limits=Limits(1e-8))
+    weight = torch.full((40,), 7.0).double()
+    heavier = _programme(problem | {"sample_weight": weight}, l1_ratio).solve(0.14, limits=Limits(1e-8))
+    assert heavier.converged
+    assert heavier.primal == pytest.approx(7 * one.primal, abs=1e-6)
+    packed = problem | {"dictionary": SpikeDictionary.from_values(problem["dictionary"])}
+    again = _programme(packed, l1_ratio).solve(0.02, limits=Limits(1e-8))
+    assert again.primal == pytest.approx(one.primal, abs=1e-7)
+    if l1_ratio in (0, 1):
+        wider = _programme(problem | {"dictionary": 3 * problem["dictionary"]}, l1_ratio)
+        scaled = wider.solve(0.02 * (3 if l1_ratio else 9), limits=Limits(1e-8))
+        assert scaled.primal == pytest.approx(one.primal, abs=1e-7)
+        torch.testing.assert_close(3 * scaled.coef, one.coef, atol=1e-2 if l1_ratio else 1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.3])
+def test_equal_columns_share_their_weight(l1_ratio: float) -> None:
+    problem = make(72, "hinge", rows=40, columns=6, outputs=2)
+    apart = _programme(problem, l1_ratio).solve(0.02, limits=Limits(1e-9))
+    thrice = problem | {"dictionary": problem["dictionary"].repeat(1, 3)}
+    found = _programme(thrice, l1_ratio).solve(0.02, limits=Limits(1e-9))
+    assert found.converged
+    assert found.primal < apart.primal
+    assert found.primal == pytest.approx(reference_optimum(thrice, 0.02, True, l1_ratio), abs=1e-7)
+    for copy in found.coef.split(len(apart.coef)):
+        torch.testing.assert_close(copy, found.coef[: len(copy)])
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.3])
+@pytest.mark.parametrize("most", [0, 1, 7, 40])
+def test_stopped_solves_are_no_worse_than_the_constant(most: int, l1_ratio: float) -> None:
+    problem = make(73, "hinge", rows=60, columns=20)
+    programme = _programme(problem, l1_ratio)
+    optimum = reference_optimum(problem, 0.01, True, l1_ratio)
+    far = dataclasses.replace(programme.solve(0.01).point, coef=1e3 * torch.randn(20, 3).double())
+    for start in (None, far):
+        found = programme.solve(0.01, start, Limits(1e-8, max_iterations=most))
+        assert found.iterations <= most + 2  # outputs iterate together
+        assert found.dual - 1e-8 <= optimum <= found.primal + 1e-8
+        assert found.primal <= (1 + 1e-12) * programme.scale
+        late = programme.solve(0.01, start, Limits(1e-8, max_seconds=1e-9))
+        assert late.primal <= (1 + 1e-12) * programme.scale
+
+
+def test_near_starts_save_iterations() -> None:
+    problem = make(74, "hinge", rows=200, columns=30, counts=4)
+    programme = _programme(problem, 0.0)
+    cold = programme.solve(0.011)
+    again = programme.solve(0.011, cold.point)
+    assert again.iterations == 0
+    warm = programme.solve(0.01, cold.point)
+    assert warm.converged
+    assert warm.iterations < programme.solve(0.01).iterations
+    without = programme.solve(0.01, dataclasses.replace(cold.point, dual_point=None))
+    assert without.converged
+
+
+def test_objective_is_continuous_in_l1_ratio() -> None:
+    problem = make(75, "hinge", rows=40, columns=12)
+    optima = {a: _programme(problem, a).solve(0.02, limits=Limits(1e-8)).primal for a in RATIOS}
+    assert optima[1e-6] == pytest.approx(optima[0.0], abs=1e-5)
+    assert optima[0.999] == pytest.approx(optima[1.0], abs=1e-2)
+
+
+@pytest.mark.parametrize("l1_ratio", [0.3, 1.0])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_large_programmes_get_a_rough_start(l1_ratio: float, fit_intercept: bool) -> None:
+    problem = make(76, "hinge", rows=150, columns=40, weighted=True, counts=4)
+    programme = _programme(problem, l1_ratio, fit_intercept)
+    optimum = reference_optimum(problem, 0.01, fit_intercept, l1_ratio)
+    found = programme.solve(0.01, limits=Limits(1e-8), algorithm=ColumnGeneration(large=0))
+    assert found.converged
+    assert found.primal == pytest.approx(optimum, abs=1e-7)
+    for most in (0, 5, 30):
+        stopped = programme.solve(0.01, limits=Limits(max_iterations=most), algorithm=ColumnGeneration(large=0))
+        assert stopped.dual <= optimum <= stopped.primal <= (1 + 1e-12) * programme.scale
