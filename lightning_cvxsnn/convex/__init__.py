@@ -1,4 +1,4 @@
-"""L1 programmes over a dictionary of patterns, solved to a certified duality gap.
+"""Programmes from L1 to ridge over a dictionary of patterns, solved to a certified duality gap.
 
 This package knows nothing of spikes or of Lightning: a dictionary is a matrix.
 """

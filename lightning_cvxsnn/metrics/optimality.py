@@ -8,7 +8,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 from typing_extensions import override
 
 from lightning_cvxsnn.convex import Loss, certificate
-from lightning_cvxsnn.convex.inputs import check_rho
+from lightning_cvxsnn.convex.inputs import check_ratio, check_rho
 from lightning_cvxsnn.convex.losses import loss_named
 from lightning_cvxsnn.metrics.base import SpikingMetric
 
@@ -27,12 +27,13 @@ class DualityGap(SpikingMetric):
 
     Args:
         loss: ``"cross_entropy"``, ``"hinge"``, ``"squared"`` or ``"squared_hinge"``.
-        rho: L1 penalty on each coefficient, such as ``SolveReport.rho``; ``beta / sqrt(P)`` in the paper's units.
+        rho: Strength of the penalty, such as ``SolveReport.rho``; ``beta / sqrt(P)`` in the paper's units.
+        l1_ratio: Share of the L1 norm in the penalty: 1 is L1, 0 is ridge.
         **kwargs: See ``torchmetrics.Metric``.
 
     Raises:
-        ValueError: For a bad loss or rho. In ``update``, for shapes that do not fit. In ``compute``, for bad labels,
-            for NaN, and if the readout was not the same in all updates.
+        ValueError: For a bad loss, rho or l1_ratio. In ``update``, for shapes that do not fit. In ``compute``, for bad
+            labels, for NaN, and if the readout was not the same in all updates.
 
     Example:
         >>> gap = DualityGap("squared", rho=0.25)
@@ -48,10 +49,10 @@ class DualityGap(SpikingMetric):
     targets: list[Tensor]
     readout: list[Tensor]
 
-    def __init__(self, loss: Loss, rho: float, **kwargs: Any) -> None:
+    def __init__(self, loss: Loss, rho: float, l1_ratio: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.loss: Loss = loss
-        self.rho = check_rho(rho)
+        self.rho, self.l1_ratio = check_rho(rho), check_ratio(l1_ratio)
         loss_named(loss)  # raises for an unknown name
         for name in ("dictionary", "targets", "readout"):
             self.add_state(name, [], dist_reduce_fx="cat")
@@ -94,6 +95,7 @@ class DualityGap(SpikingMetric):
             intercept[0] if len(intercept) else None,
             loss=self.loss,
             rho=self.rho,
+            l1_ratio=self.l1_ratio,
             fit_intercept=len(intercept) > 0,
         )
         return torch.tensor(proof.gap, dtype=torch.float64, device=self.device)

@@ -244,17 +244,19 @@ def test_counts_beyond_single_precision_are_exact():
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "squared", "hinge", "squared_hinge"])
 @pytest.mark.parametrize("fit_intercept", [True, False])
-def test_the_gap_is_the_certificates_and_closes_at_the_optimum(loss, fit_intercept):
+@pytest.mark.parametrize("ratio", [1.0, 0.5, 0.0])
+def test_the_gap_is_the_certificates_and_closes_at_the_optimum(loss, fit_intercept, ratio):
     rows, targets, *_ = programme(60)
     if loss == "squared":
         targets = torch.nn.functional.one_hot(targets, CLASSES).double()
-    best = solve(rows, targets, loss=loss, rho=0.05, fit_intercept=fit_intercept, num_outputs=CLASSES)
-    metric = DualityGap(loss, 0.05)
+    penalty = {"rho": 0.05, "l1_ratio": ratio}
+    best = solve(rows, targets, loss=loss, fit_intercept=fit_intercept, num_outputs=CLASSES, **penalty)
+    metric = DualityGap(loss, **penalty)
     for part in range(0, 60, 25):
         part = slice(part, part + 25)
         metric.update(rows[part], targets[part], best.coef, best.intercept if fit_intercept else None)
     intercept = best.intercept if fit_intercept else None
-    proof = certificate(rows, targets, best.coef, intercept, loss=loss, rho=0.05, fit_intercept=fit_intercept)
+    proof = certificate(rows, targets, best.coef, intercept, loss=loss, fit_intercept=fit_intercept, **penalty)
     assert metric.compute().item() == pytest.approx(proof.gap, abs=1e-12)
     assert metric.compute() >= best.primal - best.dual - 1e-9 if loss == "hinge" else metric.compute() < 1e-2
 
@@ -344,7 +346,12 @@ def test_what_is_no_programme(change, message):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(("mse", 0.1), "loss is 'mse'"), (("hinge", 0.0), "expected a positive finite number")]
+    ("arguments", "message"),
+    [
+        (("mse", 0.1), "loss is 'mse'"),
+        (("hinge", 0.0), "expected a positive finite number"),
+        (("hinge", 0.1, 1.5), "l1_ratio is 1.5"),
+    ],
 )
 def test_a_gap_of_no_programme(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -15,7 +15,7 @@ __all__ = ["Products"]
 
 _EXACT = 2**17  # entries up to which float64 costs next to nothing
 _WHOLE = 2**25  # entries up to which a copy of the matrix is kept
-_BLOCK = 2**20  # entries converted at a time beyond that
+_BLOCK = 2**19  # entries at a time: products of a step and of its outputs find them in the cache
 
 
 class Products:
@@ -70,13 +70,11 @@ class Products:
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Slices of rows and their entries, without mean and factor."""
-        if self.copy is not None:
-            yield slice(0, self.rows), self.copy
-            return
-        step = max(_BLOCK // max(self.columns, 1), 1)
+        size = _BLOCK if self.matrix.device.type == "cpu" else _WHOLE
+        step = max(size // max(self.columns, 1), 1)
         for start in range(0, self.rows, step):
             part = slice(start, min(start + step, self.rows))
-            yield part, self.matrix.source.block(part).to(self.dtype)
+            yield part, self.matrix.source.block(part).to(self.dtype) if self.copy is None else self.copy[part]
 
     def entries(self, rows: Tensor) -> Tensor:
         """``A`` at some rows, ``[k, p]``."""

@@ -29,6 +29,7 @@ __all__ = ["RidgeNewton"]
 
 _FORCING = 0.03  # share of the gap that a Newton step may leave of its model
 _FINAL = 0.2  # share of the tolerance that it need not go below
+_LEVELS = 2  # Newton steps of the intercepts alone
 _STEPS = 500  # of conjugate gradients
 _SLOW = 0.5  # share of the gap that an iteration must take off for float32 to be good enough
 
@@ -97,6 +98,8 @@ class _Descent:
         """Iterate; the number of iterations."""
         before = float("inf")
         for iteration in range(limit + 1):
+            if self.programme.fit_intercept:
+                self._level()
             gradient = self.exact.slopes(self.weight[:, None] * self.loss.gradient(self.outputs, self.encoded))
             gradient[:, : self.columns] += self.ridge * self.x[:, : self.columns]
             value = self._value(self.x, self.outputs)
@@ -113,6 +116,18 @@ class _Descent:
                     break  # only rounding error is left
                 self.rough = self.exact
         return iteration
+
+    def _level(self) -> None:
+        """Newton's method for the intercepts alone: the gap is that of the coefficients where these have no slope."""
+        for _ in range(_LEVELS):
+            slope = self.weight @ self.loss.gradient(self.outputs, self.encoded)
+            bend = self.loss.mean_bend(self.loss.local(self.outputs, self.encoded), self.weight)
+            shift = -torch.linalg.pinv(bend, hermitian=True, rtol=1e-13) @ slope
+            x, outputs = self.x.clone(), self.outputs + shift
+            x[:, self.columns] += shift
+            if not self._value(x, outputs) <= self._value(self.x, self.outputs):
+                break
+            self.x, self.outputs = x, outputs
 
     def _newton(self, gradient: Tensor, enough: float) -> Tensor:
         """The step to where the model's own gap is ``enough``, or near it."""
