@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_cvxsnn.convex.algorithms.interior import factor
 from lightning_cvxsnn.convex.algorithms.products import Products
 from lightning_cvxsnn.convex.algorithms.quadratic import minimise_quadratic
+from lightning_cvxsnn.convex.algorithms.spectrum import gram
 from lightning_cvxsnn.convex.losses import SmoothLoss
 from lightning_cvxsnn.convex.penalties import ElasticNet, soft_threshold
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
@@ -23,12 +24,13 @@ _STEPS = 30  # of conjugate gradients on one face
 _DROPS = 3  # times that entries which would enter with the wrong sign are left out of a face
 _LENGTHS = 0.5, 0.25, 0.125, 0.0625  # of a step to another face that does not descend
 _DENSE = 1500  # entries up to which a Hessian is cheaper than conjugate gradients
+_NEARLY_ALL = 0.99  # of the curvature of an output, which few rows may hold
 _PROXIMAL = 1e-6  # relative, on the diagonal of the models of faces: directions may be flat
 _RIDGE = 1e-6  # relative, of the preconditioner: a float32 Gram is not more exact
 
 
 class Columns:
-    """The columns that have been worked on, gathered once, and their weighted and centred Gram."""
+    """The columns that have been worked on, gathered once, and for the squared loss their weighted and centred Gram."""
 
     def __init__(self, programme: ReducedProgramme) -> None:
         matrix, weight = programme.matrix, programme.weight
@@ -41,7 +43,10 @@ class Columns:
         self.place = torch.full((matrix.shape[1],), -1, device=weight.device)
         self.index = self.place[:0]
         self.block = self.rough.of_columns(self.index)
-        self.gram = self.root.new_zeros(0, 0)
+        self.lengths = self.root.new_zeros(0)
+        self.hessians: dict[int, tuple[int, Tensor, Tensor]] = {}  # of outputs: columns there were, places, entries
+        quadratic = isinstance(programme.loss, SmoothLoss) and programme.loss.quadratic
+        self.gram = self.root.new_zeros(0, 0) if quadratic else None
 
     def including(self, index: Tensor) -> Tensor:
         """Have these columns among them; the columns that there are then, in their order."""
@@ -52,9 +57,21 @@ class Columns:
             self.index = torch.cat([self.index, new])
             self.place[new] = torch.arange(known, self.index.numel(), device=new.device)
             self.block = self.block.joined(fresh)
-            border = self.block.gram_with(fresh, self.root)
-            self.gram = torch.cat([torch.cat([self.gram, border[:known]], 1), border.T])
+            own = fresh.entries_of(torch.arange(new.numel(), device=new.device))
+            self.lengths = torch.cat([self.lengths, (self.root * own).square().sum(0)])
+            if self.gram is not None:
+                border = self.block.gram_with(fresh, self.root)
+                self.gram = torch.cat([torch.cat([self.gram, border[:known]], 1), border.T])
         return self.index
+
+    def kept(self, output: int, place: Tensor, hessian: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Places and their Hessian, of an earlier model if that had all of them: it only has to precondition."""
+        size, known, matrix = self.hessians.get(output, (-1, place, self.lengths))
+        if size == self.index.numel() and bool(torch.isin(place, known).all()):
+            inside = torch.searchsorted(known, place)
+            return place, matrix[inside][:, inside]
+        self.hessians[output] = self.index.numel(), place, hessian(output, place)
+        return place, self.hessians[output][2]
 
 
 class Model:
@@ -85,7 +102,7 @@ class Model:
         if curvature is not None:
             self.l2[:, :known] = curvature[columns.index.to(curvature.device), 0].to(start)
         lengths = torch.full_like(start[0], self.total)
-        lengths[:known] = columns.gram.diagonal()
+        lengths[:known] = columns.lengths
         self.diagonal = self.l2 + _PROXIMAL * torch.outer(self.mean_curvature / self.total, lengths)
 
     def minimise(self, slope: Tensor, working: Tensor) -> tuple[Tensor, float]:
@@ -133,34 +150,45 @@ class Model:
         return step, change
 
     def _hessian(self, owner: Tensor, place: Tensor) -> Tensor:
-        """Of the loss in some entries, output by output; ``[k, k]``."""
-        if self.loss.quadratic:
-            return self._gram(place)
+        """Of the loss in some entries, output by output, ``[k, k]``."""
+        if self.columns.gram is not None:
+            return self._part(place, self.columns.gram)
         entries = self.block.entries_of(place)
         hessian = entries.new_zeros(len(place), len(place))
         count_work(len(entries) * len(place) ** 2 // 2)
         for c in sorted(set(owner.tolist())):
             first, last = int((owner < c).sum()), int((owner <= c).sum())
-            unit = torch.zeros_like(self.local)
-            unit[:, c] = 1.0
-            bent = (self.weight * self.loss.bend(self.local, unit))[:, owner[first:]]
+            bent = self._unit_bend(c)[:, owner[first:]]
             hessian[first:, first:last] = (entries[:, first:] * bent).T @ entries[:, first:last]
         return hessian.tril() + hessian.tril(-1).T
 
-    def _gram(self, place: Tensor) -> Tensor:
+    def _unit_bend(self, output: int) -> Tensor:
+        """The weighted second derivatives of each row's loss in one output and each of them, ``[n, C]``."""
+        unit = torch.zeros_like(self.local)
+        unit[:, output] = 1.0
+        return self.weight * self.loss.bend(self.local, unit)
+
+    def _own_hessian(self, output: int, place: Tensor) -> Tensor:
+        """About the Hessian of one output alone: of the rows that make up nearly all of its curvature."""
+        if self.columns.gram is not None:
+            return self._part(place, self.columns.gram)
+        curvature, order = self._unit_bend(output)[:, output].sort(descending=True)
+        rows = order[curvature.cumsum(0) <= _NEARLY_ALL * curvature.sum()]
+        entries = self.block.entries_of(place, rows) * curvature[: len(rows), None].sqrt()
+        return gram(entries)
+
+    def _part(self, place: Tensor, gram: Tensor) -> Tensor:
         """The Hessian of one output of the squared loss: the intercept has nothing in common with centred columns."""
-        own = place < len(self.columns.gram)
-        hessian = self.columns.gram.new_zeros(len(place), len(place))
+        hessian = gram.new_zeros(len(place), len(place))
         hessian.diagonal().add_(self.total)
-        index = place[own]
-        hessian[: len(index), : len(index)] = self.columns.gram.index_select(0, index).index_select(1, index)
+        index = place[place < len(gram)]
+        hessian[: len(index), : len(index)] = gram.index_select(0, index).index_select(1, index)
         return hessian
 
     def by_faces(self, slope: Tensor, working: Tensor) -> tuple[Tensor, float]:
         """The same by conjugate gradients on one face after the other."""
-        own = [entries.nonzero()[:, 0] for entries in working]
-        owners = (torch.full_like(index, c) for c, index in enumerate(own))
-        self.blocks = [(index, self._hessian(owner, index)) for owner, index in zip(owners, own, strict=True)]
+        places = [entries.nonzero()[:, 0] for entries in working]
+        self.blocks = [self.columns.kept(c, place, self._own_hessian) for c, place in enumerate(places)]
         point, slope = self.start, slope + self.l2 * self.start
         free = self.l1 == 0
         first, total = None, 0.0
@@ -173,13 +201,14 @@ class Model:
                 break
             face = working & (inside | (descent != 0))
             signs = torch.where(point != 0, point.sign(), -descent.sign()) * ~free
-            step, curved = self._on_face(face, -descent, _FORCING * size**0.5, None)
+            inverse, enough = self._preconditioner(face), _FORCING * size**0.5
+            step, curved = self._on_face(face, inverse, -descent, enough, None)
             for _ in range(_DROPS):
                 wrong = face & (point == 0) & (step * signs < 0)
                 if not bool(wrong.any()):
                     break
                 face = face & ~wrong
-                step, curved = self._on_face(face, -descent, _FORCING * size**0.5, step)
+                step, curved = self._on_face(face, inverse, -descent, enough, step)
             moved = self._accept(point, step, curved, slope, signs)
             if moved is None:
                 break
@@ -206,9 +235,10 @@ class Model:
                 return move, bent, change
         return None
 
-    def _on_face(self, face: Tensor, right: Tensor, enough: float, start: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _on_face(
+        self, face: Tensor, inverse: Callable[[Tensor], Tensor], right: Tensor, enough: float, start: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Conjugate gradients for the Hessian on a face; the step and the Hessian times it."""
-        inverse = self._preconditioner(face)
         step, curved = torch.zeros_like(right), torch.zeros_like(right)
         if start is not None:
             step = start * face
@@ -216,7 +246,7 @@ class Model:
         residual = (right - curved) * face
         direction, product = residual, 0.0
         for k in range(_STEPS):
-            turned = inverse(residual)
+            turned = inverse(residual) * face
             before, product = product, float((residual * turned).sum())
             direction = turned + product / before * direction if k else turned
             bent = self.curved(direction)

@@ -84,11 +84,13 @@ class Products:
             block = self.matrix.source.rows(rows).block(slice(0, len(rows))).to(self.dtype)
         return block * self.factor - self.shift
 
-    def entries_of(self, columns: Tensor) -> Tensor:
-        """``A`` in some columns, the intercept's after the others, ``[n, k]``; of a copy."""
+    def entries_of(self, columns: Tensor, rows: Tensor | None = None) -> Tensor:
+        """``A`` in some columns, the intercept's after the others, ``[n, k]``, or of some rows; of a copy."""
         assert self.copy is not None
         own = columns.clamp(max=self.columns - 1)
-        block = self.copy.index_select(1, own) * self.factor[own] - self.shift[own]
+        block = (self.copy if rows is None else self.copy[rows]).index_select(1, own) * self.factor[own] - self.shift[
+            own
+        ]
         block[:, columns == self.columns] = 1.0
         return block
 

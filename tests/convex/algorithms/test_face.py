@@ -56,7 +56,9 @@ def test_float32_products_end_at_the_same_optimum(loss: Any, dense: int, monkeyp
 
 
 def test_columns_are_gathered_once_for_all_solves() -> None:
-    programme = Programme(**counts(), loss="cross_entropy", fit_intercept=True)
+    problem = counts()
+    problem["targets"] = torch.nn.functional.one_hot(problem["targets"]).double()
+    programme = Programme(**problem, loss="squared", fit_intercept=True)
     rho = 0.05 * programme.largest_rho()
     first = programme.solve(rho, algorithm=FaceNewton())
     known = programme.presolve.programme.kept["columns"].index.clone()
