@@ -1,7 +1,13 @@
 import gc
+import os
 import warnings
 
 import pytest
+
+# Before torch is imported, and for processes that tests start. These networks are so small that a second thread only
+# waits: on a machine with other work, tests take up to twenty times as long. OMP_NUM_THREADS=2 asks for more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 

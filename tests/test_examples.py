@@ -2,6 +2,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from torch.utils.data import TensorDataset
 
 from lightning_cvxsnn import ConvexReconstruction
 
@@ -16,8 +17,9 @@ def load(name):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_own_module(capsys):
+def test_own_module(capsys, monkeypatch):
     module = load("own_module")
+    monkeypatch.setattr(module, "TensorDataset", lambda x, y: TensorDataset(x[:400], y[:400]))
     trainer = module.main(epochs=1)
     (callback,) = [c for c in trainer.callbacks if isinstance(c, ConvexReconstruction)]
     assert callback.reports[0].accepted

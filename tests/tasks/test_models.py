@@ -41,7 +41,7 @@ def test_it_trains_with_the_callback(reduction):
 
 def test_nine_dead_layers_come_to_life(capsys):
     """Three controls, same seed and epochs: default weights, calibrated only, calibrated and solved."""
-    default, calibrated, solved = run_demo(epochs=6, hidden=(128,) * 9)
+    default, calibrated, solved = run_demo(epochs=2, hidden=(128,) * 9)
     with capsys.disabled():
         for row in (default, calibrated, solved):
             print(f"\n{row.name}: start {row.start:.3f}, test {row.test:.3f}", end="")

@@ -4,7 +4,6 @@ import copy
 import gc
 import multiprocessing
 import os
-import random
 import re
 import resource
 import signal
@@ -260,7 +259,7 @@ class PowerCut(pl.Callback):
         self.batches += 1
 
 
-STEPS, EPOCHS = 8, 3
+STEPS, EPOCHS = 4, 3
 
 
 def to_the_end(folder, callbacks, crash=None):
@@ -282,16 +281,14 @@ def timeless(report):
 
 
 @pytest.mark.parametrize("convex", [False, True], ids=["control", "callback"])
-def test_a_crash_at_any_of_20_random_steps_changes_nothing(tmp_path, convex):
+def test_a_crash_at_any_step_changes_nothing(tmp_path, convex):
     """Resumed from a checkpoint of the step before, in the middle of epochs and at their ends."""
 
     def callbacks():
         return [ConvexReconstruction(beta=0.05, max_overhead=None)] if convex else []
 
     whole, ours = to_the_end(tmp_path, callbacks)
-    crashes = random.Random(0).sample(range(1, STEPS * EPOCHS), 20)
-    assert {STEPS, 2 * STEPS} & set(crashes)  # the checkpoint before it holds the solve at the end of an epoch
-    for crash in crashes:
+    for crash in range(1, STEPS * EPOCHS):  # at STEPS the checkpoint before it holds the solve at the end of an epoch
         resumed, theirs = to_the_end(tmp_path / str(crash), callbacks, crash)
         assert_same_state(resumed, state(whole))
         for callback, other in zip(ours, theirs, strict=True):
