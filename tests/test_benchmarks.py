@@ -67,6 +67,17 @@ def test_the_pattern_benchmark_runs(tmp_path):
     assert sum("distinct" in row["what"] for row in rows) == 2
 
 
+def test_what_a_gpu_would_show_runs_without_one(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    parts = "kernels,patterns,solvers"  # the tests run anyway
+    importlib.import_module("gpu").main(["--quick", "--device", "cpu", "--output", str(tmp_path), "--parts", parts])
+    results = json.loads((tmp_path / "gpu.json").read_text())["results"]
+    assert {row["backend"] for row in results["kernels"]} == {"torch"}
+    assert all(row["right"] for part in ("kernels", "solvers") for row in results[part])
+    assert {row["algorithm"] for row in results["solvers"]} > {"normal-equations", "ridge-newton", "working-set-newton"}
+    assert len(results["patterns"]) > 10
+
+
 def test_the_training_benchmark_runs_and_adds_to_what_is_there(tmp_path):
     task, sg = "digits, two layers", "SG, calibrated weights"
     command = [sys.executable, ROOT / "benchmarks/training.py", "--tasks", task, "--epochs", "2", "--seeds", "0"]
