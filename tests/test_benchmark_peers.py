@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("cvxpy")
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # after tests/, which has a networks.py, too
 peers, problems, conic, measures = map(importlib.import_module, ("peers", "problems", "conic", "objective"))
 
 LOSSES = ("squared", "logistic", "cross_entropy", "hinge", "squared_hinge")

@@ -145,7 +145,7 @@ def test_the_benchmark_of_readouts_runs_and_keeps_what_is_there(mnist, monkeypat
     )
     options = ["--quick", "--mnist", str(mnist), "--cache", str(mnist), "--output", str(mnist), "--repeats", "2"]
     options += ["--problems", chosen, "--no-memory"]
-    options += ["--solvers", f"{ours},sklearn lbfgs,sklearn Ridge,sklearn Lasso,sklearn saga,celer*,HiGHS ipm"]
+    options += ["--solvers", f"{ours},sklearn lbfgs,sklearn Ridge,sklearn Lasso,sklearn saga,celer*,HiGHS simplex"]
 
     def attempts():
         results = json.loads((mnist / "elastic_net_quick.json").read_text())["results"]
@@ -160,7 +160,7 @@ def test_the_benchmark_of_readouts_runs_and_keeps_what_is_there(mnist, monkeypat
         have = "l1_ratio" in inspect.signature(solve).parameters
         assert solved == {name for name in chosen.split(",") if have or not name.startswith("ridge")}
         peers = {solver for _, solver in found} - {ours}
-        assert {"sklearn lbfgs", "sklearn Ridge", "sklearn Lasso", "HiGHS ipm"} <= peers
+        assert {"sklearn lbfgs", "sklearn Ridge", "sklearn Lasso", "HiGHS simplex"} <= peers
         for (problem, solver), tried in found.items():
             assert -1e-9 <= elastic_net.error(tried[-1], problems[problem]) <= 1e-6, solver
         assert "no bound of ours" not in capsys.readouterr().out or not have

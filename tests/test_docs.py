@@ -76,7 +76,7 @@ def check_shell(code):
         assert run[1:] == ["demo"]
         subprocess.run([installed, "demo", "--help"], check=True, capture_output=True)
     else:
-        assert run[1:] == ["-m", "pytest"]
+        assert run[1:3] == ["-m", "pytest"]
 
 
 def test_ci_runs_the_readmes_test_command():
@@ -86,7 +86,7 @@ def test_ci_runs_the_readmes_test_command():
         ["bash", "-c", extract], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
     assert command in (ROOT / "README.md").read_text()
-    assert command.endswith("-m pytest")
+    assert "-m pytest" in command
 
 
 def test_the_readmes_table_is_the_committed_result():
