@@ -9,11 +9,12 @@ from typing import Protocol
 
 from torch import Tensor
 
+from lightning_cvxsnn.convex.losses import SmoothLoss
 from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 from lightning_cvxsnn.convex.solution import Point
 
-__all__ = ["Algorithm", "Minimum", "StoppingRule"]
+__all__ = ["Algorithm", "Minimum", "StoppingRule", "smooth"]
 
 
 @dataclass(frozen=True)
@@ -72,3 +73,14 @@ class Algorithm(Protocol):
             stop: When to stop.
         """
         ...
+
+
+def smooth(programme: ReducedProgramme) -> SmoothLoss:
+    """The programme's loss, for algorithms that ask for its curvature.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if not isinstance(programme.loss, SmoothLoss):
+        raise ValueError(f"loss is {programme.loss.name!r}; expected one with a curvature, such as 'cross_entropy'.")
+    return programme.loss

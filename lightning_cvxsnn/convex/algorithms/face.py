@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule
+from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule, smooth
 from lightning_cvxsnn.convex.algorithms.model import Columns, Model
 from lightning_cvxsnn.convex.algorithms.products import Products
 from lightning_cvxsnn.convex.certify import Certifier
@@ -69,9 +69,7 @@ class _Descent:
     """The iterate of one solve: ``x [C, p (+ 1)]`` over centred columns, and its outputs ``[n, C]``."""
 
     def __init__(self, programme: ReducedProgramme, penalty: ElasticNet, start: Point) -> None:
-        loss = programme.loss
-        if not isinstance(loss, SmoothLoss):
-            raise ValueError(f"loss is {loss.name!r}; expected one with a curvature, such as 'cross_entropy'.")
+        loss = smooth(programme)
         self.programme, self.penalty, self.loss = programme, penalty, loss
         self.encoded, self.weight = programme.encoded, programme.weight
         rows, self.size = programme.matrix.shape

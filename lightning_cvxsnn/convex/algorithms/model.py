@@ -1,4 +1,4 @@
-"""The inner problem of `face`: a second-order model over some entries, with the elastic net, by conjugate gradients."""
+"""The inner problem of `face`: a second-order model over some entries, with the elastic net, at once or by faces."""
 
 from __future__ import annotations
 

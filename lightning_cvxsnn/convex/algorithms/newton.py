@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule
+from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule, smooth
 from lightning_cvxsnn.convex.algorithms.quadratic import minimise_quadratic
 from lightning_cvxsnn.convex.certify import Certifier
 from lightning_cvxsnn.convex.losses import SmoothLoss, proof_named
@@ -91,9 +91,7 @@ class _Descent:
     def __init__(
         self, settings: WorkingSetNewton, programme: ReducedProgramme, penalty: ElasticNet, start: Point
     ) -> None:
-        loss = programme.loss
-        if not isinstance(loss, SmoothLoss):
-            raise ValueError(f"loss is {loss.name!r}; expected one with a curvature, such as 'cross_entropy'.")
+        loss = smooth(programme)
         rows, self.columns = programme.matrix.shape
         self.settings, self.programme, self.penalty, self.loss = settings, programme, penalty, loss
         self.weight, self.encoded, self.coupled = programme.weight, programme.encoded, loss.coupled(start.coef.shape[1])

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule
+from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule, smooth
 from lightning_cvxsnn.convex.algorithms.products import Products
 from lightning_cvxsnn.convex.algorithms.spectrum import Spectrum, spectrum_of
 from lightning_cvxsnn.convex.losses import SmoothLoss
@@ -60,9 +60,7 @@ class _Descent:
     """The iterate of one solve: ``x [C, p (+ 1)]`` over scaled and centred columns, and its outputs ``[n, C]``."""
 
     def __init__(self, programme: ReducedProgramme, ridge: float, start: Point) -> None:
-        loss = programme.loss
-        if not isinstance(loss, SmoothLoss):
-            raise ValueError(f"loss is {loss.name!r}; expected one with a curvature, such as 'cross_entropy'.")
+        loss = smooth(programme)
         self.programme, self.loss, self.ridge = programme, loss, ridge
         self.encoded, self.weight = programme.encoded, programme.weight
         self.model: _Model = programme.kept.get("ridge") or _Model(programme)
