@@ -30,6 +30,7 @@ from lightning_cvxsnn.network.neurons import neuron_of
 from lightning_cvxsnn.patterns import resolve_backend, spike_patterns
 
 ROOT = Path(__file__).parents[1]
+WITH_GPU = ("tests/patterns/test_kernels.py", "tests/convex/test_cuda.py", "tests/training/test_cuda.py")
 MINUTES = 8.0
 TESTS = 150.0  # seconds that the tests may take of it
 AWKWARD = [(1, 1, 1), (3, 5, 7), (4, 33, 65), (9, 1000, 129), (2, 7, 70_001)]  # steps, rows, columns
@@ -62,19 +63,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def tests(options: argparse.Namespace) -> Iterator[Row]:
     """All tests marked `gpu`; 5 is pytest's word for none."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "gpu",
-        str(ROOT / "tests/patterns"),
-    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", *WITH_GPU]
     started = time.perf_counter()
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TESTS)
+    if run.returncode not in (0, 5):
+        print(run.stdout[-6000:])
     last = run.stdout.strip().splitlines()[-1]
     yield {"tests": last, "seconds": time.perf_counter() - started, "right": run.returncode in (0, 5)}
 
