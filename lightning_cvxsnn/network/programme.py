@@ -1,9 +1,9 @@
 """The convex programme of one network on its training rows: captured in one pass, split for the guard."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -23,11 +23,28 @@ from lightning_cvxsnn.runtime.progress import Progress
 from lightning_cvxsnn.runtime.rng import isolate_rng
 
 _HELD_OUT = 5  # one sample in five judges
-_PATH_ROWS = 2048  # of the others are fitted to choose a penalty,
-ROUGH = 0.1  # to this relative gap: the loss that is compared hardly depends on either,
-_PATH_VALUES = 10  # at so many penalties;
-_GIVEN_AWAY = 0.02  # of what the best of them gains may be lost to a larger one,
-_GIVEN_BY_START = 0.15  # of a start, from which training goes on and gains it back
+_PATH_ROWS = 1024  # of the others are fitted to choose a penalty, and at most as many judge it,
+_ROUGH = 0.1  # to this relative gap: the loss that is compared hardly depends on either,
+_PATH_VALUES, _PATH_RATIO = 13, 1e-6  # at penalties half a decade apart;
+_STEP = 10**0.5  # so far from the last penalty another one is looked for.
+_GIVEN_AWAY = 0.02  # of what the best L1 penalty gains may be lost to a larger one, which leaves fewer units
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """What a readout's weights cost.
+
+    Attributes:
+        beta: In the paper's units, ``rho * sqrt(columns)``.
+        l1_ratio: Share of the L1 term: 1 L1, 0 ridge.
+    """
+
+    beta: float
+    l1_ratio: float
+
+    def rho(self, columns: int) -> float:
+        """In the programme's units."""
+        return self.beta / columns**0.5
 
 
 @dataclass(frozen=True)
@@ -59,14 +76,15 @@ class CapturedProgramme:
         """What every function of ``convex`` wants to know."""
         return {"loss": self.loss, "fit_intercept": self.fit_intercept}
 
-    def solve(self, rho: float, tolerance: float, init: Point | None, rows: Tensor | None = None) -> Solution:
+    def solve(self, penalty: Penalty, tolerance: float, init: Point | None, rows: Tensor | None = None) -> Solution:
         """Solve over ``rows`` (bool mask; None: all), from ``init``."""
         part = self if rows is None else self.subset(rows)
         return solve(
             part.dictionary,
             part.targets,
             **self.options,
-            rho=rho,
+            rho=penalty.rho(part.dictionary.shape[1]),
+            l1_ratio=penalty.l1_ratio,
             num_outputs=self.num_outputs,
             sample_weight=part.weights,
             init=init,
@@ -74,7 +92,7 @@ class CapturedProgramme:
         )
 
     def gap_at(
-        self, coef: Tensor, intercept: Tensor | None, solution: Solution, rho: float, rows: Tensor | None
+        self, coef: Tensor, intercept: Tensor | None, solution: Solution, penalty: Penalty, rows: Tensor | None
     ) -> float:
         """Objective at a stored readout minus the best dual known."""
         part = self if rows is None else self.subset(rows)
@@ -84,7 +102,8 @@ class CapturedProgramme:
             coef,
             intercept,
             **self.options,
-            rho=rho,
+            rho=penalty.rho(part.dictionary.shape[1]),
+            l1_ratio=penalty.l1_ratio,
             sample_weight=part.weights,
             dual_point=solution.dual_point,
         )
@@ -99,10 +118,6 @@ class CapturedProgramme:
     def found_loss(self) -> float:
         """The held-out loss of what the network itself answered."""
         return self.held_out_loss(self.outputs[self.held_out])
-
-    def held_out_accuracy(self, outputs: Tensor) -> float | None:
-        """`share_right` for losses of decisions; None for squared."""
-        return self.share_right(outputs) if loss_named(self.loss).decides else None
 
     def share_right(self, outputs: Tensor) -> float:
         """Share, by weight, of held-out rows that ``outputs`` ``[held-out rows, C]`` decide rightly.
@@ -125,40 +140,53 @@ class CapturedProgramme:
             sample_weight=part.weights,
         )
 
-    def choose_rho(self, *, start: bool) -> Path:
-        """The path of penalties over some of the rows; its best is the largest that is nearly as good as the best.
+    def choose(self, ratios: Sequence[float], betas: Sequence[float] | None = None) -> "Choice":
+        """The penalty that answers best on the rows that judge, fitted to some of the others.
 
-        A larger penalty is cheaper, now and in every later solve.
+        L1 is taken where it costs nothing: where its held-out loss is no higher than that of ridge. Of L1 penalties the
+        largest that is nearly as good as the best is taken; it leaves fewer units.
 
         Args:
-            start: Whether the solution is one that training starts from.
+            ratios: The ``l1_ratio`` to try, the preferred ones first.
+            betas: The penalties to try, decreasing; None: six decades.
         """
-        share = _GIVEN_BY_START if start else _GIVEN_AWAY
-        # Only a start, which training improves, ends where little is gained; else until the held-out loss turns.
-        values, ratio, least_gain = (_PATH_VALUES, 1e-3, share) if start else (2 * _PATH_VALUES - 1, 1e-6, 0.0)
-        fitted = (~self.held_out).nonzero()[:, 0]
-        order = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(0))
-        rows = self.held_out.clone()
-        rows[fitted[order[:_PATH_ROWS]]] = True
-        few = self.subset(rows)
+        rows = torch.zeros_like(self.held_out)
+        for kind in (self.held_out, ~self.held_out):
+            own = kind.nonzero()[:, 0]
+            rows[own[torch.randperm(len(own), generator=torch.Generator().manual_seed(0))[:_PATH_ROWS]]] = True
+        few, columns = self.subset(rows), self.dictionary.shape[1]
+        if betas is None:
+            largest = few.largest_rho(~few.held_out)
+            rhos = [largest * _PATH_RATIO ** (k / (_PATH_VALUES - 1)) for k in range(_PATH_VALUES)]
+        else:
+            rhos = [beta / columns**0.5 for beta in betas]
+        walks = [few._path(ratio, rhos) for ratio in ratios]
+        walk, ratio = min(zip(walks, ratios, strict=True), key=lambda pair: pair[0].held_out_losses[pair[0].best])
+        return Choice(Penalty(walk.rho * columns**0.5, ratio), walk.solution.point, walk.edge)
+
+    def neighbours(self, penalty: Penalty) -> "Choice":
+        """The best of ``penalty`` and those next to it: features that have moved on may want another one."""
+        chosen = self.choose([penalty.l1_ratio], [penalty.beta * _STEP, penalty.beta, penalty.beta / _STEP])
+        return replace(chosen, edge=None)
+
+    def _path(self, ratio: float, rhos: Sequence[float]) -> Path:
         walk = path(
-            few.dictionary,
-            few.targets,
+            self.dictionary,
+            self.targets,
             **self.options,
-            held_out=few.held_out,
+            l1_ratio=ratio,
+            held_out=self.held_out,
             num_outputs=self.num_outputs,
-            sample_weight=few.weights,
-            num_values=values,
-            ratio=ratio,
-            least_gain=least_gain,
-            gap_tolerance=ROUGH,
+            sample_weight=self.weights,
+            rhos=rhos,
+            gap_tolerance=_ROUGH,
         )
-        if walk.edge == "smallest":
-            return walk  # better ones lie beyond
+        if ratio == 0 or walk.edge == "smallest":
+            return walk
         losses, least = walk.held_out_losses, walk.held_out_losses[walk.best]
         gained = losses[0] - least
         # Where the outputs are values, not decisions, a share of the gain may be most of the loss that is left.
-        limit = least + share * (gained if loss_named(self.loss).decides else min(gained, least))
+        limit = least + _GIVEN_AWAY * (gained if loss_named(self.loss).decides else min(gained, least))
         return replace(walk, best=next(k for k, loss in enumerate(losses) if loss <= limit))
 
     def subset(self, rows: Tensor) -> "CapturedProgramme":
@@ -173,8 +201,23 @@ class CapturedProgramme:
         )
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A penalty that held-out rows have chosen.
+
+    Attributes:
+        penalty: It.
+        point: A point to start from, such as a rough solution there; None: there is none.
+        edge: The end of its grid at which beta was chosen, if it was.
+    """
+
+    penalty: Penalty
+    point: Point | None
+    edge: Literal["largest", "smallest"] | None
+
+
 def capture_programme(
-    network: Network, *, loss: Loss, seed: int, progress: Progress, stage: str
+    network: Network, *, loss: Loss, seed: int, progress: Progress, stage: str, rows: TrainingRows | None = None
 ) -> CapturedProgramme | None:
     """Capture the programme in one pass over the training rows. Call it inside ``undisturbed``.
 
@@ -186,13 +229,15 @@ def capture_programme(
         seed: Seed of the held-out samples.
         progress: Shows the pass.
         stage: What to call it.
+        rows: Other rows, all of which judge and none of which is fitted; None: the training rows.
 
     Raises:
         MisconfigurationException: If targets or weights do not fit the outputs, there are fewer than five samples, or
             the programme does not fit into memory.
         ValueError: If the data holds NaN or infinity.
     """
-    readout, rows = network.readout, network.rows
+    judges, readout = rows is not None, network.readout
+    rows = network.rows if rows is None else rows
     reduction, num_outputs = readout.reduction, readout.module.out_features
     targets: list[Tensor] = []
     weights: list[Tensor] = []
@@ -207,7 +252,7 @@ def capture_programme(
                 yield batch.x
                 advance()
 
-        observed = observe(network.module, readout, inputs(), partial(_rows_to_hold, network, share))
+        observed = observe(network.module, readout, inputs(), partial(_rows_to_hold, network, rows, share))
     part = observed and (observed, torch.cat(targets), torch.cat(weights))
     parts = rows.ranks.collect(part, torch.device("cpu"))
     if parts is None:
@@ -228,7 +273,8 @@ def capture_programme(
             f"The network's encoder is random: two passes over one batch differ. Each row of the dictionary is the "
             f"average of {captured.draws} draws, and the certificate is about these averages."
         )
-    held_out = _held_out(rows.sample_ids(n // reduction.rows_per_sample), seed)
+    samples = n // reduction.rows_per_sample
+    held_out = torch.ones(samples, dtype=torch.bool) if judges else _held_out(rows.sample_ids(samples), seed)
     return CapturedProgramme(
         dictionary=captured.dictionary,
         targets=y,
@@ -241,9 +287,9 @@ def capture_programme(
     )
 
 
-def _rows_to_hold(network: Network, share: TrainingRows, first: Tensor) -> int:
+def _rows_to_hold(network: Network, rows: TrainingRows, share: TrainingRows, first: Tensor) -> int:
     """Dictionary rows of this process's share, given those of its first batch; refuses what does not fit memory."""
-    reduction, rows = network.readout.reduction, network.rows
+    reduction = network.readout.reduction
     each = reduction.rows_per_sample
     mine, everyones = (part.samples(len(first) // each) * each for part in (share, rows))
     solved = everyones if rows.ranks.rank == 0 else mine

@@ -1,5 +1,8 @@
 """What solves may cost: their work against that of training, counted so that runs repeat exactly on any machine.
 
+Most is gained early. So the solves after the first epochs may spend what the whole fit will have paid for, and the
+others wait until it is earned.
+
 The unit is a multiply-add of float32 numbers in a matrix product or convolution; one of float64 numbers, as in the
 convex solver, counts two. A training step counts as three forward passes: one forward, two for its gradients.
 """
@@ -20,43 +23,51 @@ from lightning_cvxsnn.runtime.work import counting
 FLOAT64 = 2
 
 _TRAINING_STEP = 3
+_EARLY = (1, 2, 5)  # epochs after which a solve may be paid for ahead
 
 
 @dataclass
 class Budget:
-    """The account of the periodic solves; other solves are not charged.
+    """The account of all solves; warm start and final solve are made whatever they cost.
 
     Attributes:
         share: Of training work that they may take; None: any.
         epoch: Work of one training epoch; 0 before the first solve.
-        spent: Work of the periodic solves so far.
+        spent: Work of all solves so far.
+        free: That part of it that no budget can refuse.
         expected: Work of the next one: that of the last solve, whatever its occasion, without what is done only once.
         rejected: Periodic solves in a row that changed nothing.
+        planned: Epochs of the fit; 0: it is not known.
     """
 
     share: float | None
     epoch: float = 0.0
     spent: float = 0.0
+    free: float = 0.0
     expected: float = 0.0
     rejected: int = 0
+    planned: int = 0
 
     def allows(self, epochs: int) -> bool:
-        """Whether the share of ``epochs`` finished epochs pays for one more solve; the first of all is always tried.
+        """Whether the share of training pays for one more periodic solve; the first of all is always tried.
 
         After rejections it must pay for more: twice as much for each.
         """
+        paying = max(epochs, self.planned) if epochs in _EARLY else epochs
         wanted = self.expected * 2**self.rejected
-        return self.share is None or self.spent + wanted <= self.share * self.epoch * epochs
+        return self.share is None or self.spent - self.free + wanted <= self.share * self.epoch * paying
 
     def charge(self, work: float, *, periodic: bool, accepted: bool, once: float = 0.0) -> None:
         """Enter a solve of which the part ``once`` (a search for witnesses, the choice of beta) is not repeated."""
         self.expected = work - once
-        if periodic:
-            self.spent += work
+        self.spent += work
+        if not periodic:
+            self.free += work
+        else:
             self.rejected = 0 if accepted else self.rejected + 1
 
     def overhead(self, epochs: int) -> float:
-        """What the periodic solves took of the work of ``epochs`` epochs."""
+        """What all solves took of the work of ``epochs`` epochs."""
         return self.spent / (self.epoch * epochs) if self.epoch and epochs else 0.0
 
     def state_dict(self) -> dict[str, float]:

@@ -2,30 +2,34 @@
 
 A linear readout is judged by its outputs. Before a spiking output layer the programme is over what the linear layer
 receives, reduced over time as the spikes are: the neurons' input current, averaged. How strong a current they need is
-not part of it, so the solution is tried at many scales, and the firing rates on the held-out rows decide.
+not part of it, so the solution is tried at many scales, and the firing rates on the rows that judge decide.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_cvxsnn.convex import Solution
+from lightning_cvxsnn.convex import Point
+from lightning_cvxsnn.convex.losses import loss_named
 from lightning_cvxsnn.network.isolation import reset_neurons
 from lightning_cvxsnn.network.network import Network
-from lightning_cvxsnn.network.programme import ROUGH, CapturedProgramme
+from lightning_cvxsnn.network.programme import CapturedProgramme
+from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.witnesses.layer import run_neuron
 
 #: Factors tried on a solution before spiking outputs: from weights that saturate no neuron to what a slow one needs.
 SCALES = tuple(2.0 ** (k / 2) for k in range(-4, 17))
+#: Validation rows that judge alone; fewer do so together with held-out training rows.
+ENOUGH_ROWS = 100
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the held-out rows say of a solution.
+    """What the rows that judge say of a solution.
 
     Attributes:
         scale: Factor on the solution.
@@ -34,7 +38,7 @@ class Judgement:
         accuracy_before: Share of the rows that are decided rightly with the readout as found; None where the outputs
             decide nothing.
         accuracy_after: The same with the solution, scaled.
-        accepted: Whether the solution is better.
+        accepted: Whether the solution is better: of loss and accuracy neither is worse, and one is better.
     """
 
     scale: float
@@ -45,68 +49,130 @@ class Judgement:
     accepted: bool
 
 
-def judge_linear(
-    programme: CapturedProgramme, as_found: CapturedProgramme | None, solution: Solution, scale: float
-) -> Judgement:
+@dataclass(frozen=True)
+class Score:
+    """Loss and accuracy of one readout on the rows that judge; accuracy is None where the outputs decide nothing."""
+
+    loss: float
+    accuracy: float | None
+
+    def beats(self, other: "Score") -> bool:
+        """Whether one of the two is better and none is worse."""
+        mine, theirs = (self.accuracy or 0.0, -self.loss), (other.accuracy or 0.0, -other.loss)
+        return mine != theirs and all(a >= b for a, b in zip(mine, theirs, strict=True))
+
+    def better(self, other: "Score") -> "Score":
+        """The one of more right decisions, of equals the one of lower loss."""
+        return max(self, other, key=lambda score: (score.accuracy or 0.0, -score.loss))
+
+
+@dataclass(frozen=True, eq=False)
+class Judges:
+    """The rows that judge.
+
+    Attributes:
+        parts: Programmes whose held-out rows these are, and the rows that each was captured on.
+        kind: What rows they are.
+        decides: Whether the largest output is a decision, which is right or wrong.
+    """
+
+    parts: tuple[tuple[CapturedProgramme, TrainingRows], ...]
+    kind: Literal["train", "validation", "both"]
+    decides: bool
+
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        training: CapturedProgramme,
+        validation: tuple[CapturedProgramme, TrainingRows] | None,
+        *,
+        alone: bool,
+    ) -> "Judges":
+        """Those of what was captured: enough validation rows judge alone, few together with held-out training rows.
+
+        Args:
+            network: The network.
+            training: The programme over its rows.
+            validation: That over validation rows, and these; None: there are none.
+            alone: Whether even few of them judge alone.
+        """
+        decides = loss_named(training.loss).decides if network.readout.neuron is None else training.num_outputs > 1
+        fifth = (training, network.rows)
+        if validation is None:
+            return cls((fifth,), "train", decides)
+        if alone or len(validation[0].held_out) >= ENOUGH_ROWS:
+            return cls((validation,), "validation", decides)
+        return cls((fifth, validation), "both", decides)
+
+    def score(self, answers: Sequence[Tensor]) -> Score:
+        """Loss and accuracy of ``answers``, ``[held-out rows, C]`` for each part."""
+        pairs = [(part, answer) for (part, _), answer in zip(self.parts, answers, strict=True)]
+        weights = [float(part.weights[part.held_out].sum()) for part, _ in pairs]
+
+        def mean(values: Iterable[float]) -> float:
+            return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+
+        loss = mean(part.held_out_loss(answer) for part, answer in pairs)
+        return Score(loss, mean(part.share_right(answer) for part, answer in pairs) if self.decides else None)
+
+    def found(self) -> Score:
+        """That of what the network itself answered."""
+        return self.score([part.outputs[part.held_out] for part, _ in self.parts])
+
+    def linear(self, point: Point, scale: float) -> Score:
+        """That of a linear readout."""
+        return self.score(
+            [scale * (part.dictionary.rows(part.held_out) @ point.coef + point.intercept) for part, _ in self.parts]
+        )
+
+    def spiking(self, network: Network, point: Point, scales: Sequence[float]) -> list[Score]:
+        """That of a readout at each scale before the network's spiking output layer. Call it in ``undisturbed``."""
+        candidates = [(scale * point.coef, scale * point.intercept) for scale in scales]
+        rates = [firing_rates(network, rows, candidates)[:, part.held_out] for part, rows in self.parts]
+        return [self.score(answers) for answers in zip(*rates, strict=True)]
+
+
+def judge_linear(judges: Judges, found: Score, point: Point, scale: float) -> Judgement:
     """Compare the outputs of a linear readout.
 
     Args:
-        programme: The programme.
-        as_found: The same before hidden weights were replaced; None: they were not.
-        solution: A solution that was not fitted to the held-out rows.
+        judges: The rows that judge.
+        found: What the network scores without the solution.
+        point: A solution that was not fitted to these rows.
         scale: Factor on it.
     """
-    outputs = scale * (programme.dictionary.rows(programme.held_out) @ solution.coef + solution.intercept)
-    found = as_found or programme
-    before, after = programme.found_loss(), programme.held_out_loss(outputs)
-    return Judgement(
-        scale=scale,
-        before=before,
-        after=after,
-        accuracy_before=found.held_out_accuracy(found.outputs[found.held_out]),
-        accuracy_after=programme.held_out_accuracy(outputs),
-        accepted=after < before,
-    )
-
-
-def is_clear(judgement: Judgement, programme: CapturedProgramme) -> bool:
-    """Whether the verdict on a roughly fitted solution holds for the certified one: it wins by more than it is rough.
-
-    Args:
-        judgement: The verdict.
-        programme: The programme.
-    """
-    silent = programme.held_out_loss(programme.outputs.new_zeros(int(programme.held_out.sum()), programme.num_outputs))
-    return judgement.accepted and judgement.after <= judgement.before - ROUGH * silent
+    solved = judges.linear(point, scale)
+    return Judgement(scale, found.loss, solved.loss, found.accuracy, solved.accuracy, solved.beats(found))
 
 
 def judge_spiking(
-    network: Network, programme: CapturedProgramme, solution: Solution, scales: Sequence[float] = SCALES
+    network: Network, judges: Judges, found: Score, point: Point, scales: Sequence[float] = SCALES
 ) -> Judgement:
-    """Find the factor at which ``solution`` decides best, and compare it with the readout as stored.
+    """Find the factor at which a solution decides best, and compare it with the network as found.
 
     A decision is the output with the highest firing rate, the first of equals. Of the scales at which the loss falls
     and no fewer decisions are right, the one with the most right decisions is best, among those the one of lowest loss.
 
     Args:
         network: The network, with a spiking output layer. Call this inside ``undisturbed``.
-        programme: The programme over its rows, all of them.
-        solution: Its solution.
+        judges: The rows that judge.
+        found: What the network scores without the solution.
+        point: A solution that was not fitted to these rows.
         scales: The factors to try, positive.
     """
-    stored = network.readout.read()
-    candidates = [stored, *((s * solution.coef, s * solution.intercept) for s in scales)]
-    outputs = firing_rates(network, candidates)[:, programme.held_out]
-    losses = [programme.held_out_loss(rates) for rates in outputs]
-    right = [programme.share_right(rates) if programme.num_outputs > 1 else 0.0 for rates in outputs]
-    better = [k for k in range(1, len(outputs)) if losses[k] < losses[0] and right[k] >= right[0]]
-    best = min(better or range(1, len(outputs)), key=lambda k: (-right[k], losses[k]) if better else (losses[k],))
-    before, after = (right[0], right[best]) if programme.num_outputs > 1 else (None, None)
-    return Judgement(scales[best - 1], losses[0], losses[best], before, after, bool(better))
+    scores = judges.spiking(network, point, scales)
+    better = [k for k, score in enumerate(scores) if score.loss < found.loss and score.beats(found)]
+    best = min(
+        better or range(len(scores)),
+        key=lambda k: (-(scores[k].accuracy or 0.0), scores[k].loss) if better else (scores[k].loss,),
+    )
+    solved = scores[best]
+    return Judgement(scales[best], found.loss, solved.loss, found.accuracy, solved.accuracy, bool(better))
 
 
 @torch.no_grad()
-def firing_rates(network: Network, candidates: Sequence[tuple[Tensor, Any]]) -> Tensor:
+def firing_rates(network: Network, rows: TrainingRows, candidates: Sequence[tuple[Tensor, Any]]) -> Tensor:
     """What the network would answer with each of several readouts, ``[candidates, n, C]`` float32 on the CPU.
 
     One pass over the rows; only the last layer is run again for each candidate, a coef ``[P, C]`` and an intercept
@@ -123,7 +189,7 @@ def firing_rates(network: Network, candidates: Sequence[tuple[Tensor, Any]]) -> 
     handle = layer.register_forward_pre_hook(lambda _module, args: received.append(args[0].detach()))
     answers = []
     try:
-        for batch in network.rows:
+        for batch in rows:
             received.clear()
             reset_neurons(network.module)
             readout.forward_of(network.module)(batch.x)

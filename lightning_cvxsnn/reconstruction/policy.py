@@ -1,4 +1,4 @@
-"""What becomes of a solution on each occasion: whether training goes on from it, and at which scale."""
+"""What becomes of a solution on each occasion: how far training is drawn to it, whether it is shown, and its scale."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,18 +8,27 @@ from lightning_cvxsnn.reconstruction.settings import Settings
 
 Occasion = Literal["warm start", "periodic solve", "final solve", "single solve"]
 
-#: Factor on a readout that training goes on from: decisions stay, and the hidden layers keep a gradient.
+#: How far a trained readout is drawn towards each periodic solution.
+RELAXATION = 0.3
+#: Factor on a readout that training goes on from as a whole: decisions stay, and the hidden layers keep a gradient.
 CONTINUE_SCALE = 0.3
-#: The same of a start at a beta of its own, which fits less.
-START_SCALE = 0.7
+#: Relative gap of what is shown for an epoch; what stays in the network is solved to ``gap_tolerance``.
+SHOWN_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What the settings say of one occasion."""
+    """What the settings say of one occasion.
+
+    Attributes:
+        settings: The arguments.
+        occasion: Why a solve is made now.
+        watched: Whether something in the fit compares validations: it is to see trained readouts only.
+    """
 
     settings: Settings
     occasion: Occasion
+    watched: bool = False
 
     @property
     def may_change_hidden(self) -> bool:
@@ -27,40 +36,34 @@ class Policy:
         return self.occasion in ("warm start", "single solve")
 
     @property
-    def shadows(self) -> bool:
-        """Whether a solution stands in between two training steps and is not trained on."""
-        apply = self.settings.apply
-        if apply == "auto":  # a start is there to be trained on
-            apply = "shadow" if self.occasion in ("periodic solve", "final solve") else "replace"
-        return apply == "shadow" and self.occasion != "single solve"
+    def shows(self) -> bool:
+        """Whether a solution stands in until the next training step, for validation and checkpoints."""
+        if self.settings.apply == "replace" or self.occasion == "single solve":
+            return False
+        return not (self.watched and self.settings.apply == "auto" and self.occasion == "periodic solve")
 
     @property
-    def trains_on(self) -> bool:
-        """Whether training goes on from a solution."""
-        return self.occasion in ("warm start", "periodic solve") and not self.shadows
+    def relaxation(self) -> float:
+        """How far the readout that is trained on is drawn towards a solution: 0 not at all, 1 it is the solution."""
+        if self.settings.apply == "replace" or self.occasion == "single solve":
+            return 1.0
+        if self.settings.apply == "shadow" or self.occasion == "final solve":
+            return 0.0
+        if self.settings.relaxation != "auto":
+            return float(self.settings.relaxation)
+        return RELAXATION if self.occasion == "periodic solve" else 0.0
 
     @property
-    def recycles(self) -> bool:
-        """Whether units that the readout does not use get new hidden weights, which training then goes on from."""
-        return self.settings.witnesses == "priced" and self.occasion == "periodic solve" and self.trains_on
-
-    def chooses_start_beta(self, beta: float | None) -> bool:
-        """Whether this solve chooses a beta that holds for the start of training only; for losses of decisions.
-
-        Args:
-            beta: That of all solves; None: not chosen yet.
-        """
-        chooses = beta is None and loss_named(self.settings.loss).decides
-        return chooses and self.occasion == "warm start" and self.trains_on
-
-    def scale(self, beta: float | None) -> float:
-        """Factor on the readout as written.
-
-        Args:
-            beta: As for `chooses_start_beta`.
-        """
+    def scale(self) -> float:
+        """Factor on the solution as written."""
         if self.settings.scale != "auto":
             return float(self.settings.scale)
-        if not loss_named(self.settings.loss).decides or not self.trains_on:
-            return 1.0  # a factor keeps decisions, but would spoil values
-        return START_SCALE if self.chooses_start_beta(beta) else CONTINUE_SCALE
+        trained_on = self.settings.apply == "replace" and self.occasion in ("warm start", "periodic solve")
+        # A factor keeps decisions, but would spoil values.
+        return CONTINUE_SCALE if trained_on and loss_named(self.settings.loss).decides else 1.0
+
+    @property
+    def tolerance(self) -> float:
+        """Relative gap to reach."""
+        shown_only = self.shows and self.occasion != "final solve"
+        return max(self.settings.gap_tolerance, SHOWN_TOLERANCE) if shown_only else self.settings.gap_tolerance

@@ -1,28 +1,30 @@
 """One convex reconstruction of a network: prepare, capture, solve, judge, write. The callback decides when."""
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_cvxsnn.convex import Point, Solution
+from lightning_cvxsnn.convex import Point
 from lightning_cvxsnn.convex.losses import loss_named
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import Network
-from lightning_cvxsnn.network.programme import CapturedProgramme, capture_programme
+from lightning_cvxsnn.network.programme import CapturedProgramme, Choice, Penalty, capture_programme
 from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.network.transaction import Transaction, all_or_nothing
 from lightning_cvxsnn.patterns import resolve_backend
 from lightning_cvxsnn.reconstruction.budget import FLOAT64, Budget, Meter, measure
 from lightning_cvxsnn.reconstruction.context import TrainerContext
-from lightning_cvxsnn.reconstruction.guard import SCALES, Judgement, is_clear, judge_linear, judge_spiking
-from lightning_cvxsnn.reconstruction.policy import Occasion, Policy
+from lightning_cvxsnn.reconstruction.guard import SCALES, Judgement, Judges, judge_linear, judge_spiking
+from lightning_cvxsnn.reconstruction.policy import SHOWN_TOLERANCE, Occasion, Policy
 from lightning_cvxsnn.reconstruction.settings import Settings
 from lightning_cvxsnn.reconstruction.shadow import Shadow
 from lightning_cvxsnn.reconstruction.stages import Finished, Outcome, Prepared, Solved
@@ -32,45 +34,52 @@ from lightning_cvxsnn.runtime.rng import isolate_rng
 from lightning_cvxsnn.runtime.work import Work, counting
 from lightning_cvxsnn.witnesses.calibration import CalibratedLayer
 from lightning_cvxsnn.witnesses.kinds import describe_repairs, repair_dead_layers, wants_pairs
-from lightning_cvxsnn.witnesses.replace import Replacement, recycle_units, replace_witnesses
-from lightning_cvxsnn.witnesses.search import SearchStatistics
+from lightning_cvxsnn.witnesses.replace import Replacement, replace_witnesses
 
 _TOLERANCE = 1e-3  # of a forward pass, relative
 _LOW_PRECISION_TOLERANCE = 3e-2
+_CHOSEN_ANEW = 2  # solves that look for a penalty everywhere: the start, and the first over features that have trained
+
+#: Makes the validation rows, which may turn out to be none that can judge.
+Validation = Callable[[], TrainingRows]
 
 
 class Reconstructor:
-    """Reconstructs one network, possibly many times: keeps beta and the last solution from one solve to the next.
+    """Reconstructs one network, possibly many times: keeps its penalty and last solution from one solve to the next.
 
     Attributes:
         settings: The arguments.
-        beta: Regularisation in use; None until ``beta="auto"`` has chosen. A start that is trained on has its own.
+        penalty: That of the last solve; None before the first.
         last: Coefficients and intercept of the last solution, the starting point of the next solve.
         readout: The proved readout; None before the first solve.
-        shadow: The accepted solution that is not to be trained on, with what it stands in for; None: there is none.
-            After a solve the network holds it.
+        shadow: What the network shows after a solve, with what training goes on from where that is something else;
+            None: it is not.
         budget: What the periodic solves have cost and may cost.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.beta: float | None = None if settings.beta == "auto" else float(settings.beta)
+        self.penalty: Penalty | None = None
         self.last: Point | None = None
         self.readout: Readout | None = None
         self.shadow: Shadow | None = None
         self.budget = Budget(settings.max_overhead)
         self._meter: Meter | None = None
+        self._choices = 0  # of a penalty, made everywhere
+        self._told = False  # that the validation rows cannot judge
         self._once = Work()  # that part of the last solve's which the next one will not repeat
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors that make the next solve the same after a resume."""
         last = {} if self.last is None else {"coef": self.last.coef, "intercept": self.last.intercept}
         shadow = {} if self.shadow is None else {"shadow": self.shadow.state_dict()}
-        return {"beta": self.beta, "budget": self.budget.state_dict(), **last, **shadow}
+        penalty = {} if self.penalty is None else {"penalty": asdict(self.penalty)}
+        return {"choices": self._choices, "budget": self.budget.state_dict(), **penalty, **last, **shadow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave."""
-        self.beta = state["beta"]
+        self._choices = state["choices"]
+        self.penalty = Penalty(**state["penalty"]) if "penalty" in state else None
         if "coef" in state:
             self.last = Point(state["coef"], state["intercept"])
         self.budget = Budget(self.settings.max_overhead, **state["budget"])
@@ -86,9 +95,14 @@ class Reconstructor:
         self.budget = Budget(self.settings.max_overhead, expected=self.budget.expected)
 
     def run(
-        self, module: nn.Module, rows: TrainingRows, occasion: Occasion, context: TrainerContext | None = None
+        self,
+        module: nn.Module,
+        rows: TrainingRows,
+        occasion: Occasion,
+        context: TrainerContext | None = None,
+        validation: Validation | None = None,
     ) -> SolveReport:
-        """Prepare hidden weights, capture, solve, judge and, where the held-out rows agree, write.
+        """Prepare hidden weights, capture, solve, judge; draw the readout towards the solution, show the better one.
 
         Where several processes share the rows, each captures its part, rank 0 solves and judges, and all write.
 
@@ -98,9 +112,11 @@ class Reconstructor:
             occasion: Why now. Only a warm start and a single solve may replace or calibrate hidden weights. Where
                 nothing trains on from the readout it has full scale.
             context: The Trainer's part.
+            validation: The Trainer's validation rows, which judge as the settings say; None: there are none.
 
         Returns:
-            The report. The solution is in the network; if it is not to be trained on, `shadow` takes it out again.
+            The report. What is shown is in the network; if training goes on from something else, `shadow` tells from
+            what.
             Whatever is raised, parameters, buffers and optimiser states are as before.
 
         Raises:
@@ -108,7 +124,8 @@ class Reconstructor:
             ValueError: If the data holds NaN or infinity.
             RuntimeError: If another process fails, or the parameters are not the same in all of them afterwards.
         """
-        context, policy = context or TrainerContext(), Policy(self.settings, occasion)
+        context = context or TrainerContext()
+        policy = Policy(self.settings, occasion, context.watched)
         tolerance = _TOLERANCE if context.precision is None else _LOW_PRECISION_TOLERANCE
         # Proved anew at each solve: sequences may have become longer since the last one.
         network = Network(module, rows, self.readout.name if self.readout else self.settings.readout, tolerance)
@@ -121,14 +138,19 @@ class Reconstructor:
                 module.eval()
                 meter = self._find_readout(network, context)
                 with meter.counting(network.readout.module) as work:
-                    finished = self._run_stages(network, policy, context)
+                    finished = self._run_stages(network, policy, context, validation)
                 buffers = [(b, b.clone()) for b in (*network.statistics, *network.constants)]
-            if self.settings.dry_run:
-                transaction.roll_back()
-            elif finished.outcome.accepted or finished.layers:
+            if not self.settings.dry_run and (finished.outcome.accepted or finished.layers):
                 with torch.no_grad():
                     for buffer, value in buffers:
                         buffer.copy_(value)
+            self.shadow = None
+            if self.settings.dry_run:
+                transaction.roll_back()
+            elif finished.outcome.written:
+                self._lay_out(network, transaction, finished.outcome, policy)
+            else:
+                transaction.forget_history(transaction.changed())
             if not all(bool(p.isfinite().all()) for p in module.parameters()):
                 raise RuntimeError(
                     "The reconstruction found weights that hold NaN or infinity, so nothing was written. Expected "
@@ -140,15 +162,30 @@ class Reconstructor:
                     "The processes hold different parameters after a reconstruction, so nothing was written. Expected "
                     "the same bits in all; do they write to the network on their own?"
                 )
-            stand_ins: list[Tensor] = []
-            if finished.outcome.accepted and not self.settings.dry_run and policy.shadows:
-                stand_ins = _stand_ins(network, transaction)
-            self.shadow = Shadow.of(module, stand_ins, transaction.found) if stand_ins else None
-            transaction.forget_history(p for p in transaction.changed() if not any(p is t for t in stand_ins))
         _, spent, once = told[0]
         accepted = finished.outcome.accepted
         self.budget.charge(spent, periodic=occasion == "periodic solve", accepted=accepted, once=once)
         return self._report(finished, policy, context, spent)
+
+    @torch.no_grad()
+    def _lay_out(self, network: Network, transaction: Transaction, outcome: Outcome, policy: Policy) -> None:
+        """Put what is shown into a readout that holds the solution, and keep what training goes on from."""
+        written = network.readout.parameters
+        only_readout = all(any(p is own for own in written) for p in transaction.changed())
+        trained = {id(p): torch.lerp(transaction.found(p), p, outcome.relaxation) for p in written}
+        stand_ins: list[Tensor] = []
+        if policy.shows:
+            stand_ins = [*written, *(network.statistics if only_readout and outcome.accepted else [])]
+        for p in written:
+            if not policy.shows:
+                p.copy_(trained[id(p)])
+            elif not outcome.accepted:
+                p.copy_(transaction.found(p))
+        if stand_ins:
+            # Of hidden weights as found the statistics are those of training, too.
+            self.shadow = Shadow.of(network.module, stand_ins, lambda t: trained.get(id(t), transaction.found(t)))
+        kept = [] if outcome.relaxation == 1 else written  # a readout that is only drawn keeps its optimiser state
+        transaction.forget_history(p for p in transaction.changed() if not any(p is own for own in kept))
 
     def _find_readout(self, network: Network, context: TrainerContext) -> Meter:
         """Prove the readout and, if it is another one than at the last solve, measure a forward pass."""
@@ -165,145 +202,167 @@ class Reconstructor:
             raise MisconfigurationException(str(error)) from error
         return self._meter
 
-    def _run_stages(self, network: Network, policy: Policy, context: TrainerContext) -> Finished:
+    def _run_stages(
+        self, network: Network, policy: Policy, context: TrainerContext, validation: Validation | None
+    ) -> Finished:
         started = time.perf_counter()
-        prepared = self._prepare(network, policy, context)
-        programme = self._capture(network, context, "patterns")
+        prepared = self._prepare(network, policy, context, validation)
+        programme, judges = self._capture(network, context, "patterns", validation)
         if programme is not None and bool(programme.dictionary.constant.all()):
             raise MisconfigurationException(network.describe_dead())
         captured = time.perf_counter()
         with context.progress("convex solve", None):
             outcome = None
-            if programme is not None:
-                solved = self._solve(network, programme, prepared, policy)
-                outcome = self._write(network, programme, solved)
+            if programme is not None and judges is not None:
+                solved = self._solve(network, programme, judges, prepared, policy)
+                outcome = self._write(network, programme, solved, policy)
             outcome = self._share(network, outcome)
         if outcome.accepted and not self.settings.dry_run:
             network.verify()
-        search, layers = prepared.search, prepared.layers
-        if policy.recycles:
-            search = self._recycle(network, programme, outcome.rho, context)
+        layers = prepared.layers
         if prepared.replaced and not outcome.accepted:
             layers = self._take_back(network, prepared)
-        tried = network.rows.ranks.exchange(search)[0]
+        tried = network.rows.ranks.exchange(prepared.search)[0]
         return Finished(outcome, layers, tried, captured - started, time.perf_counter() - captured)
 
-    def _capture(self, network: Network, context: TrainerContext, stage: str) -> CapturedProgramme | None:
-        """The programme of the network as it is, on rank 0; None elsewhere."""
-        settings = self.settings
-        return capture_programme(
-            network, loss=settings.loss, seed=settings.seed, progress=context.progress, stage=stage
+    def _capture(
+        self, network: Network, context: TrainerContext, stage: str, validation: Validation | None
+    ) -> tuple[CapturedProgramme | None, Judges | None]:
+        """The programme of the network as it is and the rows that judge, on rank 0; None elsewhere."""
+        capture = partial(
+            capture_programme, network, loss=self.settings.loss, seed=self.settings.seed, progress=context.progress
         )
+        programme, judging, rows = capture(stage=stage), None, None
+        if validation is not None and self.settings.judge != "train" and not self._told:
+            try:
+                rows = validation()
+                judging = capture(stage=f"{stage}, validation", rows=rows)
+            except Exception as error:
+                if self.settings.judge == "validation" or network.rows.ranks.size > 1:
+                    raise MisconfigurationException(
+                        f"The validation rows cannot judge: {error} Use judge='train' to leave them out."
+                    ) from error
+                self._told = True
+                rank_zero_info(f"ConvexReconstruction judges by held-out training rows, not validation rows. {error}")
+        if programme is None:
+            return None, None
+        pair = None if judging is None or rows is None else (judging, rows)
+        return programme, Judges.of(network, programme, pair, alone=self.settings.judge == "validation")
 
-    def _prepare(self, network: Network, policy: Policy, context: TrainerContext) -> Prepared:
+    def _prepare(
+        self, network: Network, policy: Policy, context: TrainerContext, validation: Validation | None
+    ) -> Prepared:
         """Bring dead layers to life, calibrate, or give hidden weights new values, as the settings say."""
         settings, fresh = self.settings, policy.may_change_hidden
         network.synchronise()
         replaced = fresh and settings.witnesses not in ("auto", "keep", "calibrated")
-        if fresh and policy.trains_on and settings.witnesses == "auto" and loss_named(settings.loss).decides:
+        if policy.occasion == "warm start" and settings.witnesses == "auto" and loss_named(settings.loss).decides:
             replaced = wants_pairs(network)
-        as_found = self._capture(network, context, "patterns as found") if network.norms or replaced else None
+        as_found, judges = None, None
+        if network.norms or replaced:
+            as_found, judges = self._capture(network, context, "patterns as found", validation)
         network.refresh_norms()
-        found: list[tuple[Tensor, Tensor]] = []
+        tensors: list[tuple[Tensor, Tensor]] = []
         done = Replacement([])
         if replaced:
-            found = [(t, t.detach().clone()) for t in (*network.module.parameters(), *network.constants)]
+            tensors = [(t, t.detach().clone()) for t in (*network.module.parameters(), *network.constants)]
             if as_found is not None:  # on rank 0, whose parameters the others then take over
                 with context.progress("witnesses", None), counting(self._once):
-                    done = replace_witnesses(network, as_found, settings.witness_options, self.beta)
-                self.beta = self.beta if done.beta is None else done.beta
+                    done = replace_witnesses(network, as_found, settings.witness_options, settings.given_beta)
         elif settings.witnesses != "keep":
             everything = fresh and settings.witnesses == "calibrated"
             done = Replacement(repair_dead_layers(network, only_dead=not everything, untrained=fresh))
         network.synchronise()
-        return Prepared(as_found, replaced, found, done.layers, done.statistics, done.rough)
+        return Prepared(None if judges is None else judges.found(), replaced, tensors, done.layers, done.statistics)
 
     @torch.no_grad()
     def _take_back(self, network: Network, prepared: Prepared) -> list[CalibratedLayer]:
         """Put the hidden weights back that were found, repair what is dead of them, and forget what was learned."""
-        for tensor, value in prepared.found:
+        for tensor, value in prepared.tensors:
             tensor.copy_(value)
         network.refresh_norms()
         layers = repair_dead_layers(network, only_dead=True, untrained=True)
         network.synchronise()
-        self.last, self.beta = None, None if self.settings.beta == "auto" else self.beta
+        self.last, self._choices = None, 0
         return layers
 
-    def _solve(self, network: Network, programme: CapturedProgramme, prepared: Prepared, policy: Policy) -> Solved:
-        """Solve on four fifths, judge on the rest; only what passes is solved on all rows.
+    def _choose(self, programme: CapturedProgramme) -> Choice:
+        """The penalty of this solve, as given or chosen, and a point to start from."""
+        beta, ratio = self.settings.given_beta, self.settings.l1_ratio
+        if self.penalty is not None and self._choices >= _CHOSEN_ANEW and beta is None:
+            return programme.neighbours(self.penalty)
+        if beta is not None and ratio != "auto":
+            return Choice(Penalty(beta, float(ratio)), self.last, None)
+        with counting(self._once):
+            choice = programme.choose(
+                [0.0, 1.0] if ratio == "auto" else [float(ratio)], None if beta is None else [beta]
+            )
+        self._choices += 1
+        return choice if beta is None else replace(choice, edge=None)
 
-        A rough solution, such as a path of penalties or a search for witnesses leaves, need not be refined to be judged
-        if it wins clearly.
-        """
-        tolerance, columns = self.settings.gap_tolerance, programme.dictionary.shape[1]
-        rough, beta, edge = prepared.rough, self.beta, None
-        if beta is None:
-            start = policy.chooses_start_beta(self.beta)
-            with counting(self._once):
-                walk = programme.choose_rho(start=start)
-            rough, edge = walk.solution, walk.edge
-            beta = walk.rho * columns**0.5
-            if not start:  # training does better than a start's; later solutions are to be as good as they can
-                self.beta = beta
-        rho, scale = beta / columns**0.5, policy.scale(self.beta)
-        fitted: Tensor | None = ~programme.held_out
-        solution, judgement = rough, None
-        if rough is not None:
-            judgement = self._judge(network, programme, prepared.as_found, rough, scale)
-        if solution is None or judgement is None or not is_clear(judgement, programme):
-            solution = programme.solve(rho, tolerance, rough.point if rough else self.last, fitted)
-            judgement = self._judge(network, programme, prepared.as_found, solution, scale)
-        if judgement.accepted:
-            fitted = None
-            solution = programme.solve(rho, tolerance, solution.point)
+    def _solve(
+        self, network: Network, programme: CapturedProgramme, judges: Judges, prepared: Prepared, policy: Policy
+    ) -> Solved:
+        """Solve on rows that do not judge, judge, and solve what passes on all training rows."""
+        choice = self._choose(programme)
+        self.penalty = choice.penalty
+        fitted = None if judges.kind == "validation" else ~programme.held_out
+        tolerance = policy.tolerance if fitted is None else max(policy.tolerance, SHOWN_TOLERANCE)
+        solution = programme.solve(choice.penalty, tolerance, choice.point, fitted)
+        judgement = self._judge(network, judges, prepared, solution.point, policy.scale)
+        if fitted is not None and judgement.accepted:
+            fitted, tolerance = None, policy.tolerance
+            solution = programme.solve(choice.penalty, tolerance, solution.point)
         self.last = Point(solution.coef, solution.intercept)
         if not solution.converged:
             rank_zero_warn(
                 f"The convex solve stopped at a certified gap of {solution.gap:.2e}, above "
                 f"gap_tolerance={tolerance:g}; its solution is valid, not optimal. Raise beta or gap_tolerance."
             )
-        return Solved(solution, judgement, beta, edge, fitted)
+        return Solved(solution, judgement, judges.kind, choice.penalty, choice.edge, fitted)
 
-    def _judge(
-        self,
-        network: Network,
-        programme: CapturedProgramme,
-        as_found: CapturedProgramme | None,
-        solution: Solution,
-        scale: float,
-    ) -> Judgement:
+    def _judge(self, network: Network, judges: Judges, prepared: Prepared, point: Point, scale: float) -> Judgement:
         """Compare a solution with the network as found."""
+        found = judges.found()
+        if prepared.found is not None:  # of another network: its batch norms, its hidden weights
+            found = found.better(prepared.found)
         if network.readout.neuron is None:
-            judgement = judge_linear(programme, as_found, solution, scale)
-        else:
-            scales = SCALES if self.settings.scale == "auto" else [float(self.settings.scale)]
-            judgement = judge_spiking(network, programme, solution, scales)
-        if as_found is not None:  # another network than that of the programme: its batch norms, its dead layers
-            before = min(judgement.before, as_found.found_loss())
-            accepted = judgement.accepted and judgement.after < before
-            judgement = replace(judgement, before=before, accepted=accepted)
-        return judgement
+            return judge_linear(judges, found, point, scale)
+        scales = SCALES if self.settings.scale == "auto" else [float(self.settings.scale)]
+        return judge_spiking(network, judges, found, point, scales)
 
-    def _write(self, network: Network, programme: CapturedProgramme, solved: Solved) -> Outcome:
-        """Write an accepted solution, and certify what is then in the network."""
+    def _write(self, network: Network, programme: CapturedProgramme, solved: Solved, policy: Policy) -> Outcome:
+        """Write a solution that is shown or drawn to, and certify what the network holds afterwards."""
         solution, judgement, readout = solved.solution, solved.judgement, network.readout
-        dictionary, rho = programme.dictionary, solved.beta / programme.dictionary.shape[1] ** 0.5
-        coef, intercept = judgement.scale * solution.coef, judgement.scale * solution.intercept
+        dictionary, target = (
+            programme.dictionary,
+            (judgement.scale * solution.coef, judgement.scale * solution.intercept),
+        )
+        # The objective falls all the way to a linear readout's solution, whatever the rows that judge say.
+        drawn = judgement.accepted or (policy.shows and readout.neuron is None)
+        relaxation = policy.relaxation if drawn else 0.0
+        stored = readout.read()
         if judgement.accepted and self.settings.dry_run:
-            gap_written = programme.gap_at(coef, intercept, solution, rho, solved.fitted)
-        else:
+            stored = target
+        elif judgement.accepted or relaxation:
+            readout.write(*target)
             if judgement.accepted:
-                readout.write(coef, intercept)
-            gap_written = programme.gap_at(*readout.read(), solution, rho, solved.fitted)
+                coef, intercept = readout.read()
+                step = 1.0 if policy.shows else relaxation
+                stored = (
+                    torch.lerp(stored[0], coef, step),
+                    intercept if intercept is None or stored[1] is None else torch.lerp(stored[1], intercept, step),
+                )
         return Outcome(
             judgement=judgement,
-            beta=solved.beta,
-            rho=rho,
+            judge=solved.judge,
+            penalty=solved.penalty,
             edge=solved.edge,
+            relaxation=relaxation,
             primal=solution.primal,
             dual=solution.dual,
             gap=solution.gap,
-            gap_written=gap_written,
+            gap_written=programme.gap_at(*stored, solution, solved.penalty, solved.fitted),
             rows=dictionary.shape[0] if solved.fitted is None else int(solved.fitted.sum()),
             columns=dictionary.shape[1],
             distinct=dictionary.distinct,
@@ -319,22 +378,9 @@ class Reconstructor:
         if outcome is None:
             outcome, state, stored = told
             self.load_state_dict(state)
-            if outcome.accepted and not self.settings.dry_run:
+            if outcome.written and not self.settings.dry_run:
                 readout.write(*stored)
         return outcome
-
-    def _recycle(
-        self, network: Network, programme: CapturedProgramme | None, rho: float, context: TrainerContext
-    ) -> SearchStatistics | None:
-        """Give units that contribute nothing other weights, on rank 0."""
-        seed = self.settings.seed + context.step  # other candidates each time
-        tried = None
-        with context.progress("witnesses", None):
-            if programme is not None:
-                options = replace(self.settings.witness_options, seed=seed)
-                tried = recycle_units(network, programme, options, rho, self.last)
-        network.synchronise()
-        return tried
 
     def _report(self, finished: Finished, policy: Policy, context: TrainerContext, work: float) -> SolveReport:
         outcome, search, readout = finished.outcome, finished.search, self.readout
@@ -349,8 +395,9 @@ class Reconstructor:
             epoch=context.epoch,
             step=context.step,
             loss=self.settings.loss,
-            beta=outcome.beta,
-            rho=outcome.rho,
+            beta=outcome.penalty.beta,
+            l1_ratio=outcome.penalty.l1_ratio,
+            rho=outcome.penalty.rho(outcome.columns),
             primal=outcome.primal,
             dual=outcome.dual,
             gap=outcome.gap,
@@ -363,6 +410,8 @@ class Reconstructor:
             saturated=outcome.saturated,
             active=outcome.active,
             scale=outcome.judgement.scale,
+            relaxation=outcome.relaxation,
+            judge=outcome.judge,
             accepted=outcome.accepted,
             reason=f"{policy.occasion}: {verdict}",
             held_out_loss_before=outcome.judgement.before,
@@ -378,10 +427,3 @@ class Reconstructor:
             beta_edge=outcome.edge,
             repaired=describe_repairs(finished.layers),
         )
-
-
-def _stand_ins(network: Network, transaction: Transaction) -> list[Tensor]:
-    """What training is not to go on from: the readout and, of hidden weights as found, the statistics."""
-    written: list[Tensor] = list(network.readout.parameters)
-    only_readout = all(any(p is own for own in written) for p in transaction.changed())
-    return written + network.statistics if only_readout else written

@@ -11,6 +11,7 @@ from lightning_cvxsnn.patterns import Backend
 from lightning_cvxsnn.witnesses.kinds import Witnesses, WitnessOptions
 
 Apply = Literal["auto", "replace", "shadow"]
+Judge = Literal["auto", "train", "validation"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Settings:
     """
 
     loss: Loss = "cross_entropy"
+    l1_ratio: float | Literal["auto"] = "auto"
     beta: float | Literal["auto"] = "auto"
     readout: str | None = None
     witnesses: Witnesses = "auto"
@@ -29,8 +31,10 @@ class Settings:
     every_n_epochs: int = 1
     final_solve: bool = True
     apply: Apply = "auto"
+    relaxation: float | Literal["auto"] = "auto"
     scale: float | Literal["auto"] = "auto"
     max_overhead: float | None = 0.1
+    judge: Judge = "auto"
     gap_tolerance: float = 1e-6
     max_samples: int | None = None
     backend: Backend = "auto"
@@ -38,8 +42,9 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, choices in (("loss", Loss), ("witnesses", Witnesses), ("apply", Apply), ("backend", Backend)):
-            value, allowed = getattr(self, name), get_args(choices)
+        choices = {"loss": Loss, "witnesses": Witnesses, "apply": Apply, "judge": Judge, "backend": Backend}
+        for name, literal in choices.items():
+            value, allowed = getattr(self, name), get_args(literal)
             if value not in allowed:
                 raise MisconfigurationException(f"Invalid value {name}={value!r}. Expected one of {list(allowed)}.")
         for name in ("beta", "scale"):
@@ -48,6 +53,17 @@ class Settings:
                 raise MisconfigurationException(
                     f"Invalid value {name}={value!r}. Expected a positive number or 'auto'."
                 )
+        for name in ("l1_ratio", "relaxation"):
+            value = getattr(self, name)
+            if value != "auto" and not (_is_number(value) and 0 <= value <= 1):
+                raise MisconfigurationException(
+                    f"Invalid value {name}={value!r}. Expected a number from 0 to 1, or 'auto'."
+                )
+        if self.apply != "auto" and self.relaxation != "auto":
+            raise MisconfigurationException(
+                f"Found relaxation={self.relaxation!r} with apply={self.apply!r}, which draws the trained readout "
+                f"{'all the way' if self.apply == 'replace' else 'nowhere'}. Use apply='auto', or no relaxation."
+            )
         if not (_is_number(self.gap_tolerance) and 0 < self.gap_tolerance < 1):
             raise MisconfigurationException(
                 f"Invalid value gap_tolerance={self.gap_tolerance!r}. Expected a number between 0 and 1, such as 1e-6: "
@@ -75,6 +91,11 @@ class Settings:
                 raise MisconfigurationException(
                     f"Invalid value {name}={getattr(self, name)!r}. Expected True or False."
                 )
+
+    @property
+    def given_beta(self) -> float | None:
+        """``beta``; None: it is to be chosen."""
+        return None if self.beta == "auto" else float(self.beta)
 
     @property
     def witness_options(self) -> WitnessOptions:

@@ -6,8 +6,8 @@ from typing import Literal
 from torch import Tensor
 
 from lightning_cvxsnn.convex import Solution
-from lightning_cvxsnn.network.programme import CapturedProgramme
-from lightning_cvxsnn.reconstruction.guard import Judgement
+from lightning_cvxsnn.network.programme import Penalty
+from lightning_cvxsnn.reconstruction.guard import Judgement, Score
 from lightning_cvxsnn.witnesses.calibration import CalibratedLayer
 from lightning_cvxsnn.witnesses.search import SearchStatistics
 
@@ -17,21 +17,19 @@ class Prepared:
     """Stage one: hidden weights that are ready to be solved over.
 
     Attributes:
-        as_found: The programme of the network as found, where hidden weights or batch norms have changed since; None
-            elsewhere, and in all processes but rank 0.
+        found: What the network scored as found, on the rows that judge, where hidden weights or batch norms have
+            changed since; None elsewhere, and in all processes but rank 0.
         replaced: Whether hidden weights were given new values, to be taken back if the solution is rejected.
-        found: Parameters and neuron constants with the values that they had, if they were replaced.
+        tensors: Parameters and neuron constants with the values that they had, if they were replaced.
         layers: What was done to layers that keep their weights but for factors and biases.
         search: What a search for witnesses tried; None without one, and in all processes but rank 0.
-        rough: The rough solution that it left; None without one.
     """
 
-    as_found: CapturedProgramme | None
+    found: Score | None
     replaced: bool
-    found: list[tuple[Tensor, Tensor]]
+    tensors: list[tuple[Tensor, Tensor]]
     layers: list[CalibratedLayer]
     search: SearchStatistics | None
-    rough: Solution | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,16 +37,18 @@ class Solved:
     """Stages two and three: a solution, and the verdict of the held-out rows on it.
 
     Attributes:
-        solution: Fitted on all rows if it was accepted, else on those that do not judge.
+        solution: Fitted on all training rows if it was accepted or none of them judge, else on those that do not.
         judgement: The verdict.
-        beta: Regularisation in the paper's units.
+        judge: The rows that gave it.
+        penalty: The penalty.
         edge: The end of its grid at which beta was chosen, if it was.
         fitted: Bool ``[n]``, the rows of the programme; None: all.
     """
 
     solution: Solution
     judgement: Judgement
-    beta: float
+    judge: str
+    penalty: Penalty
     edge: Literal["largest", "smallest"] | None
     fitted: Tensor | None
 
@@ -58,9 +58,10 @@ class Outcome:
     """What the report says of the solve itself: plain numbers, which rank 0 tells the other processes."""
 
     judgement: Judgement
-    beta: float
-    rho: float
+    judge: str
+    penalty: Penalty
     edge: Literal["largest", "smallest"] | None
+    relaxation: float
     primal: float
     dual: float
     gap: float
@@ -76,6 +77,11 @@ class Outcome:
     def accepted(self) -> bool:
         """Whether the solution is better than what the network had."""
         return self.judgement.accepted
+
+    @property
+    def written(self) -> bool:
+        """Whether the solution is shown, or what is trained on is drawn to it."""
+        return self.accepted or self.relaxation > 0
 
 
 @dataclass(frozen=True, eq=False)

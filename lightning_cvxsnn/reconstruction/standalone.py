@@ -1,5 +1,6 @@
 """Reconstruction without a Trainer."""
 
+from functools import partial
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -13,13 +14,14 @@ from lightning_cvxsnn.reports.advice import advise
 from lightning_cvxsnn.reports.solve_report import SolveReport
 
 
-def reconstruct(model: nn.Module, dataloader: Any, **arguments: Any) -> SolveReport:
+def reconstruct(model: nn.Module, dataloader: Any, validation: Any = None, **arguments: Any) -> SolveReport:
     """Solve for the readout of ``model`` once and write the solution, without a Trainer.
 
     Args:
         model: A spiking network: a LightningModule, or any module whose ``forward`` returns what the loss is applied
             to. Batch norms in training mode are estimated anew; put the model in eval mode to keep their statistics.
         dataloader: A ``DataLoader`` (or list) of training batches ``(x, y)``.
+        validation: A ``DataLoader`` (or list) of rows that judge; None: a fifth of the training rows does.
         **arguments: Those of `ConvexReconstruction`; the ones about a schedule have no effect. The readout is written
             at full scale unless ``scale`` says otherwise.
 
@@ -53,7 +55,8 @@ def reconstruct(model: nn.Module, dataloader: Any, **arguments: Any) -> SolveRep
         raise MisconfigurationException(f"reconstruct() got unexpected arguments {unknown}. Expected some of {known}.")
     settings = Settings(**arguments)
     rows = rows_of(model, dataloader, max_samples=settings.max_samples, seed=settings.seed)
-    report = Reconstructor(settings).run(model, rows, "single solve")
+    judging = None if validation is None else partial(rows_of, model, validation, seed=settings.seed)
+    report = Reconstructor(settings).run(model, rows, "single solve", validation=judging)
     advise([report])
     rank_zero_info(f"ConvexReconstruction {report.line()}")
     return report

@@ -13,24 +13,28 @@ class SolveReport:
         step: The Trainer's global step.
         loss: Loss of the programme.
         beta: Regularisation in the paper's units, ``rho * sqrt(columns)``.
-        rho: L1 penalty of the programme.
+        l1_ratio: Share of the L1 term in the penalty: 1 L1, 0 ridge.
+        rho: Penalty of the programme.
         primal: Objective at the float64 solution, over ``rows`` rows.
         dual: Certified lower bound on the optimum over the dictionary.
         gap: ``primal - dual``.
         gap_written: Objective at the readout as it is stored after the solve (scaled, rounded, or kept) minus the best
             bound known then, ``dual`` or a tighter one.
         scope: What the bound holds over: ``"dictionary"``, the columns at hand.
-        rows: Rows of the programme: all where the solution was accepted, else the four fifths that the guard fitted.
+        rows: Rows of the programme: all training rows, or the four fifths that judge a rejected solution.
         columns: Units that the readout receives.
         distinct: Distinct columns.
         silent: Columns that are always zero.
         saturated: Columns that are constant but not zero.
         active: Columns with a non-zero coefficient.
-        scale: Factor on the readout as written.
-        accepted: Whether the readout was (or with ``dry_run`` would have been) written.
+        scale: Factor on the solution as written.
+        relaxation: How far the trained readout was drawn towards the solution: 0 not at all, 1 it is the solution.
+        judge: The rows that chose between the readout as found and the solution: ``"train"``, the held-out fifth of the
+            training rows; ``"validation"``; or ``"both"``.
+        accepted: Whether the solution is (or with ``dry_run`` would be) in the network after the solve.
         reason: The occasion, and why the solution was accepted or rejected.
-        held_out_loss_before: Unpenalised loss on the held-out rows before the solve.
-        held_out_loss_after: The same with the candidate, fitted on the other rows and scaled.
+        held_out_loss_before: Unpenalised loss before the solve, on the rows that judge.
+        held_out_loss_after: The same with the candidate, fitted on other rows and scaled.
         seconds_patterns: Wall-clock seconds of the pattern passes.
         seconds_solve: Wall-clock seconds of the convex solves.
         work: Multiply-adds of pattern passes, searches for witnesses and convex solves; those in float64 count twice.
@@ -39,7 +43,7 @@ class SolveReport:
             ``priced``): above 1, more units would lower the objective. It proves nothing about units not tried. None
             without a search, and for a ``pool`` of branches, which are compared by their objectives.
         candidates: Units that the search tried.
-        accuracy_before: Share of held-out rows that the network as found classifies rightly; None for
+        accuracy_before: Share of the rows that judge that the network as found classifies rightly; None for
             ``squared``, unless firing rates decide (a spiking output layer).
         accuracy_after: The same with the candidate.
         beta_edge: ``"largest"`` or ``"smallest"`` where this solve chose beta at that end of its grid.
@@ -50,6 +54,7 @@ class SolveReport:
     step: int
     loss: str
     beta: float
+    l1_ratio: float
     rho: float
     primal: float
     dual: float
@@ -63,6 +68,8 @@ class SolveReport:
     saturated: int
     active: int
     scale: float
+    relaxation: float
+    judge: str
     accepted: bool
     reason: str
     held_out_loss_before: float
@@ -90,19 +97,23 @@ class SolveReport:
         """One line for a log: the decision, what it rests on, and the certificate."""
         accuracy = "" if self.accuracy_after is None else f", accuracy {self._accuracies()}"
         return (
-            f"{self.reason}; held-out {self.loss} {self.held_out_loss_before:.4f} -> {self.held_out_loss_after:.4f}"
-            f"{accuracy}; gap {self.gap:.1e} at beta {self.beta:.3g} over {self.rows} rows x {self.columns} columns "
-            f"({self.active} active, {self.silent} silent); {self.seconds_patterns + self.seconds_solve:.1f} s"
+            f"{self.reason}; {self.loss} on {self._judges()} rows "
+            f"{self.held_out_loss_before:.4f} -> {self.held_out_loss_after:.4f}{accuracy}; "
+            f"gap {self.gap:.1e} at beta {self.beta:.3g}, l1_ratio {self.l1_ratio:g} "
+            f"over {self.rows} rows x {self.columns} columns ({self.active} active, {self.silent} silent); "
+            f"{self.seconds_patterns + self.seconds_solve:.1f} s"
         )
 
     def __str__(self) -> str:
         """A small table."""
         cells = {
+            "judged by": f"{self._judges()} rows",
             "held-out loss": f"{self.held_out_loss_before:.4f} -> {self.held_out_loss_after:.4f} ({self.loss})",
             "held-out accuracy": "" if self.accuracy_after is None else self._accuracies(),
             "objective": f"{self.primal:.6g}, at least {self.dual:.6g} over this {self.scope}",
             "duality gap": f"{self.gap:.1e}, as stored {self.gap_written:.1e}",
-            "programme": f"{self.rows} rows x {self.columns} columns, beta {self.beta:.3g}, scale {self.scale:g}",
+            "programme": f"{self.rows} rows x {self.columns} columns, beta {self.beta:.3g}, l1_ratio {self.l1_ratio:g}",
+            "readout": f"scale {self.scale:g}, trained on after a step of {self.relaxation:g} towards the solution",
             "units": f"{self.active} active, {self.distinct} distinct, "
             f"{self.silent} silent, {self.saturated} saturated",
             "search": f"{self.candidates} candidates" if self.candidates else "",
@@ -114,6 +125,9 @@ class SolveReport:
         width = max(map(len, cells))
         rows = [f"  {k:<{width}}  {v}".replace("\n", "\n" + " " * (width + 4)) for k, v in cells.items() if v]
         return "\n".join([f"{self.reason} (epoch {self.epoch}, step {self.step})", *rows])
+
+    def _judges(self) -> str:
+        return {"train": "held-out training", "both": "held-out training and validation"}.get(self.judge, self.judge)
 
     def _accuracies(self) -> str:
         return " -> ".join(

@@ -14,7 +14,7 @@ from lightning_cvxsnn.network import put_back, release_graphs
 from lightning_cvxsnn.patterns import Backend
 from lightning_cvxsnn.reconstruction.policy import Occasion
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
-from lightning_cvxsnn.reconstruction.settings import Apply, Settings, Witnesses, check_settings
+from lightning_cvxsnn.reconstruction.settings import Apply, Judge, Settings, Witnesses, check_settings
 from lightning_cvxsnn.reports import plots
 from lightning_cvxsnn.reports.advice import advise
 from lightning_cvxsnn.reports.solve_report import SolveReport
@@ -36,6 +36,7 @@ from lightning_cvxsnn.training.trainer import (
     training_rows,
     unlogged,
     validation_metrics,
+    validation_rows,
     watcher,
     weights_digest,
 )
@@ -125,6 +126,7 @@ class ConvexReconstruction(Callback):
     def __init__(
         self,
         loss: Loss = "cross_entropy",
+        l1_ratio: float | Literal["auto"] = "auto",
         beta: float | Literal["auto"] = "auto",
         readout: str | None = None,
         witnesses: Witnesses = "auto",
@@ -132,8 +134,10 @@ class ConvexReconstruction(Callback):
         every_n_epochs: int = 1,
         final_solve: bool = True,
         apply: Apply = "auto",
+        relaxation: float | Literal["auto"] = "auto",
         scale: float | Literal["auto"] = "auto",
         max_overhead: float | None = 0.1,
+        judge: Judge = "auto",
         gap_tolerance: float = 1e-6,
         max_samples: int | None = None,
         backend: Backend = "auto",
@@ -142,6 +146,7 @@ class ConvexReconstruction(Callback):
     ) -> None:
         self.settings = Settings(
             loss=loss,
+            l1_ratio=l1_ratio,
             beta=beta,
             readout=readout,
             witnesses=witnesses,
@@ -149,8 +154,10 @@ class ConvexReconstruction(Callback):
             every_n_epochs=every_n_epochs,
             final_solve=final_solve,
             apply=apply,
+            relaxation=relaxation,
             scale=scale,
             max_overhead=max_overhead,
+            judge=judge,
             gap_tolerance=gap_tolerance,
             max_samples=max_samples,
             backend=backend,
@@ -233,6 +240,7 @@ class ConvexReconstruction(Callback):
             if weights_digest(pl_module) != self._left:
                 self._begin_run()
             self._begin_schedule()
+        self._reconstructor.budget.planned = max(trainer.max_epochs or 0, 0)
         self._withdraw(trainer, pl_module)
         # The LR and batch-size finders set ``ckpt_path`` too, and go back to step 0.
         resumed = trainer.ckpt_path is not None and trainer.global_step > 0
@@ -340,7 +348,9 @@ class ConvexReconstruction(Callback):
         try:
             with above_progress_bar(trainer), ranks, unlogged(pl_module), put_back(data_hooks(trainer)):
                 rows = training_rows(trainer, pl_module, self.settings, ranks)
-                report = self._reconstructor.run(pl_module, rows, occasion, trainer_context(trainer, epoch))
+                judging = validation_rows(trainer, pl_module, self.settings, ranks)
+                context = trainer_context(trainer, epoch)
+                report = self._reconstructor.run(pl_module, rows, occasion, context, judging)
         except Exception as error:
             if occasion == "warm start" or not ranks.in_step:
                 raise

@@ -1,7 +1,7 @@
 """Reads a Trainer: batch transfer, callbacks that compare or average, checkpoint folders."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -36,8 +37,18 @@ from lightning_cvxsnn.training.step_inputs import check_step_inputs
 # Lightning's connectors set `Trainer.callbacks` from outside the class, where mypy does not see it: `attr-defined`.
 
 
-def transfer(trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any) -> Any:
-    """A batch as ``training_step`` receives it: converted to the precision, transferred to the device."""
+def transfer(
+    trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, stage: RunningStage = RunningStage.TRAINING
+) -> Any:
+    """A batch as the step of ``stage`` receives it: converted to the precision, transferred to the device."""
+    own, trainer.state.stage = trainer.state.stage, stage  # hooks may ask in which one they are
+    try:
+        return _transfer(trainer, pl_module, batch)
+    finally:
+        trainer.state.stage = own
+
+
+def _transfer(trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any) -> Any:
     batch = trainer.precision_plugin.convert_input(batch)
     batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
@@ -65,6 +76,31 @@ def training_rows(
         )
 
 
+def validation_rows(
+    trainer: "pl.Trainer", pl_module: "pl.LightningModule", settings: Settings, ranks: Ranks
+) -> Callable[[], TrainingRows] | None:
+    """Makes the rows of the Trainer's validation loader, the first of several; None where it has none by now."""
+    loaders = trainer.val_dataloaders
+    if not trainer.enable_validation or loaders is None:
+        return None
+    several = list(loaders.values()) if isinstance(loaders, dict) else loaders
+    first = several[0] if isinstance(several, (list, tuple)) else several
+
+    def rows() -> TrainingRows:
+        with undisturbed(pl_module):
+            return TrainingRows(
+                pl_module,
+                first,
+                transfer=partial(transfer, trainer, pl_module, stage=RunningStage.VALIDATING),
+                max_samples=settings.max_samples,
+                seed=settings.seed,
+                ranks=ranks,
+                limit=trainer.num_val_batches[0],
+            )
+
+    return rows
+
+
 def trainer_context(trainer: "pl.Trainer", epoch: int) -> TrainerContext:
     """What a solve after ``epoch`` finished epochs reads of the Trainer."""
     return TrainerContext(
@@ -74,6 +110,8 @@ def trainer_context(trainer: "pl.Trainer", epoch: int) -> TrainerContext:
         check=partial(check_step_inputs, trainer),
         epoch=epoch,
         step=trainer.global_step,
+        epochs=None if trainer.max_epochs in (None, -1) else trainer.max_epochs,
+        watched=bool(watcher(trainer)),
         batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
     )
 
@@ -120,8 +158,8 @@ def tell_of_watcher(watching: str, apply: Literal["auto", "shadow"]) -> None:
     """
     if watching and apply == "auto":
         rank_zero_info(
-            f"ConvexReconstruction makes no periodic solves in this fit: {watching} compares the validations of "
-            "trained weights, and solutions would now and then be better. Warm start and final solve stay."
+            f"ConvexReconstruction shows no solutions after epochs of this fit: {watching} compares the validations of "
+            "trained weights, and solutions would now and then be better. Trained readouts are drawn towards them."
         )
     elif watching:
         rank_zero_warn(
@@ -146,12 +184,10 @@ def leave_out(trainer: "pl.Trainer", occasion: Occasion, reason: str) -> None:
 
 
 def fit_allows(trainer: "pl.Trainer", occasion: Occasion, apply: Apply) -> bool:
-    """Whether a solve has its place in this fit: never under ``fast_dev_run``; a shadow where somebody looks."""
+    """Whether a solve has its place in this fit: never under ``fast_dev_run``; a mere shadow where somebody looks."""
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return False
-    if occasion != "periodic solve" or apply == "replace":
-        return True
-    return seen_after_epoch(trainer) and not (apply == "auto" and watcher(trainer))
+    return occasion != "periodic solve" or apply != "shadow" or seen_after_epoch(trainer)
 
 
 def seen_after_epoch(trainer: "pl.Trainer") -> bool:

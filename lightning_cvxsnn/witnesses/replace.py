@@ -1,20 +1,18 @@
-"""Hidden weights replaced before a solve, or while a network trains where they have no part in its answers."""
+"""Hidden weights replaced before a solve."""
 
 from dataclasses import dataclass
 from typing import cast, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
-from lightning_cvxsnn.convex import Point, Solution
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.witnesses.branches import Branched
 from lightning_cvxsnn.witnesses.calibration import CalibratedLayer
 from lightning_cvxsnn.witnesses.column_generation import ColumnGeneration
 from lightning_cvxsnn.witnesses.kinds import PAIRED_SAMPLES, WitnessOptions, calibrate_to_target, repair_dead_layers
-from lightning_cvxsnn.witnesses.proposers import propose, propose_branches, propose_units
+from lightning_cvxsnn.witnesses.proposers import propose_branches, propose_units
 from lightning_cvxsnn.witnesses.samplers import GaussianKind, affine_names, write_gaussian
 from lightning_cvxsnn.witnesses.search import SearchStatistics
 
@@ -28,14 +26,10 @@ class Replacement:
     Attributes:
         layers: What was done to layers that keep their weights but for factors and biases.
         statistics: What a search for the others tried; None for the kinds that do not search.
-        beta: Regularisation that the search has chosen or was given; None: it is still to be chosen.
-        rough: A rough solution over the new columns; None without one.
     """
 
     layers: list[CalibratedLayer]
     statistics: SearchStatistics | None = None
-    beta: float | None = None
-    rough: Solution | None = None
 
 
 @torch.no_grad()
@@ -48,7 +42,7 @@ def replace_witnesses(
         network: The network, changed in place; its batch norms are estimated anew after each change.
         programme: The programme as found: the rows' targets, and which of them judge.
         options: Which witnesses.
-        beta: Regularisation in use; None: a search of units chooses.
+        beta: L1 penalty of a search, in the paper's units; None: it chooses one.
     """
     module, kind = network.module, options.kind
     if kind != "auto":
@@ -112,7 +106,7 @@ def _replace_units(
         f"{tried.candidates} candidates on {proposer.layer.inputs.shape[1]} samples: objective "
         f"{found.objectives[0]:.4g} -> {found.objectives[-1]:.4g} in {len(found.objectives)} rounds{violates}."
     )
-    return Replacement(layers, tried, found.rho * network.readout.module.in_features**0.5, found.solution)
+    return Replacement(layers, tried)
 
 
 def _replace_branches(
@@ -131,59 +125,3 @@ def _replace_branches(
         f"{len(proposer.inputs)} samples: objective {found.objectives[0]:.4g} -> {found.objectives[-1]:.4g}."
     )
     return Replacement([], found.statistics)
-
-
-@torch.no_grad()
-def recycle_units(
-    network: Network, programme: CapturedProgramme, options: WitnessOptions, rho: float, start: Point | None
-) -> SearchStatistics | None:
-    """Write priced witnesses for last hidden units that have no part in the answers to the training rows.
-
-    Their readout row is zero, or made zero first because their column is constant: the bias takes over what they
-    contribute. What takes their places starts with that row, so that no answer changes.
-
-    Args:
-        network: The network, changed in place; its batch norms are estimated anew after each change.
-        programme: The programme over its columns.
-        options: Seed and backend of the search.
-        rho: Penalty of the programme.
-        start: A point to start its solve from.
-
-    Returns:
-        What was tried; None where no unit is free and unused.
-    """
-    readout = network.readout
-    coef, intercept = readout.read()
-    idle = _idle_columns(network, programme)
-    free = ~coef.any(1) | idle
-    if not bool(free.any()):
-        return None
-    proposer = propose(network, programme, options)
-    idle &= proposer.units(free).repeat_interleave(len(free) // proposer.width)  # a channel in use keeps its places
-    x, tensors = network.first().x, [*network.module.parameters()]
-    before, answers = [t.detach().clone() for t in tensors], network.answers(x)
-    if bool(coef[idle].any()):
-        values = programme.dictionary.block(slice(0, 1))[0].double().cpu() * programme.dictionary.scale
-        contributed = values[idle] @ coef[idle]
-        readout.write(torch.where(idle[:, None], 0.0, coef), contributed + (0.0 if intercept is None else intercept))
-    found = ColumnGeneration(proposer).recycle(free, rho, start)
-    if found is not None:
-        proposer.write(network, found)
-    same = zip(answers, network.answers(x), strict=True)
-    if not all(bool((a - b).abs().max() <= network.tolerance * a.abs().max()) for a, b in same):
-        for tensor, value in zip(tensors, before, strict=True):
-            tensor.copy_(value)
-        network.refresh_norms()
-        rank_zero_warn(
-            f"Units that '{readout.name}' does not use were not given other weights: something else that the network "
-            "returns depends on them. Use witnesses='auto' for such a network."
-        )
-    return None if found is None else found.statistics
-
-
-def _idle_columns(network: Network, programme: CapturedProgramme) -> Tensor:
-    """``[P]`` bool: silent units and, where there is a bias to take over what they contribute, saturated ones."""
-    if network.readout.neuron is not None:  # spiking outputs also depend on when a unit fires
-        return torch.zeros(programme.dictionary.shape[1], dtype=torch.bool)
-    constant = programme.dictionary.constant.cpu()
-    return constant if programme.fit_intercept else constant & (programme.dictionary.rates.cpu() == 0)

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from lightning_cvxsnn.convex import Point, Solution
-from lightning_cvxsnn.network.programme import CapturedProgramme
+from lightning_cvxsnn.network.programme import CapturedProgramme, Penalty
 from lightning_cvxsnn.patterns import SpikeDictionary
 
 _TOLERANCE = 0.1  # relative gap of a solve
@@ -25,7 +25,8 @@ class RestrictedMaster:
         """The solution over ``columns``, from a point whose columns are the first of these."""
         if isinstance(start, Solution):
             start = start.point
-        return replace(self.problem, dictionary=columns).solve(rho, _TOLERANCE, start, self.fitted)
+        penalty = Penalty(rho * columns.shape[1] ** 0.5, 1.0)
+        return replace(self.problem, dictionary=columns).solve(penalty, _TOLERANCE, start, self.fitted)
 
     def largest_rho(self, columns: SpikeDictionary) -> float:
         """The penalty above which none of ``columns`` is used; zero if no fitted row differs from another."""

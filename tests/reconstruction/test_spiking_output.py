@@ -11,11 +11,9 @@ from lightning_cvxsnn import ConvexReconstruction, reconstruct
 from lightning_cvxsnn.convex import mean_loss
 from lightning_cvxsnn.network import undisturbed
 from lightning_cvxsnn.network.network import Network
-from lightning_cvxsnn.network.programme import capture_programme
+from lightning_cvxsnn.network.programme import Penalty, capture_programme
 from lightning_cvxsnn.network.rows import rows_of
-from lightning_cvxsnn.reconstruction.guard import SCALES, firing_rates, judge_spiking
-from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
-from lightning_cvxsnn.reconstruction.settings import Settings
+from lightning_cvxsnn.reconstruction.guard import SCALES, Judges, firing_rates, judge_spiking
 from lightning_cvxsnn.runtime.progress import no_progress
 
 
@@ -47,6 +45,13 @@ def programme(net, loss="squared"):
     return network, capture_programme(network, loss=loss, seed=0, progress=no_progress, stage="")
 
 
+def judged(network, problem, **scales):
+    """What the held-out rows say of a solution over the others, and the solution."""
+    point = problem.solve(Penalty(1e-3 * 24**0.5, 1.0), 1e-6, None, ~problem.held_out).point
+    judges = Judges.of(network, problem, None, alone=False)
+    return point, lambda: judge_spiking(network, judges, judges.found(), point, **scales)
+
+
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 @pytest.mark.parametrize("reduction", ["mean", "last", "sum", "all"])
 @pytest.mark.parametrize("bias", [True, False])
@@ -58,7 +63,7 @@ def test_firing_rates_are_those_of_the_network_with_the_weights_written(step_mod
         net.eval()
         network = Network(net, rows_of(net, loader()))
         readout = network.readout
-        found = firing_rates(network, [readout.read(), (coef, intercept)])
+        found = firing_rates(network, network.rows, [readout.read(), (coef, intercept)])
         as_found = net(x)
         readout.write(coef, intercept)
         written = net(x)
@@ -76,8 +81,8 @@ def test_the_scale_is_the_best_by_brute_force(loss):
     nn.init.zeros_(net.readout.bias)
     with undisturbed(net), torch.no_grad():
         network, problem = programme(net, loss)
-        solution = problem.solve(1e-3, 1e-6, None, ~problem.held_out)
-        found = judge_spiking(network, problem, solution)
+        solution, judge = judged(network, problem)
+        found = judge()
         x, y = rows()
         scores = {}
         for scale in SCALES:
@@ -99,9 +104,9 @@ def test_a_fall_of_the_loss_that_costs_decisions_is_refused():
     net = SpikingNet()
     with undisturbed(net), torch.no_grad():
         network, problem = programme(net)
-        solution = problem.solve(1e-3, 1e-6, None, ~problem.held_out)
+        solution, _ = judged(network, problem)
         network.readout.write(solution.coef, solution.intercept + 2)  # all outputs fire too much, the right one most
-        silent = judge_spiking(network, problem, solution, scales=[1 / 64])
+        silent = judged(*programme(net), scales=[1 / 64])[1]()
     assert silent.after < silent.before
     assert silent.accuracy_after < silent.accuracy_before
     assert not silent.accepted
@@ -111,9 +116,9 @@ def test_the_same_readout_is_not_better():
     net = SpikingNet()
     with undisturbed(net), torch.no_grad():
         network, problem = programme(net)
-        solution = problem.solve(1e-3, 1e-6, None, ~problem.held_out)
+        solution, _ = judged(network, problem)
         network.readout.write(4 * solution.coef, 4 * solution.intercept)
-        found = judge_spiking(network, problem, solution, scales=[4.0])
+        found = judged(*programme(net), scales=[4.0])[1]()
     assert (found.before, found.accuracy_before) == (found.after, found.accuracy_after)
     assert not found.accepted
 
@@ -172,23 +177,6 @@ def test_witnesses_of_the_layer_below():
     report = reconstruct(net, loader(), loss="squared", beta=0.01, witnesses="priced")
     assert report.accepted
     assert not torch.equal(net.hidden[0].weight, weights)
-
-
-def test_a_silent_unit_is_recycled_only_where_its_row_is_zero_as_outputs_depend_on_each_step():
-    torch.manual_seed(0)
-    net = SpikingNet()
-    reconstruct(net, loader(), loss="squared", beta=0.01)
-    with torch.no_grad():
-        net.hidden[0].weight[:2], net.hidden[0].bias[:2] = 0.0, -1.0
-        net.readout.weight[:, 0], net.readout.weight[:, 1] = 0.5, 0.0
-    before = state(net)
-    settings = Settings(loss="squared", beta=0.01, scale=1e-3, witnesses="priced", apply="replace")
-    report = Reconstructor(settings).run(net, rows_of(net, loader()), "periodic solve")
-    assert not report.accepted
-    changed = (net.hidden[0].weight != before["hidden.0.weight"]).any(1)
-    assert changed[1]
-    assert not changed[0]
-    assert torch.equal(net.readout.weight, before["readout.weight"])
 
 
 def test_no_witnesses_below():
