@@ -38,7 +38,7 @@ from lightning_cvxsnn.witnesses.replace import Replacement, replace_witnesses
 
 _TOLERANCE = 1e-3  # of a forward pass, relative
 _LOW_PRECISION_TOLERANCE = 3e-2
-_CHOSEN_ANEW = 2  # solves that look for a penalty everywhere: the start, and the first over features that have trained
+_SEARCHES = 2  # solves that look for a penalty everywhere: the first, and the first over features that have trained
 
 #: Makes the validation rows, which may turn out to be none that can judge.
 Validation = Callable[[], TrainingRows]
@@ -65,7 +65,7 @@ class Reconstructor:
         self.shadow: Shadow | None = None
         self.budget = Budget(settings.max_overhead)
         self._meter: Meter | None = None
-        self._choices = 0  # of a penalty, made everywhere
+        self._solves = 0  # that have a penalty
         self._told = False  # that the validation rows cannot judge
         self._once = Work()  # that part of the last solve's which the next one will not repeat
 
@@ -74,11 +74,11 @@ class Reconstructor:
         last = {} if self.last is None else {"coef": self.last.coef, "intercept": self.last.intercept}
         shadow = {} if self.shadow is None else {"shadow": self.shadow.state_dict()}
         penalty = {} if self.penalty is None else {"penalty": asdict(self.penalty)}
-        return {"choices": self._choices, "budget": self.budget.state_dict(), **penalty, **last, **shadow}
+        return {"solves": self._solves, "budget": self.budget.state_dict(), **penalty, **last, **shadow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave."""
-        self._choices = state["choices"]
+        self._solves = state["solves"]
         self.penalty = Penalty(**state["penalty"]) if "penalty" in state else None
         if "coef" in state:
             self.last = Point(state["coef"], state["intercept"])
@@ -283,28 +283,29 @@ class Reconstructor:
         network.refresh_norms()
         layers = repair_dead_layers(network, only_dead=True, untrained=True)
         network.synchronise()
-        self.last, self._choices = None, 0
+        self.last, self._solves = None, 0
         return layers
 
-    def _choose(self, programme: CapturedProgramme) -> Choice:
+    def _choose(self, programme: CapturedProgramme, occasion: Occasion) -> Choice:
         """The penalty of this solve, as given or chosen, and a point to start from."""
         beta, ratio = self.settings.given_beta, self.settings.l1_ratio
-        if self.penalty is not None and self._choices >= _CHOSEN_ANEW and beta is None:
-            return programme.neighbours(self.penalty)
+        self._solves += 1
         if beta is not None and ratio != "auto":
             return Choice(Penalty(beta, float(ratio)), self.last, None)
-        with counting(self._once):
-            choice = programme.choose(
-                [0.0, 1.0] if ratio == "auto" else [float(ratio)], None if beta is None else [beta]
-            )
-        self._choices += 1
-        return choice if beta is None else replace(choice, edge=None)
+        if self.penalty is None or self._solves <= _SEARCHES:
+            ratios = [0.0, 1.0] if ratio == "auto" else [float(ratio)]
+            with counting(self._once):
+                choice = programme.choose(ratios, None if beta is None else [beta])
+            return choice if beta is None else replace(choice, edge=None)
+        if beta is None and (self._solves & (self._solves - 1) == 0 or occasion == "final solve"):
+            return programme.neighbours(self.penalty)  # now and then, as features move less and less
+        return Choice(self.penalty, self.last, None)
 
     def _solve(
         self, network: Network, programme: CapturedProgramme, judges: Judges, prepared: Prepared, policy: Policy
     ) -> Solved:
         """Solve on rows that do not judge, judge, and solve what passes on all training rows."""
-        choice = self._choose(programme)
+        choice = self._choose(programme, policy.occasion)
         self.penalty = choice.penalty
         fitted = None if judges.kind == "validation" else ~programme.held_out
         tolerance = policy.tolerance if fitted is None else max(policy.tolerance, SHOWN_TOLERANCE)

@@ -51,10 +51,11 @@ if TYPE_CHECKING:
 class ConvexReconstruction(Callback):
     """Solve for the readout of a spiking network, to a certified duality gap, before, during and after training.
 
-    Before training the callback captures the spikes that the readout receives on the training rows, solves the convex
-    L1 programme over them, and writes the solution into the readout if it scores better on held-out training rows than
-    the weights found there. It does so again at the end of epochs, before their validation, and once at the end.
-    Layers that carry no information (silent or saturated) are brought to life first.
+    The callback captures the spikes that the readout receives on the training rows and solves the convex programme over
+    them: before training, after epochs before their validation, and once at the end. Where the solution scores better
+    than the trained readout it is shown: the network holds it until the next training step, so it is what is validated,
+    saved, and left at the end. Training goes on from its own readout, drawn a part of the way to the solution. Layers
+    that carry no information (silent or saturated) are brought to life before training.
 
     Works with any LightningModule whose output is the last, mean or (weighted) sum over time of a last ``nn.Linear``,
     fed by spikingjelly neurons, single-step or multi-step, or followed by a layer of them. Two optional methods of the
@@ -67,9 +68,12 @@ class ConvexReconstruction(Callback):
     Args:
         loss: ``"cross_entropy"`` (one output: logistic), ``"hinge"`` or ``"squared_hinge"`` (one against the rest), or
             ``"squared"`` (``0.5 ||z - y||^2``).
-        beta: L1 penalty in the paper's units: each ``|W_jc|`` costs ``beta / sqrt(readout.in_features)``. ``"auto"``:
-            chosen on held-out training rows along a path at the first solve, then kept; a warm start that is trained on
-            has a larger one of its own.
+        l1_ratio: Share of the L1 term in the penalty, as in scikit-learn: 1 is the paper's L1, which uses few units, 0
+            ridge, which answers better on trained spikes. ``"auto"``: L1 where it costs nothing on held-out training
+            rows, else ridge.
+        beta: Penalty in the paper's units: with ``rho = beta / sqrt(readout.in_features)`` a weight costs
+            ``rho (l1_ratio |W_jc| + (1 - l1_ratio) / 2 W_jc^2)``. ``"auto"``: chosen on held-out training rows along a
+            path at the first two solves, then followed a step at a time.
         readout: Dotted name of the readout, such as ``"net.4"``. None: the last linear layer that a batch reaches.
         witnesses: What to do with hidden weights. ``"auto"`` keeps them and repairs layers that are silent or
             saturated: one that holds its constructor's weights as a whole, of any other the dead units. Where training
@@ -80,26 +84,33 @@ class ConvexReconstruction(Callback):
             layer: N(0, 1), rows of unit norm, orthonormal rows. ``"pairs"``, ``"pool"`` and ``"priced"`` replace the
             last hidden ``nn.Linear`` or convolution: by weights that tell pairs of training points apart, by the best
             of many candidates, by column generation; in a `ParallelSNN` the last two replace whole branches. What the
-            held-out rows reject is rolled back. With ``"priced"``, later solves that are trained on give units without
-            a part in the answers new weights.
+            rows that judge reject is rolled back.
         warm_start: Solve before the first epoch; once per run, not on resume, not under ``fast_dev_run``.
         every_n_epochs: Solve after the last batch of every n-th epoch at the earliest, before its validation. 0: never.
         final_solve: Solve at the end of training, before the last validation where the last epoch is known, else in
             ``on_train_end``; then the network is also saved as ``convex-last.ckpt`` beside the user's checkpoints.
-        apply: What to do with an accepted solution. ``"replace"``: write it and train on from it. ``"shadow"``: the
-            network holds it from the solve to the next training step, for validation and checkpoints, and after the
-            last step for good; then training goes on from its own weights and optimiser state, bit for bit. Hidden
-            weights that were repaired or replaced stay in any case. ``"auto"``: the warm start is trained on, all
-            later solutions are shadows; there are no periodic ones where early stopping or a schedule on a plateau
-            compares validations.
-        scale: Factor on the readout as written. ``"auto"``: 0.3 where training goes on from it (decisions stay, hidden
-            layers keep a gradient), 0.7 at the larger beta of a start, 1 elsewhere and for ``squared``; before a
-            spiking output layer the factor at which its firing rates decide best on the held-out rows.
+        apply: What to do with a solution. ``"auto"``: show it, and draw the trained readout towards it by
+            ``relaxation``. Where early stopping or a schedule on a plateau compares validations, nothing is shown after
+            epochs, and the readout is drawn where that scores better. ``"shadow"``: show it, and train on from the
+            trained weights and optimiser state, bit for bit. ``"replace"``: write it and train on from it as a whole.
+            Hidden weights that were repaired or replaced stay in any case.
+        relaxation: How far the trained readout is drawn towards a solution with ``apply="auto"``: ``W`` becomes
+            ``W + relaxation (W* - W)``. The programme's objective falls all the way, by convexity; the optimiser keeps
+            its state. ``"auto"``: 0.3 after epochs, 0 before training: hidden weights train best under the readout that
+            the network had.
+        scale: Factor on the solution as written. ``"auto"``: 0.3 where training goes on from it as a whole (decisions
+            stay, hidden layers keep a gradient), 1 elsewhere and for ``squared``; before a spiking output layer the
+            factor at which its firing rates decide best on the rows that judge.
         max_overhead: Share of training work that periodic solves may take, counted in multiply-adds, so that runs
-            repeat exactly; they wait until it has accrued, and for twice as much after each that was rejected in a row.
-            The first, if there was no warm start, is tried at once. None: no limit. Warm start and final solve are not
-            charged.
-        gap_tolerance: Certified duality gap to reach, relative to the objective of the best constant predictor.
+            repeat exactly. Those after epochs 1, 2 and 5 may be paid by the planned epochs of the fit, the others wait
+            until it has accrued; after each that was rejected in a row, for twice as much. The first, if there was no
+            warm start, is tried at once. None: no limit. Warm start and final solve are made whatever they cost.
+        judge: The rows on which a solution and the trained readout are compared; it is better if loss or accuracy is
+            better and neither is worse. ``"validation"``: the Trainer's validation rows, the first loader of several:
+            model selection, as by ``ModelCheckpoint``. ``"train"``: a fifth of the training rows, to which that
+            solution is not fitted. ``"auto"``: validation rows where there are 100, both where there are fewer.
+        gap_tolerance: Certified duality gap to reach, relative to the objective of the best constant predictor. What is
+            shown for an epoch only is solved to 1e-3.
         max_samples: Rows to use, a random subset fixed by ``seed``, stratified where the dataset tells class labels
             without loading its rows; of batches that come whole, as many as hold them. None: all.
         backend: Engine of candidates' patterns (``pool``, ``priced``): ``"cupy"``, the kernels on a CUDA device;
@@ -195,9 +206,8 @@ class ConvexReconstruction(Callback):
 
         It is asked before the first epoch (``"warm start"``), after the last batch of each epoch, before its validation
         (``"periodic solve"``), and at the end (``"final solve"``); never under ``fast_dev_run``, of a warm start only
-        once in a run. Of periodic solves it is not asked where ``every_n_epochs=0``, where the solution is a shadow
-        that neither a validation nor a checkpoint would see, or where ``apply="auto"`` and something in the fit
-        compares validations.
+        once in a run. Of periodic solves it is not asked where ``every_n_epochs=0``, or where ``apply="shadow"`` and
+        neither a validation nor a checkpoint would see the solution.
 
         Args:
             occasion: What kind of solve it would be.
