@@ -31,7 +31,7 @@ from lightning_cvxsnn.reconstruction.stages import Finished, Outcome, Prepared, 
 from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.runtime.ranks import checksum
 from lightning_cvxsnn.runtime.rng import isolate_rng
-from lightning_cvxsnn.runtime.work import Work, counting
+from lightning_cvxsnn.runtime.work import counting
 from lightning_cvxsnn.witnesses.calibration import CalibratedLayer
 from lightning_cvxsnn.witnesses.kinds import describe_repairs, repair_dead_layers, wants_pairs
 from lightning_cvxsnn.witnesses.replace import Replacement, replace_witnesses
@@ -67,7 +67,7 @@ class Reconstructor:
         self._meter: Meter | None = None
         self._solves = 0  # that have a penalty
         self._told = False  # that the validation rows cannot judge
-        self._once = Work()  # that part of the last solve's which the next one will not repeat
+        self._once = 0.0  # that part of the last solve's work which the next one will not repeat
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors that make the next solve the same after a resume."""
@@ -130,7 +130,7 @@ class Reconstructor:
         # Proved anew at each solve: sequences may have become longer since the last one.
         network = Network(module, rows, self.readout.name if self.readout else self.settings.readout, tolerance)
         network.check_initialised()
-        self._once = Work()
+        self._once = 0.0
         if self.shadow is not None:
             self.shadow.leave(module)
         with isolate_rng(), all_or_nothing(module, context.optimizers) as transaction:
@@ -138,7 +138,7 @@ class Reconstructor:
                 module.eval()
                 meter = self._find_readout(network, context)
                 with meter.counting(network.readout.module) as work:
-                    finished = self._run_stages(network, policy, context, validation)
+                    finished = self._run_stages(network, policy, context, validation, work)
                 buffers = [(b, b.clone()) for b in (*network.statistics, *network.constants)]
             if not self.settings.dry_run and (finished.outcome.accepted or finished.layers):
                 with torch.no_grad():
@@ -156,7 +156,7 @@ class Reconstructor:
                     "The reconstruction found weights that hold NaN or infinity, so nothing was written. Expected "
                     "finite inputs of moderate size; use witnesses='keep' or 'calibrated', and report the case."
                 )
-            told = rows.ranks.exchange((checksum(*module.parameters()), work(), FLOAT64 * self._once.multiply_adds))
+            told = rows.ranks.exchange((checksum(*module.parameters()), work(), self._once))
             if len({bits for bits, *_ in told}) > 1:
                 raise RuntimeError(
                     "The processes hold different parameters after a reconstruction, so nothing was written. Expected "
@@ -203,10 +203,16 @@ class Reconstructor:
         return self._meter
 
     def _run_stages(
-        self, network: Network, policy: Policy, context: TrainerContext, validation: Validation | None
+        self,
+        network: Network,
+        policy: Policy,
+        context: TrainerContext,
+        validation: Validation | None,
+        work: Callable[[], float],
     ) -> Finished:
         started = time.perf_counter()
         prepared = self._prepare(network, policy, context, validation)
+        self._once = work() if policy.may_change_hidden else 0.0
         programme, judges = self._capture(network, context, "patterns", validation)
         if programme is not None and bool(programme.dictionary.constant.all()):
             raise MisconfigurationException(network.describe_dead())
@@ -267,7 +273,7 @@ class Reconstructor:
         if replaced:
             tensors = [(t, t.detach().clone()) for t in (*network.module.parameters(), *network.constants)]
             if as_found is not None:  # on rank 0, whose parameters the others then take over
-                with context.progress("witnesses", None), counting(self._once):
+                with context.progress("witnesses", None):
                     done = replace_witnesses(network, as_found, settings.witness_options, settings.given_beta)
         elif settings.witnesses != "keep":
             everything = fresh and settings.witnesses == "calibrated"
@@ -294,8 +300,9 @@ class Reconstructor:
             return Choice(Penalty(beta, float(ratio)), self.last, None)
         if self.penalty is None or self._solves <= _SEARCHES:
             ratios = [0.0, 1.0] if ratio == "auto" else [float(ratio)]
-            with counting(self._once):
+            with counting() as searching:
                 choice = programme.choose(ratios, None if beta is None else [beta])
+            self._once += FLOAT64 * searching.multiply_adds
             return choice if beta is None else replace(choice, edge=None)
         if beta is None and (self._solves & (self._solves - 1) == 0 or occasion == "final solve"):
             return programme.neighbours(self.penalty)  # now and then, as features move less and less
