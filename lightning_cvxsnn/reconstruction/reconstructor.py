@@ -109,15 +109,13 @@ class Reconstructor:
         Args:
             module: The LightningModule, with the same parameters in all processes.
             rows: Its training rows.
-            occasion: Why now. Only a warm start and a single solve may replace or calibrate hidden weights. Where
-                nothing trains on from the readout it has full scale.
+            occasion: Why now. Only a warm start and a single solve may replace or calibrate hidden weights.
             context: The Trainer's part.
             validation: The Trainer's validation rows, which judge as the settings say; None: there are none.
 
         Returns:
             The report. What is shown is in the network; if training goes on from something else, `shadow` tells from
-            what.
-            Whatever is raised, parameters, buffers and optimiser states are as before.
+            what. Whatever is raised, parameters, buffers and optimiser states are as before.
 
         Raises:
             MisconfigurationException: If the network, the data or a setting does not allow it.
@@ -221,7 +219,7 @@ class Reconstructor:
             outcome = None
             if programme is not None and judges is not None:
                 solved = self._solve(network, programme, judges, prepared, policy)
-                outcome = self._write(network, programme, solved, policy)
+                outcome = self._write(network, programme, solved, policy, keeps=not prepared.replaced)
             outcome = self._share(network, outcome)
         if outcome.accepted and not self.settings.dry_run:
             network.verify()
@@ -339,15 +337,25 @@ class Reconstructor:
         scales = SCALES if self.settings.scale == "auto" else [float(self.settings.scale)]
         return judge_spiking(network, judges, found, point, scales)
 
-    def _write(self, network: Network, programme: CapturedProgramme, solved: Solved, policy: Policy) -> Outcome:
-        """Write a solution that is shown or drawn to, and certify what the network holds afterwards."""
+    def _write(
+        self, network: Network, programme: CapturedProgramme, solved: Solved, policy: Policy, *, keeps: bool
+    ) -> Outcome:
+        """Write a solution that is shown or drawn to, and certify what the network holds afterwards.
+
+        Args:
+            network: The network.
+            programme: The programme over its rows.
+            solved: The solution and the verdict.
+            policy: What becomes of it.
+            keeps: Whether the network keeps these hidden weights even if the solution is rejected.
+        """
         solution, judgement, readout = solved.solution, solved.judgement, network.readout
         dictionary, target = (
             programme.dictionary,
             (judgement.scale * solution.coef, judgement.scale * solution.intercept),
         )
         # The objective falls all the way to a linear readout's solution, whatever the rows that judge say.
-        drawn = judgement.accepted or (policy.shows and readout.neuron is None)
+        drawn = judgement.accepted or (keeps and policy.shows and readout.neuron is None)
         relaxation = policy.relaxation if drawn else 0.0
         stored = readout.read()
         if judgement.accepted and self.settings.dry_run:
