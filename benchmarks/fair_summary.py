@@ -1,0 +1,207 @@
+"""Tables and pictures of benchmarks/fair.py: scores, and paired differences to SG with their intervals."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from common import show
+from fair_arms import ARMS, RAW
+from fair_choice import RATES, UNTUNED, Cell, Run, better_sg, choice
+from fair_tasks import TASKS
+from scipy import stats
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MATCHED = ("start", "ep 1", "ep 2", "ep 5", "half", "end")
+TIMED = ("t 1", "t 2", "t 5", "t half", "t end")  # at the CPU time at which SG has finished these epochs
+LATE = 0.5  # CPU seconds, or SG's second epoch, from which equal time counts: "t late" is the later of them
+Figures = dict[str, float | None]
+
+
+def at(run: Run, seconds: float, before: float) -> float:
+    """Test score at a CPU time: on a line between looks, ``before`` the first one, and the last one's after it."""
+    points = run["points"]
+    return float(np.interp(seconds, [p["seconds"] for p in points], [p["test"] for p in points], left=before))
+
+
+def time_to(run: Run, goal: float) -> float | None:
+    """CPU seconds after which the test score first reaches a goal."""
+    points = [(point["seconds"], point["test"]) for point in run["points"]]
+    if points[0][1] >= goal:
+        return points[0][0]
+    for (early, low), (late, high) in pairwise(points):
+        if high >= goal:
+            return early + (goal - low) / (high - low) * (late - early)
+    return None
+
+
+def matched(run: Run) -> dict[str, dict[str, float]]:
+    """The points before training, after epochs and at the end."""
+    points, epochs = {int(point["epoch"]): point for point in run["points"]}, run["epochs"]
+    wanted = {"start": 0, "ep 1": 1, "ep 2": 2, "ep 5": 5, "half": epochs // 2, "end": epochs}
+    return {name: points[epoch] for name, epoch in wanted.items() if epoch in points}
+
+
+def figures(run: Run, sg: Run) -> Figures:
+    """A run's figures beside those of SG with the same seed."""
+    own, theirs = matched(run), matched(sg)
+    # A linear model of the inputs has no epochs: what it is at once, it stays.
+    found: Figures = {name: own.get(name, run["points"][-1])["test"] for name in theirs}
+    times = {"t " + name.removeprefix("ep "): p["seconds"] for name, p in theirs.items() if name != "start"}
+    times["t late"] = max(times.get("t 2", 0.0), LATE)
+    found |= {name: at(run, seconds, theirs["start"]["test"]) for name, seconds in times.items()}
+    final = theirs["end"]["test"]
+    found |= {f"to {share} %": time_to(run, share / 100 * final) for share in (95, 99)}
+    found["CPU s"] = run["points"][-1]["seconds"]
+    if "epoch_work" in run:
+        found["G multiply-adds"] = (run["epochs"] * run["epoch_work"] + sum(s["work"] for s in run["solves"])) / 1e9
+    return found
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95 % interval by Student's t; infinite for a single value."""
+    if len(values) < 2:
+        return mean(values), float("inf")
+    return mean(values), float(stats.t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5)
+
+
+class Summary:
+    """Of all runs that are there.
+
+    Args:
+        runs: By the keys of their cells.
+        rates: Learning rates among which arms chose.
+    """
+
+    def __init__(self, runs: dict[str, Run], rates: Sequence[float] = RATES) -> None:
+        self.runs, self.rates = runs, rates
+
+    def chosen(self, task: str, arm: str) -> tuple[float, str] | None:
+        """Rate and schedule; None where the choice is not complete."""
+        if arm == RAW:
+            return 0.0, ""
+        try:
+            return choice(task, arm, self.runs, self.rates)
+        except KeyError:
+            return None
+
+    def reference(self, task: str) -> str | None:
+        """SG's arm; None where the choice is not complete."""
+        try:
+            return better_sg(task, self.runs, self.rates)
+        except KeyError:
+            return None
+
+    def paired(self, task: str, arm: str, setting: tuple[float, str] | None) -> dict[int, Run]:
+        """Runs that ended, by seed."""
+        keys = {} if setting is None else {s: Cell(task, arm, *setting, s).key for s in range(TASKS[task].seeds)}
+        there = {seed: self.runs[key] for seed, key in keys.items() if key in self.runs}
+        return {seed: run for seed, run in there.items() if "error" not in run}
+
+    def figures(self, task: str, arm: str, setting: tuple[float, str] | None = None) -> dict[str, list[Figures]]:
+        """Figures of an arm and of SG at the same seeds, at the arms' own choices or at one setting for both."""
+        sg = self.reference(task)
+        if sg is None:
+            return {}
+        theirs = self.paired(task, sg, setting or self.chosen(task, sg))
+        own = self.paired(task, arm, setting or self.chosen(task, arm))
+        seeds = sorted(own.keys() & theirs.keys())
+        return {arm: [figures(own[s], theirs[s]) for s in seeds], "SG": [figures(theirs[s], theirs[s]) for s in seeds]}
+
+    def differences(self, task: str, arm: str, setting: tuple[float, str] | None = None) -> dict[str, list[float]]:
+        """Paired differences to SG of all scores, by seed."""
+        found = self.figures(task, arm, setting)
+        pairs = list(zip(found.get(arm, []), found.get("SG", []), strict=True))
+        names = [name for name in (*MATCHED, *TIMED, "t late") if pairs and name in pairs[0][0]]
+        return {name: [own[name] - sg[name] for own, sg in pairs] for name in names}  # type: ignore[operator]
+
+    # -- tables -------------------------------------------------------------------------------------------------------
+
+    def print(self, tasks: Sequence[str]) -> None:
+        """Two tables a task, and those over tasks."""
+        for task in tasks:
+            kind = "100 (1 - NRMSE)" if TASKS[task].loss == "squared" else "%"
+            named = f"{task}: test score, {kind}; SG is {self.reference(task)}"
+            show(f"{named}; means over seeds", self.scores(task), 230)
+            rows = [self.told(arm, self.differences(task, arm)) for arm in ARMS]
+            show(f"{task}: paired differences to SG, 95 % intervals", [row for row in rows if len(row) > 1], 230)
+        classified = [task for task in tasks if TASKS[task].loss != "squared"]
+        for title, setting in (("each at its best rate", None), ("all at 1e-3, constant", UNTUNED)):
+            show(f"Differences to SG, means over tasks: {title}", self.over_tasks(classified, setting), 230)
+
+    def scores(self, task: str) -> list[dict[str, Any]]:
+        """A row an arm: its choice, its scores, and the end at 1e-3 held constant."""
+        rows = []
+        for arm in ARMS:
+            found = self.figures(task, arm).get(arm)
+            if found:
+                rate, schedule = self.chosen(task, arm) or UNTUNED
+                row = {"arm": arm, "rate": f"{rate:g} {schedule}", "seeds": len(found)}
+                row |= {name: _mean([each.get(name) for each in found]) for name in _names(found)}
+                untuned = self.paired(task, arm, UNTUNED).values()
+                rows.append(row | {"end at 1e-3": _mean([run["points"][-1]["test"] for run in untuned])})
+        return rows
+
+    def over_tasks(self, tasks: Sequence[str], setting: tuple[float, str] | None) -> list[dict[str, Any]]:
+        """Means of the tasks' means; of the tasks with intervals, how many are wholly below 0."""
+        rows = []
+        for arm in ARMS:
+            each = [found for task in tasks if (found := self.differences(task, arm, setting))]
+            if each:
+                names = (*MATCHED, *TIMED, "t late")
+                row = self.told(arm, {n: [mean(d[n]) for d in each if n in d] for n in names})
+                ends = [interval(found["end"]) for found in each]
+                rows.append(row | {"tasks": len(each), "worse": sum(m + half < 0 for m, half in ends)})
+        return rows
+
+    @staticmethod
+    def told(arm: str, differences: dict[str, list[float]]) -> dict[str, Any]:
+        """A row of means and intervals."""
+        cells = {name: interval(values) for name, values in differences.items() if values}
+        return {"arm": arm} | {name: f"{m:+.1f} ± {half:.1f}" for name, (m, half) in cells.items()}
+
+    # -- picture ------------------------------------------------------------------------------------------------------
+
+    def plot(self, tasks: Sequence[str], columns: int = 4) -> "Figure":
+        """Test score over CPU time, a panel a task, with 95 % intervals of the means over seeds."""
+        from matplotlib.figure import Figure
+
+        shown = [task for task in tasks if self.reference(task)]
+        rows = -(-len(shown) // columns)
+        figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).flat
+        for panel, task in zip(panels, shown, strict=False):
+            self._panel(panel, task)
+        for panel in list(panels)[len(shown) :]:
+            panel.set_axis_off()
+        handles = {label: h for p in figure.axes for h, label in zip(*p.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+        return figure
+
+    def _panel(self, panel: Any, task: str) -> None:
+        for place, arm in enumerate(ARMS):
+            runs, colour = list(self.paired(task, arm, self.chosen(task, arm)).values()), f"C{place % 10}"
+            if arm == RAW and runs:
+                panel.axhline(mean(run["points"][0]["test"] for run in runs), color="0.5", linestyle=":", label=arm)
+            elif runs:
+                first, last = (max(run["points"][point]["seconds"] for run in runs) for point in (0, -1))
+                seconds = np.linspace(first, last, 200)
+                centre, half = map(np.array, zip(*(interval([at(r, s, float("nan")) for r in runs]) for s in seconds), strict=True))
+                style = "-" if place < 10 else "--"
+                panel.plot(seconds, centre, style, color=colour, label=arm, linewidth=1.2)
+                panel.fill_between(seconds, centre - half, centre + half, color=colour, alpha=0.15, linewidth=0)
+        panel.set(title=task, xlabel="CPU s", ylabel="test score", ylim=(0, None))
+        panel.set_xscale("symlog", linthresh=0.3)
+
+
+def _names(found: list[Figures]) -> list[str]:
+    return list(dict.fromkeys(name for each in found for name in each))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where a run has none, as one that never got there."""
+    known = [value for value in values if value is not None]
+    return mean(known) if known and len(known) == len(values) else None
