@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Curve(pl.Callback):
 
     def __init__(self, task: Task, epochs: int, parts: dict[str, TensorDataset]) -> None:
         self.parts, self.squared = parts, task.loss == "squared"
-        self.looks = {1, 2, 3, 5, epochs // 2, 3 * epochs // 4}
+        self.looks = {1, 2, 3, 5, epochs // 2, 3 * epochs // 4} - {epochs}  # the last one is looked at after the fit
         self.points: list[dict[str, float]] = []
         self.started, self.paused = time.process_time(), 0.0
 
@@ -154,7 +155,7 @@ def save(path: Path, machine: dict[str, Any], runs: dict[str, Run]) -> None:
     os.replace(part, path)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(), help="folder of mnist10k, series, nmnist and cifar10")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK")
@@ -168,7 +169,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "fair.json")
     parser.add_argument("--plot", type=Path, help="file of a picture of all tasks, .svg or .png")
     parser.add_argument("--list", action="store_true", help="print the names of tasks and arms")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.list:
         print("Tasks:", *TASKS, "Arms:", *ARMS, sep="\n  ")
         return

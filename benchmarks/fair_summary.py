@@ -172,10 +172,10 @@ class Summary:
         shown = [task for task in tasks if self.reference(task)]
         rows = -(-len(shown) // columns)
         figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False).flat
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, task in zip(panels, shown, strict=False):
             self._panel(panel, task)
-        for panel in list(panels)[len(shown) :]:
+        for panel in panels[len(shown) :]:
             panel.set_axis_off()
         handles = {label: h for p in figure.axes for h, label in zip(*p.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
@@ -189,11 +189,13 @@ class Summary:
             elif runs:
                 first, last = (max(run["points"][point]["seconds"] for run in runs) for point in (0, -1))
                 seconds = np.linspace(first, last, 200)
-                centre, half = map(np.array, zip(*(interval([at(r, s, float("nan")) for r in runs]) for s in seconds), strict=True))
+                centre, half = map(
+                    np.array, zip(*(interval([at(r, s, float("nan")) for r in runs]) for s in seconds), strict=True)
+                )
                 style = "-" if place < 10 else "--"
                 panel.plot(seconds, centre, style, color=colour, label=arm, linewidth=1.2)
                 panel.fill_between(seconds, centre - half, centre + half, color=colour, alpha=0.15, linewidth=0)
-        panel.set(title=task, xlabel="CPU s", ylabel="test score", ylim=(0, None))
+        panel.set(title=task, xlabel="CPU s", ylabel="test score", ylim=(0, 100))
         panel.set_xscale("symlog", linthresh=0.3)
 
 
