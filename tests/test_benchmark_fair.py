@@ -28,14 +28,14 @@ def threads():
     torch.set_num_threads(number)
 
 
-def test_two_arms_run_once_and_test_rows_choose_nothing(tmp_path, monkeypatch, capsys, threads):
+def test_arms_run_once_and_test_rows_choose_nothing(tmp_path, monkeypatch, capsys, threads):
     cut = tasks.Task.cut
     hidden = lambda self, folder, seed: [*cut(self, folder, seed)[:2], None]  # noqa: E731
     path, own = tmp_path / "fair.json", "ConvexReconstruction()"
-    options = [*QUICK, "--output", str(path), "--arms", arms.SG, own]
+    options = [*QUICK, "--output", str(path), "--arms", arms.SG, arms.CALIBRATED, own]
     with monkeypatch.context() as patch:
         patch.setattr(tasks.Task, "cut", hidden)
-        fair.main([*options[:-2], arms.CALIBRATED, *options[-2:], "--seeds", "0"])
+        fair.main([*options, "--seeds", "0"])
     chosen = json.loads(path.read_text())["runs"]
     assert len(chosen) == 6
     assert not any("test" in point for run in chosen.values() for point in run["points"])
@@ -44,7 +44,7 @@ def test_two_arms_run_once_and_test_rows_choose_nothing(tmp_path, monkeypatch, c
     written, printed = path.read_text(), capsys.readouterr().out
     runs = json.loads(written)["runs"]
     assert {key: runs[key] for key in chosen} == chosen
-    assert len(runs) == 6 + 4
+    assert len(runs) == 6 + 6
     for arm in (arms.SG, own):
         setting = choices.choice(TASK, arm, runs, (0.01,))
         points = runs[choices.Cell(TASK, arm, *setting, 0).key]["points"]
