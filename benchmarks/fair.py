@@ -7,8 +7,9 @@ on validation rows. Where these are fewer than 100, three seeds choose, each wit
 
 Scores are percentages of right answers, for a regression 100 (1 - NRMSE), of the weights that a user is shown after an
 epoch. Time is CPU time since before calibration or the fit, without evaluations and Lightning's validations, of one
-process with one thread. Runs are kept in results/fair.json and not repeated; `--minutes` ends early, and a later call
-goes on. What trains is counted in multiply-adds of matrix products, and what the callback's solves add.
+process with one thread. Work is counted in multiply-adds, of SG's steps and of the callback's solves; scikit-learn's is
+not. Runs are kept in results/fair.json and not repeated, also where code has changed: delete the file to begin anew.
+`--minutes` ends early, and a later call goes on.
 """
 
 import argparse
@@ -56,7 +57,7 @@ class Curve(pl.Callback):
     def look(self, net: pl.LightningModule, epoch: int) -> None:
         """Score all parts; the clock is paused."""
         scores = {name: score(net, part, self.squared) for name, part in self.parts.items()}
-        self.points.append({"epoch": epoch, "seconds": self.left - self.started - self.paused} | scores)
+        self.points.append({"epoch": epoch, "seconds": round(self.left - self.started - self.paused, 4)} | scores)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.pause()
@@ -82,8 +83,8 @@ def score(net: pl.LightningModule, part: TensorDataset, squared: bool) -> float:
     outputs = torch.cat([net(batch) for batch in x.split(500)])
     net.train(mode)
     if squared:
-        return 100 * (1 - float((outputs - y).square().mean().sqrt() / y.std()))
-    return 100 * float((outputs.argmax(-1) == y).float().mean())
+        return round(100 * (1 - float((outputs - y).square().mean().sqrt() / y.std())), 4)
+    return round(100 * float((outputs.argmax(-1) == y).float().mean()), 4)
 
 
 class Cosine(pl.Callback):
@@ -133,7 +134,7 @@ def fit(cell: Cell, weights: Weights, rows: TensorDataset, scored: dict[str, Ten
     curve.pause()
     curve.look(net, epochs)
     reports = [r for c in callbacks if isinstance(c, ConvexReconstruction) for r in c.reports]
-    solves = [{"epoch": r.epoch, "reason": r.reason, "accepted": r.accepted, "work": r.work} for r in reports]
+    solves = [{"epoch": r.epoch, "accepted": r.accepted, "work": r.work} for r in reports]
     return {"weights": weights, "points": curve.points, "epoch_work": epoch_work, "solves": solves}
 
 
@@ -149,9 +150,10 @@ def fit_raw(parts: list[TensorDataset], scored: dict[str, TensorDataset]) -> Run
 
 
 def save(path: Path, machine: dict[str, Any], runs: dict[str, Run]) -> None:
-    """All or nothing, as a run may be stopped at any time."""
+    """A line a run; all or nothing, as we may be stopped at any time."""
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(each)}" for key, each in runs.items())
     part = path.with_suffix(".part")
-    part.write_text(json.dumps({"machine": machine, "runs": runs}, indent=1) + "\n")
+    part.write_text(f'{{"machine": {json.dumps(machine)},\n"runs": {{\n{lines}\n}}}}\n')
     os.replace(part, path)
 
 

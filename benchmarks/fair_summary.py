@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MATCHED = ("start", "ep 1", "ep 2", "ep 5", "half", "end")
-TIMED = ("t 1", "t 2", "t 5", "t half", "t end")  # at the CPU time at which SG has finished these epochs
-LATE = 0.5  # CPU seconds, or SG's second epoch, from which equal time counts: "t late" is the later of them
+TIMED = ("t 1", "t 2", "t 5", "t half", "t end", "t late")  # at the CPU time at which SG has finished these epochs
+WORKED = ("w 1", "w 2", "w 5", "w half", "w end")  # at the same number of multiply-adds
+LATE = 0.5  # CPU seconds; "t late" is the later of this and SG's second epoch, from which equal time counts
 Figures = dict[str, float | None]
 
 
-def at(run: Run, seconds: float, before: float) -> float:
+def at(run: Run, value: float, before: float, axis: str = "seconds") -> float:
     """Test score at a CPU time: on a line between looks, ``before`` the first one, and the last one's after it."""
     points = run["points"]
-    return float(np.interp(seconds, [p["seconds"] for p in points], [p["test"] for p in points], left=before))
+    return float(np.interp(value, [p[axis] for p in points], [p["test"] for p in points], left=before))
 
 
 def time_to(run: Run, goal: float) -> float | None:
@@ -38,6 +39,16 @@ def time_to(run: Run, goal: float) -> float | None:
     return None
 
 
+def with_work(run: Run) -> Run:
+    """The run, with the multiply-adds before each look."""
+    if "epoch_work" not in run:
+        return run
+    solves = run["solves"]
+    done = [sum(s["work"] for s in solves if s["epoch"] <= p["epoch"]) for p in run["points"]]
+    points = zip(run["points"], done, strict=True)
+    return run | {"points": [p | {"work": p["epoch"] * run["epoch_work"] + work} for p, work in points]}
+
+
 def matched(run: Run) -> dict[str, dict[str, float]]:
     """The points before training, after epochs and at the end."""
     points, epochs = {int(point["epoch"]): point for point in run["points"]}, run["epochs"]
@@ -48,17 +59,17 @@ def matched(run: Run) -> dict[str, dict[str, float]]:
 def figures(run: Run, sg: Run) -> Figures:
     """A run's figures beside those of SG with the same seed."""
     own, theirs = matched(run), matched(sg)
+    before, final = theirs["start"]["test"], theirs["end"]["test"]
     # A linear model of the inputs has no epochs: what it is at once, it stays.
     found: Figures = {name: own.get(name, run["points"][-1])["test"] for name in theirs}
-    times = {"t " + name.removeprefix("ep "): p["seconds"] for name, p in theirs.items() if name != "start"}
-    times["t late"] = max(times.get("t 2", 0.0), LATE)
-    found |= {name: at(run, seconds, theirs["start"]["test"]) for name, seconds in times.items()}
-    final = theirs["end"]["test"]
+    later = {name.removeprefix("ep "): point for name, point in theirs.items() if name != "start"}
+    found |= {f"t {name}": at(run, point["seconds"], before) for name, point in later.items()}
+    found["t late"] = at(run, max(later["2"]["seconds"] if "2" in later else 0.0, LATE), before)
+    if "work" in run["points"][0]:
+        found |= {f"w {name}": at(run, point["work"], before, "work") for name, point in later.items()}
+        found["G multiply-adds"] = run["points"][-1]["work"] / 1e9
     found |= {f"to {share} %": time_to(run, share / 100 * final) for share in (95, 99)}
-    found["CPU s"] = run["points"][-1]["seconds"]
-    if "epoch_work" in run:
-        found["G multiply-adds"] = (run["epochs"] * run["epoch_work"] + sum(s["work"] for s in run["solves"])) / 1e9
-    return found
+    return found | {"start, % of SG's end": 100 * found["start"] / final, "CPU s": run["points"][-1]["seconds"]}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -99,7 +110,7 @@ class Summary:
         """Runs that ended, by seed."""
         keys = {} if setting is None else {s: Cell(task, arm, *setting, s).key for s in range(TASKS[task].seeds)}
         there = {seed: self.runs[key] for seed, key in keys.items() if key in self.runs}
-        return {seed: run for seed, run in there.items() if "error" not in run}
+        return {seed: with_work(run) for seed, run in there.items() if "error" not in run}
 
     def figures(self, task: str, arm: str, setting: tuple[float, str] | None = None) -> dict[str, list[Figures]]:
         """Figures of an arm and of SG at the same seeds, at the arms' own choices or at one setting for both."""
@@ -115,7 +126,7 @@ class Summary:
         """Paired differences to SG of all scores, by seed."""
         found = self.figures(task, arm, setting)
         pairs = list(zip(found.get(arm, []), found.get("SG", []), strict=True))
-        names = [name for name in (*MATCHED, *TIMED, "t late") if pairs and name in pairs[0][0]]
+        names = [name for name in (*MATCHED, *TIMED, *WORKED) if pairs and name in pairs[0][0]]
         return {name: [own[name] - sg[name] for own, sg in pairs] for name in names}  # type: ignore[operator]
 
     # -- tables -------------------------------------------------------------------------------------------------------
@@ -125,12 +136,12 @@ class Summary:
         for task in tasks:
             kind = "100 (1 - NRMSE)" if TASKS[task].loss == "squared" else "%"
             named = f"{task}: test score, {kind}; SG is {self.reference(task)}"
-            show(f"{named}; means over seeds", self.scores(task), 230)
+            tell(f"{named}; means over seeds", self.scores(task))
             rows = [self.told(arm, self.differences(task, arm)) for arm in ARMS]
-            show(f"{task}: paired differences to SG, 95 % intervals", [row for row in rows if len(row) > 1], 230)
+            tell(f"{task}: paired differences to SG, 95 % intervals", [row for row in rows if len(row) > 1])
         classified = [task for task in tasks if TASKS[task].loss != "squared"]
         for title, setting in (("each at its best rate", None), ("all at 1e-3, constant", UNTUNED)):
-            show(f"Differences to SG, means over tasks: {title}", self.over_tasks(classified, setting), 230)
+            tell(f"Differences to SG, means over tasks: {title}", self.over_tasks(classified, setting))
 
     def scores(self, task: str) -> list[dict[str, Any]]:
         """A row an arm: its choice, its scores, and the end at 1e-3 held constant."""
@@ -140,7 +151,8 @@ class Summary:
             if found:
                 rate, schedule = self.chosen(task, arm) or UNTUNED
                 row = {"arm": arm, "rate": f"{rate:g} {schedule}", "seeds": len(found)}
-                row |= {name: _mean([each.get(name) for each in found]) for name in _names(found)}
+                names = [name for name in found[0] if name not in (*TIMED, *WORKED)]
+                row |= {name: _mean([each[name] for each in found]) for name in names}
                 untuned = self.paired(task, arm, UNTUNED).values()
                 rows.append(row | {"end at 1e-3": _mean([run["points"][-1]["test"] for run in untuned])})
         return rows
@@ -151,7 +163,7 @@ class Summary:
         for arm in ARMS:
             each = [found for task in tasks if (found := self.differences(task, arm, setting))]
             if each:
-                names = (*MATCHED, *TIMED, "t late")
+                names = (*MATCHED, *TIMED, *WORKED)
                 row = self.told(arm, {n: [mean(d[n]) for d in each if n in d] for n in names})
                 ends = [interval(found["end"]) for found in each]
                 rows.append(row | {"tasks": len(each), "worse": sum(m + half < 0 for m, half in ends)})
@@ -161,7 +173,7 @@ class Summary:
     def told(arm: str, differences: dict[str, list[float]]) -> dict[str, Any]:
         """A row of means and intervals."""
         cells = {name: interval(values) for name, values in differences.items() if values}
-        return {"arm": arm} | {name: f"{m:+.1f} ± {half:.1f}" for name, (m, half) in cells.items()}
+        return {"arm": arm} | {name: f"{m:+.1f}±{half:.1f}" for name, (m, half) in cells.items()}
 
     # -- picture ------------------------------------------------------------------------------------------------------
 
@@ -199,8 +211,10 @@ class Summary:
         panel.set_xscale("symlog", linthresh=0.3)
 
 
-def _names(found: list[Figures]) -> list[str]:
-    return list(dict.fromkeys(name for each in found for name in each))
+def tell(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows; what one of them lacks is empty."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    show(title, [{name: row.get(name) for name in names} for row in rows], 280)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

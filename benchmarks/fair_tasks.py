@@ -286,7 +286,7 @@ TASKS: dict[str, Task] = {
     "mnist mean, 2 layers": on_mnist([256, 512], 10),
     "Mackey-Glass": Task(mackey_glass, (2000, 500), partial(RegressionSNN, 1, [128, 128]), 8, 64, loss="squared"),
     "mnist, 200 rows": Task(sequential_mnist, (200, 100), partial(stack, 196, [256, 256]), 15, 16),
-    "ArrowHead": on_series("ArrowHead", (26, 10), 6, 3, batch=8),
+    "ArrowHead": on_series("ArrowHead", (26, 10), 6, 3, batch=8, epochs=30),
     "MNIST-1D, 1000 rows": on_windows(1000, 250, 15),
     "mnist mean, 9 layers": on_mnist([256] * 9, 6, 3),
     "Conv-BN, mnist": Task(mnist_images, (3000, 1000), partial(conv_norm, 1, 16 * 49), 5, 64, 3),
