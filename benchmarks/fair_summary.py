@@ -39,6 +39,11 @@ def time_to(run: Run, goal: float) -> float | None:
     return None
 
 
+def first_above(run: Run, score: float) -> float | None:
+    """The first look's epoch at which the test score is above another."""
+    return next((point["epoch"] for point in run["points"] if point["test"] > score), None)
+
+
 def with_work(run: Run) -> Run:
     """The run, with the multiply-adds before each look."""
     if "epoch_work" not in run:
@@ -153,8 +158,13 @@ class Summary:
                 row = {"arm": arm, "rate": f"{rate:g} {schedule}", "seeds": len(found)}
                 names = [name for name in found[0] if name not in (*TIMED, *WORKED)]
                 row |= {name: _mean([each[name] for each in found]) for name in names}
-                untuned = self.paired(task, arm, UNTUNED).values()
-                rows.append(row | {"end at 1e-3": _mean([run["points"][-1]["test"] for run in untuned])})
+                own, raw = (
+                    self.paired(task, arm, self.chosen(task, arm)),
+                    self.paired(task, RAW, self.chosen(task, RAW)),
+                )
+                passed = [first_above(own[s], raw[s]["points"][0]["test"]) for s in own.keys() & raw.keys()]
+                untuned = [run["points"][-1]["test"] for run in self.paired(task, arm, UNTUNED).values()]
+                rows.append(row | {"above raw, ep": _mean(passed), "end at 1e-3": _mean(untuned)})
         return rows
 
     def over_tasks(self, tasks: Sequence[str], setting: tuple[float, str] | None) -> list[dict[str, Any]]:

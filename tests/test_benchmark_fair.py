@@ -121,6 +121,24 @@ def test_callbacks_beside_surrogate_gradients():
     torch.testing.assert_close(net.readout.weight.detach(), torch.tensor(model.coef_).float(), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("act", [arms.average, arms.reconstruction(witnesses="calibrated")], ids=["average", "own"])
+def test_what_is_scored_after_an_epoch_is_what_a_user_has_then(act):
+    torch.manual_seed(0)
+    rows = TensorDataset(torch.rand(120, 4, 8), torch.arange(120) % 3)
+    net = LitSNN(8, [32], 3, lr=0.1)
+    curve = fair.Curve(tasks.TASKS[TASK], 2, {"validation": rows, "test": rows})
+    curve.looks = {1, 2}
+    callbacks = [act(rows, 6), curve]
+    with fair.quiet():
+        fair.trainer(2, callbacks, num_sanity_val_steps=0).fit(net, DataLoader(rows, 20), DataLoader(rows, 60))
+    curve.pause()
+    curve.look(net, 2)
+    *_, shown, left = curve.points
+    assert shown["epoch"] == left["epoch"] == 2
+    assert shown["test"] == left["test"]
+    assert len({point["test"] for point in curve.points}) > 1
+
+
 def test_equal_time_is_read_off_the_curve():
     run = {"points": [{"seconds": 1.0, "test": 50.0}, {"seconds": 3.0, "test": 90.0}]}
     assert [summaries.at(run, seconds, 10.0) for seconds in (0.5, 1.0, 2.0, 9.0)] == [10.0, 50.0, 70.0, 90.0]
