@@ -292,7 +292,7 @@ TASKS: dict[str, Task] = {
     "Conv-BN, mnist": Task(mnist_images, (3000, 1000), partial(conv_norm, 1, 16 * 49), 5, 64, 3),
     "digits, 1 layer": on_digits([128]),
     "digits, 9 layers": on_digits([128] * 9),
-    "ItalyPowerDemand": on_series("ItalyPowerDemand", (54, 13), 1, 2, batch=8),
+    "ItalyPowerDemand": on_series("ItalyPowerDemand", (54, 13), 1, 2, batch=8, epochs=25),
     "USPS rows": on_series("usps_rows", (3000, 600), 16, 10, batch=64, epochs=6),
     "mnist1d_w5": on_series("mnist1d_w5", (3200, 800), 5, 10, batch=64, epochs=12),
     "mnist mean, 1 layer": on_mnist([512], 10),
