@@ -1,0 +1,145 @@
+"""The fair benchmark chooses on validation rows, repeats nothing, and its arms do what they are called."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_cvxsnn import LitSNN
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # after tests/, which has a networks.py, too
+fair, arms, choices, summaries, tasks = map(
+    importlib.import_module, ("fair", "fair_arms", "fair_choice", "fair_summary", "fair_tasks")
+)
+TASK = "digits, 1 layer"
+QUICK = ["--tasks", TASK, "--seeds", "1", "--epochs", "2", "--rates", "0.01"]
+
+
+@pytest.fixture
+def threads():
+    """The number of threads, which a benchmark sets to one."""
+    number = torch.get_num_threads()
+    yield
+    torch.set_num_threads(number)
+
+
+def test_arms_run_once_and_test_rows_choose_nothing(tmp_path, monkeypatch, capsys, threads):
+    cut = tasks.Task.cut
+    hidden = lambda self, folder, seed: [*cut(self, folder, seed)[:2], None]  # noqa: E731
+    path, own = tmp_path / "fair.json", "ConvexReconstruction()"
+    options = [*QUICK, "--output", str(path), "--arms", arms.SG, arms.CALIBRATED, own]
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.Task, "cut", hidden)
+        fair.main([*options, "--seeds", "0"])
+    chosen = json.loads(path.read_text())["runs"]
+    assert len(chosen) == 6
+    assert not any("test" in point for run in chosen.values() for point in run["points"])
+
+    fair.main([*options, "--plot", str(tmp_path / "fair.svg")])
+    written, printed = path.read_text(), capsys.readouterr().out
+    runs = json.loads(written)["runs"]
+    assert {key: runs[key] for key in chosen} == chosen
+    assert len(runs) == 6 + 6
+    for arm in (arms.SG, own):
+        setting = choices.choice(TASK, arm, runs, (0.01,))
+        points = runs[choices.Cell(TASK, arm, *setting, 0).key]["points"]
+        assert [point["epoch"] for point in points] == [0, 1, 2]
+        assert [point["seconds"] for point in points] == sorted(point["seconds"] for point in points)
+    assert points[0]["test"] > 50
+    assert f"{TASK}: paired differences to SG" in printed
+    assert (tmp_path / "fair.svg").stat().st_size > 5000
+
+    fair.main(options)
+    assert path.read_text() == written
+
+
+def test_a_run_that_is_cut_short_goes_on(tmp_path, threads):
+    path = tmp_path / "fair.json"
+    fair.main([*QUICK, "--output", str(path), "--arms", arms.RAW, "--minutes", "0"])
+    assert not path.exists()
+    fair.main([*QUICK, "--output", str(path), "--arms", arms.RAW])
+    (run,) = json.loads(path.read_text())["runs"].values()
+    assert run["points"][0]["test"] > 90
+
+
+def test_what_is_best_on_validation_rows_is_chosen():
+    def run(validation, test=0.0):
+        return {"points": [{"validation": v, "test": test} for v in validation]}
+
+    runs = {
+        choices.Cell(TASK, arms.SG, rate, schedule, 1000).key: each
+        for rate, schedule, each in (
+            (1e-3, "cosine", run([10, 20], test=99)),
+            (3e-3, "cosine", run([10, 80])),
+            (1e-2, "cosine", run([30, 80])),  # ends as high, and was there earlier
+            (3e-2, "cosine", {"error": "refused"}),
+            (1e-2, "constant", run([30, 81])),
+        )
+    }
+    assert choices.choice(TASK, arms.SG, runs, choices.RATES) == (1e-2, "constant")
+
+
+def test_fluctuations_reach_the_threshold(monkeypatch):
+    torch.manual_seed(0)
+    net = LitSNN(20, [200, 200], 2)
+    x = (torch.rand(300, 12, 20) < 0.3).float()
+    arms.drive_by_fluctuations(net, x)
+    for units in (net.layers[1], net.layers[3]):
+        units.v_threshold = 1e9  # no spikes: membranes as they are derived
+        units.store_v_seq = True
+        net(x)
+        assert float(units.v_seq.detach().std(1).mean()) == pytest.approx(1.0, rel=0.25)
+        units.v_threshold = 1.0
+
+
+def test_callbacks_beside_surrogate_gradients():
+    torch.manual_seed(0)
+    rows = TensorDataset(torch.rand(60, 4, 8), torch.arange(60) % 3)
+    net, seen = LitSNN(8, [32], 3, lr=0.1), []
+
+    class Watch(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append([part.weight.detach().clone() for part in (net.layers[0], net.readout)])
+
+    first = [part.weight.detach().clone() for part in (net.layers[0], net.readout)]
+    arms.prepare(net, "calibrated", rows, DataLoader(rows, 20))
+    calibrated = net.layers[0].weight.detach().clone()
+    callbacks = [arms.HeadFirst(), Watch(), arms.RidgeAtTheEnd(rows)]
+    fair.trainer(2, callbacks).fit(net, DataLoader(rows, 20))
+    assert not torch.equal(calibrated, first[0])
+    assert torch.equal(seen[0][0], calibrated)
+    assert not torch.equal(seen[0][1], first[1])
+    assert not torch.equal(seen[1][0], calibrated)
+    with arms.received(net.readout) as spikes:
+        net(rows.tensors[0])
+    model = arms.linear(spikes[0], rows.tensors[1], 1.0)
+    torch.testing.assert_close(net.readout.weight.detach(), torch.tensor(model.coef_).float(), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("act", [arms.average, arms.reconstruction(witnesses="calibrated")], ids=["average", "own"])
+def test_what_is_scored_after_an_epoch_is_what_a_user_has_then(act):
+    torch.manual_seed(0)
+    rows = TensorDataset(torch.rand(120, 4, 8), torch.arange(120) % 3)
+    net = LitSNN(8, [32], 3, lr=0.1)
+    curve = fair.Curve(tasks.TASKS[TASK], 2, {"validation": rows, "test": rows})
+    curve.looks = {1, 2}
+    callbacks = [act(rows, 6), curve]
+    with fair.quiet():
+        fair.trainer(2, callbacks, num_sanity_val_steps=0).fit(net, DataLoader(rows, 20), DataLoader(rows, 60))
+    curve.pause()
+    curve.look(net, 2)
+    *_, shown, left = curve.points
+    assert shown["epoch"] == left["epoch"] == 2
+    assert shown["test"] == left["test"]
+    assert len({point["test"] for point in curve.points}) > 1
+
+
+def test_equal_time_is_read_off_the_curve():
+    run = {"points": [{"seconds": 1.0, "test": 50.0}, {"seconds": 3.0, "test": 90.0}]}
+    assert [summaries.at(run, seconds, 10.0) for seconds in (0.5, 1.0, 2.0, 9.0)] == [10.0, 50.0, 70.0, 90.0]
+    assert [summaries.time_to(run, goal) for goal in (40.0, 80.0, 95.0)] == [1.0, 2.5, None]
