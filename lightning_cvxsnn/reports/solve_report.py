@@ -38,7 +38,7 @@ class SolveReport:
         seconds_patterns: Wall-clock seconds of the pattern passes.
         seconds_solve: Wall-clock seconds of the convex solves.
         work: Multiply-adds of pattern passes, searches for witnesses and convex solves; those in float64 count twice.
-        overhead: Work of all periodic solves so far over that of training so far.
+        overhead: Work of all solves so far over that of training so far.
         violation: Largest ``|d^T U| / rho`` of the last candidate units that a search for witnesses tried (``pool``,
             ``priced``): above 1, more units would lower the objective. It proves nothing about units not tried. None
             without a search, and for a ``pool`` of branches, which are compared by their objectives.
