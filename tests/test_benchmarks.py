@@ -75,27 +75,6 @@ def test_what_a_gpu_would_show_runs_without_one(tmp_path, monkeypatch):
     assert len(results["patterns"]) > 10
 
 
-def test_the_training_benchmark_runs_and_adds_to_what_is_there(tmp_path):
-    task, sg = "digits, two layers", "SG, calibrated weights"
-    command = [sys.executable, ROOT / "benchmarks/training.py", "--tasks", task, "--epochs", "2", "--seeds", "0"]
-    for policies in ([sg], [sg, "warm start, shadow every epoch"]):
-        result = subprocess.run(
-            [*command, "--output", tmp_path, "--policies", *policies], cwd=ROOT, capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr
-    trained, shadowed = json.loads((tmp_path / "training.json").read_text())["results"]
-    assert (trained["policy"], shadowed["policy"]) == (sg, "warm start, shadow every epoch")
-    assert [epoch for epoch, _, _ in trained["points"]] == [0, 1, 2]
-    assert shadowed["points"][0][2] > 50 > trained["points"][0][2]
-    assert [report["reason"].split(":")[0] for report in shadowed["reports"]] == [
-        "warm start",
-        "periodic solve",
-        "final solve",
-    ]
-    assert all(report["cpu_seconds"] > 0 for report in shadowed["reports"])
-    assert sg in result.stdout
-
-
 @pytest.fixture
 def mnist(tmp_path):
     """A folder of 300 images that tell their labels."""
