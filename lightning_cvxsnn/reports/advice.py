@@ -87,7 +87,7 @@ def _rejected(reports: Sequence[SolveReport]) -> str | None:
         return None
     seconds = sum(report.seconds_patterns + report.seconds_solve for report in last)
     return (
-        "rejected the last three solves: on the rows that judge, the network as it is scores as well in loss or accuracy "
+        "rejected the last three solves: on the rows that judge the network as it is scores as well, or better "
         f"({last[-1].loss} {last[-1].held_out_loss_before:.4f} against {last[-1].held_out_loss_after:.4f} at "
         f"scale={last[-1].scale:g}). None was shown, and {seconds:.1f} s went into them; late in training this is "
         "usual. Space the solves with every_n_epochs; 0 leaves a warm start and a final solve."
