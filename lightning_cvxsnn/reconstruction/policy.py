@@ -36,6 +36,11 @@ class Policy:
         return self.occasion in ("warm start", "single solve")
 
     @property
+    def starts_training(self) -> bool:
+        """Whether ``witnesses="auto"`` may prefer other hidden weights: training goes on from them."""
+        return self.occasion == "warm start" and self.settings.apply != "shadow"
+
+    @property
     def replaces(self) -> bool:
         """Whether the readout becomes the solution, and nothing else is kept."""
         return self.settings.apply == "replace" or self.occasion == "single solve"

@@ -261,7 +261,7 @@ class Reconstructor:
         settings, fresh = self.settings, policy.may_change_hidden
         network.synchronise()
         replaced = fresh and settings.witnesses not in ("auto", "keep", "calibrated")
-        if policy.occasion == "warm start" and settings.witnesses == "auto" and loss_named(settings.loss).decides:
+        if policy.starts_training and settings.witnesses == "auto" and loss_named(settings.loss).decides:
             replaced = wants_pairs(network)
         as_found, judges = None, None
         if network.norms or replaced:

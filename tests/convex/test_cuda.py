@@ -21,7 +21,8 @@ def test_solutions_are_those_of_the_cpu(loss, ratio):
     problem = make(3, loss, rows=60, columns=20, weighted=True)
     options = {"rho": 0.01, "l1_ratio": ratio, "fit_intercept": True}
     here, there = solve(**problem, **options), solve(**on_gpu(problem), **options)
-    assert there.coef.is_cuda and there.converged
+    assert there.coef.is_cuda
+    assert there.converged
     assert there.primal == pytest.approx(here.primal, rel=2e-6)
     proof = certificate(
         problem["dictionary"], problem["targets"], there.coef.cpu(), there.intercept.cpu(), loss=loss, **options,
@@ -35,7 +36,8 @@ def test_packed_counts_and_large_sizes(ratio):
     problem = counts(rows=6000, columns=600)
     options = {"loss": "cross_entropy", "rho": 2e-3, "l1_ratio": ratio, "fit_intercept": True}
     here, there = solve(**problem, **options), solve(**on_gpu(problem), **options)
-    assert there.converged and there.primal == pytest.approx(here.primal, rel=2e-6)
+    assert there.converged
+    assert there.primal == pytest.approx(here.primal, rel=2e-6)
 
 
 def test_bits_and_paths():
