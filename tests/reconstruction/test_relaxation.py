@@ -1,4 +1,4 @@
-"""Trained readouts that are drawn towards solutions: how far, what is shown meanwhile, and what training goes on from."""
+"""Trained readouts that are drawn towards solutions: how far, what is shown meanwhile, and what is trained on."""
 
 import warnings
 

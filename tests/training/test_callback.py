@@ -2,6 +2,7 @@ import csv
 import logging
 import os
 import warnings
+from itertools import pairwise
 
 import lightning.pytorch as pl
 import pytest
@@ -529,7 +530,7 @@ def test_beta_is_chosen_at_the_first_two_solves_and_then_followed_by_steps(apply
     callback = ConvexReconstruction(apply=apply, max_overhead=None)
     fitted(callback, max_epochs=6)
     betas = [report.beta for report in callback.reports]
-    steps = [after / before for before, after in zip(betas[1:], betas[2:], strict=False)]
+    steps = [after / before for before, after in pairwise(betas[1:])]
     for index, step in enumerate(steps, start=3):
         assert step == pytest.approx(1.0) or (index in (4, 7) and step**2 in (pytest.approx(10), pytest.approx(0.1)))
     assert len(betas) == 7
