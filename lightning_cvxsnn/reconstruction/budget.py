@@ -36,7 +36,7 @@ class Budget:
         spent: Work of all solves so far.
         free: That part of it that no budget can refuse.
         expected: Work of the next one: that of the last solve, whatever its occasion, without what is done only once.
-        rejected: Periodic solves in a row that changed nothing.
+        rejected: Periodic solves in a row whose solution was rejected.
         planned: Epochs of the fit; 0: it is not known.
     """
 

@@ -5,6 +5,7 @@ receives, reduced over time as the spikes are: the neurons' input current, avera
 not part of it, so the solution is tried at many scales, and the firing rates on the rows that judge decide.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -108,13 +109,13 @@ class Judges:
     def score(self, answers: Sequence[Tensor]) -> Score:
         """Loss and accuracy of ``answers``, ``[held-out rows, C]`` for each part."""
         pairs = [(part, answer) for (part, _), answer in zip(self.parts, answers, strict=True)]
+        loss = _mean((len(answer), part.held_out_loss(answer)) for part, answer in pairs)
+        if not self.decides:
+            return Score(loss, None)
         weights = [float(part.weights[part.held_out].sum()) for part, _ in pairs]
-
-        def mean(values: Iterable[float]) -> float:
-            return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
-
-        loss = mean(part.held_out_loss(answer) for part, answer in pairs)
-        return Score(loss, mean(part.share_right(answer) for part, answer in pairs) if self.decides else None)
+        return Score(
+            loss, _mean((w, part.share_right(answer)) for w, (part, answer) in zip(weights, pairs, strict=True))
+        )
 
     def found(self) -> Score:
         """That of what the network itself answered."""
@@ -169,6 +170,12 @@ def judge_spiking(
     )
     solved = scores[best]
     return Judgement(scales[best], found.loss, solved.loss, found.accuracy, solved.accuracy, bool(better))
+
+
+def _mean(weighted: Iterable[tuple[float, float]]) -> float:
+    """The mean of values, each behind its weight; not a number where none has any."""
+    pairs = [(weight, value) for weight, value in weighted if weight]
+    return sum(w * v for w, v in pairs) / sum(w for w, _ in pairs) if pairs else math.nan
 
 
 @torch.no_grad()

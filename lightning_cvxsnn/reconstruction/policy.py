@@ -36,16 +36,26 @@ class Policy:
         return self.occasion in ("warm start", "single solve")
 
     @property
+    def starts_training(self) -> bool:
+        """Whether ``witnesses="auto"`` may prefer other hidden weights: training goes on from them."""
+        return self.occasion == "warm start" and self.settings.apply != "shadow"
+
+    @property
+    def replaces(self) -> bool:
+        """Whether the readout becomes the solution, and nothing else is kept."""
+        return self.settings.apply == "replace" or self.occasion == "single solve"
+
+    @property
     def shows(self) -> bool:
         """Whether a solution stands in until the next training step, for validation and checkpoints."""
-        if self.settings.apply == "replace" or self.occasion == "single solve":
+        if self.replaces:
             return False
         return not (self.watched and self.settings.apply == "auto" and self.occasion == "periodic solve")
 
     @property
     def relaxation(self) -> float:
         """How far the readout that is trained on is drawn towards a solution: 0 not at all, 1 it is the solution."""
-        if self.settings.apply == "replace" or self.occasion == "single solve":
+        if self.replaces:
             return 1.0
         if self.settings.apply == "shadow" or self.occasion == "final solve":
             return 0.0

@@ -92,6 +92,7 @@ class Reconstructor:
     def begin_schedule(self) -> None:
         """Another fit counts its epochs from 0, and may bring another loader."""
         self.readout = self._meter = None
+        self._told = False
         self.budget = Budget(self.settings.max_overhead, expected=self.budget.expected)
 
     def run(
@@ -182,7 +183,7 @@ class Reconstructor:
         if stand_ins:
             # Of hidden weights as found the statistics are those of training, too.
             self.shadow = Shadow.of(network.module, stand_ins, lambda t: trained.get(id(t), transaction.found(t)))
-        kept = [] if outcome.relaxation == 1 else written  # a readout that is only drawn keeps its optimiser state
+        kept = [] if policy.replaces else written  # a readout that is drawn keeps its optimiser state
         transaction.forget_history(p for p in transaction.changed() if not any(p is own for own in kept))
 
     def _find_readout(self, network: Network, context: TrainerContext) -> Meter:
@@ -260,7 +261,7 @@ class Reconstructor:
         settings, fresh = self.settings, policy.may_change_hidden
         network.synchronise()
         replaced = fresh and settings.witnesses not in ("auto", "keep", "calibrated")
-        if policy.occasion == "warm start" and settings.witnesses == "auto" and loss_named(settings.loss).decides:
+        if policy.starts_training and settings.witnesses == "auto" and loss_named(settings.loss).decides:
             replaced = wants_pairs(network)
         as_found, judges = None, None
         if network.norms or replaced:
@@ -297,11 +298,11 @@ class Reconstructor:
         if beta is not None and ratio != "auto":
             return Choice(Penalty(beta, float(ratio)), self.last, None)
         if self.penalty is None or self._solves <= _SEARCHES:
-            ratios = [0.0, 1.0] if ratio == "auto" else [float(ratio)]
+            ratios = [1.0, 0.0] if ratio == "auto" else [float(ratio)]
             with counting() as searching:
                 choice = programme.choose(ratios, None if beta is None else [beta])
             self._once += FLOAT64 * searching.multiply_adds
-            return choice if beta is None else replace(choice, edge=None)
+            return choice if beta is None else replace(choice, penalty=replace(choice.penalty, beta=beta), edge=None)
         if beta is None and (self._solves & (self._solves - 1) == 0 or occasion == "final solve"):
             return programme.neighbours(self.penalty)  # now and then, as features move less and less
         return Choice(self.penalty, self.last, None)

@@ -1,4 +1,4 @@
-"""Compares the programme's loss with the loss that the module trains, on one batch."""
+"""Compares the programme's loss with the loss that the module trains, on two batches."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,27 +20,31 @@ from lightning_cvxsnn.training.trainer import unlogged
 
 _TOLERANCE = 1e-2  # relative difference of losses taken for equal
 _SMALL = 1e-2  # losses below it are compared as if they were as large
+_COMPARISONS = 2
 
 
 class Agreement:
-    """Compares, once in a fit, the programme's loss with what the module trains on the same batch.
+    """Compares the programme's loss with what the module trains on the same batch.
+
+    On the first batch after a solve, and on the last one of that epoch: answers of a fresh network hardly tell label
+    smoothing or class weights from their absence.
 
     Args:
         loss: Loss of the programme.
 
     Attributes:
-        compared: Whether that is done.
+        compared: How often that was done, 2 at most.
     """
 
     def __init__(self, loss: Loss) -> None:
-        self.loss, self.compared = loss, False
+        self.loss, self.compared = loss, 0
         self._ours: float | None = None
 
     def note(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", readout: Readout, batch: Any, index: int
     ) -> None:
         """The programme's loss on a batch that is about to be trained on."""
-        if self.compared:
+        if self.compared == _COMPARISONS or (self.compared and not trainer.is_last_batch):
             return
         try:
             with unlogged(pl_module):
@@ -49,7 +53,8 @@ class Agreement:
                 )
         except Exception:  # what this batch lacks is told by the next solve; training goes on
             self._ours = None
-        self.compared = self._ours is None
+        if self._ours is None:
+            self.compared = _COMPARISONS
 
     def compare(self, trainer: "pl.Trainer", readout: Readout, loss: Tensor) -> None:
         """Warn if ``loss``, what `training_step` returned for that batch, is another one."""
@@ -58,8 +63,8 @@ class Agreement:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         factor = trainer.accumulate_grad_batches / (scaler.get_scale() if scaler is not None else 1.0)
         theirs = float(loss.detach()) * factor
-        warn_unless_same_loss(self._ours, theirs, loss=self.loss, num_outputs=readout.module.out_features)
-        self.compared, self._ours = True, None
+        same = warn_unless_same_loss(self._ours, theirs, loss=self.loss, num_outputs=readout.module.out_features)
+        self.compared, self._ours = self.compared + 1 if same else _COMPARISONS, None
 
 
 def batch_loss(
@@ -100,14 +105,16 @@ def batch_loss(
     return mean_loss(outputs, targets, loss=loss, sample_weight=weights)
 
 
-def warn_unless_same_loss(ours: float, theirs: float, *, loss: Loss, num_outputs: int) -> None:
+def warn_unless_same_loss(ours: float, theirs: float, *, loss: Loss, num_outputs: int) -> bool:
     """Warn if the two losses differ by more than 1 %; torch's ``mse_loss``, 2/C times ``squared``, is accepted."""
     factors = loss_named(loss).trained_factors(num_outputs)
-    if not any(abs(f * ours - theirs) <= _TOLERANCE * max(abs(theirs), abs(ours), _SMALL) for f in factors):
+    same = any(abs(f * ours - theirs) <= _TOLERANCE * max(abs(theirs), abs(ours), _SMALL) for f in factors)
+    if not same:
         rank_zero_warn(
-            f"ConvexReconstruction solves loss={loss!r}, which is {ours:.4f} on the first training batch, but "
+            f"ConvexReconstruction solves loss={loss!r}, which is {ours:.4f} on a training batch, but "
             f"`training_step` returned {theirs:.4f}. Choose the `loss` that you train with; if training reduces the "
             "outputs itself, define `convex_forward(self, x)`; class weights, label smoothing, soft targets and mixed "
             "samples are solved as trained where `convex_batch(self, batch)` returns the weights or probabilities. "
             "Other terms, such as penalties, are not part of the programme."
         )
+    return same

@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_cvxsnn.convex import Loss
 from lightning_cvxsnn.network import put_back, release_graphs
 from lightning_cvxsnn.patterns import Backend
-from lightning_cvxsnn.reconstruction.policy import Occasion
+from lightning_cvxsnn.reconstruction.policy import Occasion, Policy
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
 from lightning_cvxsnn.reconstruction.settings import Apply, Judge, Settings, Witnesses, check_settings
 from lightning_cvxsnn.reports import plots
@@ -188,7 +188,7 @@ class ConvexReconstruction(Callback):
 
     def _begin_schedule(self) -> None:
         self._solved_epoch = 0  # epochs that were finished at the last solve on schedule
-        self._finished_step = -1  # global step of the last solve that a final one could not better
+        self._finished_step = -1  # global step of the last solve that was shown: a final one would find the same
         self._agreement = Agreement(self.settings.loss)
         self._reconstructor.begin_schedule()
 
@@ -368,7 +368,7 @@ class ConvexReconstruction(Callback):
             return None
         self.reports.append(report)
         self._solved_epoch = epoch
-        if occasion == "final solve" or self.settings.apply != "replace":  # a shadow is what a last solve would find
+        if occasion == "final solve" or Policy(self.settings, occasion, context.watched).shows:
             self._finished_step = trainer.global_step
         name = f"convex/{self.settings.readout}/" if len(_solvers(trainer)) > 1 else "convex/"  # whose figures they are
         metrics = {f"{name}{k.removeprefix('convex/')}": v for k, v in report.metrics().items()}

@@ -18,7 +18,7 @@ from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.witnesses.branches import Branch, Branched, Branches, BranchSampler
 from lightning_cvxsnn.witnesses.restricted import RestrictedMaster, RhoPath
 from lightning_cvxsnn.witnesses.scores import deviations, score_columns
-from lightning_cvxsnn.witnesses.search import Exchange, Improvement, Master, SearchResult, SearchSettings
+from lightning_cvxsnn.witnesses.search import Improvement, Master, SearchResult, SearchSettings
 
 
 @dataclass(frozen=True)
@@ -97,35 +97,14 @@ class BranchProposer:
         sampler = self.sampler
         return Branches([sampler.measure(sampler.calibrated(copy.deepcopy(own))) for own in self._own()])
 
-    def present(self) -> Branches:
-        """The network's own branches."""
-        return Branches([self.sampler.measure(copy.deepcopy(own)) for own in self._own()])
-
     def improve(self, master: Master[Branches], path: RhoPath, index: int) -> Improvement[Branches]:
         """Challenge the lightest branch some times, then exchange the units that are not used."""
         for _ in range(self.settings.drawn * len(self.branched.branches)):
             master = self._challenged(master, path.rho, vary=index > 0)
         if not self.settings.price:
             return Improvement(master.witnesses, master.solution, solved=True)
-        found = self.exchange(master, ~master.solution.coef.any(1), path.rho)
-        return Improvement(found.chosen, master.solution, found.violation)
-
-    def exchange(self, master: Master[Branches], free: Tensor, rho: float) -> Exchange[Branches]:
-        """The same branches with the best of new units in place of the free ones; lower layers and constants stay."""
-        exchanged, violation = [], 0.0
-        for branch, places in zip(master.witnesses.branches, free.split(self._last_width), strict=True):
-            layers = self.sampler.widen(copy.deepcopy(branch.layers), self.settings.wider * self._last_width)
-            wide = self._proposed(self.sampler.calibrated(layers, only_last=True))
-            fitted = wide.columns.rows(self.programme.fitted)
-            scores, violations = score_columns(fitted, master.solution.dual_point)
-            violation = max(violation, float(violations.max()) / rho)
-            best = scores.argsort(descending=True, stable=True)[: int(places.sum())]
-            exchanged.append(self.sampler.put(branch, places, layers, best))
-        return Exchange(Branches(exchanged), free.nonzero()[:, 0], violation)
-
-    def units(self, columns: Tensor) -> Tensor:
-        """``columns``: each is a unit."""
-        return columns
+        chosen, violation = self._exchanged(master, path.rho)
+        return Improvement(chosen, master.solution, violation)
 
     @torch.no_grad()
     def write(self, network: Network, found: SearchResult[Branches]) -> None:
@@ -135,6 +114,22 @@ class BranchProposer:
 
     def _own(self) -> list[nn.Sequential]:
         return [cast(nn.Sequential, branch) for branch in self.branched.branches]
+
+    def _exchanged(self, master: Master[Branches], rho: float) -> tuple[Branches, float]:
+        """The branches with the best of new units in place of those not used; lower layers and constants stay.
+
+        Beside them the largest ``|d^T U| / rho`` of the candidates.
+        """
+        exchanged, violation, unused = [], 0.0, ~master.solution.coef.any(1)
+        for branch, places in zip(master.witnesses.branches, unused.split(self._last_width), strict=True):
+            layers = self.sampler.widen(copy.deepcopy(branch.layers), self.settings.wider * self._last_width)
+            wide = self._proposed(self.sampler.calibrated(layers, only_last=True))
+            fitted = wide.columns.rows(self.programme.fitted)
+            scores, violations = score_columns(fitted, master.solution.dual_point)
+            violation = max(violation, float(violations.max()) / rho)
+            best = scores.argsort(descending=True, stable=True)[: int(places.sum())]
+            exchanged.append(self.sampler.put(branch, places, layers, best))
+        return Branches(exchanged), violation
 
     def _challenged(self, master: Master[Branches], rho: float, *, vary: bool) -> Master[Branches]:
         """The branches after a candidate has taken the place of the lightest, if that lowers the objective."""

@@ -10,9 +10,7 @@ from dataclasses import replace
 from typing import Generic
 
 import torch
-from torch import Tensor
 
-from lightning_cvxsnn.convex import Point
 from lightning_cvxsnn.runtime.progress import progress_step
 from lightning_cvxsnn.runtime.rng import isolate_rng
 from lightning_cvxsnn.witnesses.restricted import RhoPath
@@ -67,43 +65,13 @@ class ColumnGeneration(Generic[W]):
             objectives.append(solution.primal)
         coef = solution.coef
         missing = coef.new_zeros(witnesses.columns.shape[1] - len(coef), coef.shape[1])
-        return self._result(
-            Master(witnesses, replace(solution, coef=torch.cat([coef, missing]))),
-            torch.arange(proposer.width),
-            path.rho if rho is None else rho,
-            objectives,
-            violation,
-        )
-
-    def recycle(self, free: Tensor, rho: float, start: Point | None) -> SearchResult[W] | None:
-        """Choose witnesses for the units that are free and that the programme does not use.
-
-        Args:
-            free: Bool ``[P]``, of the network's columns; a unit is free if all of its columns are.
-            rho: Penalty of the programme.
-            start: A point to start its solve from.
-
-        Returns:
-            None where no unit is free and not used.
-        """
-        proposer = self.proposer
-        with torch.no_grad(), isolate_rng():
-            torch.manual_seed(proposer.seed)
-            present = proposer.present()
-            solution = proposer.programme.solve(present.columns, rho, start)
-            unused = proposer.units(free & ~solution.coef.any(1))
-            if not bool(unused.any()):
-                return None
-            found = proposer.exchange(Master(present, solution), unused, rho)
-        return self._result(Master(found.chosen, solution), found.places, rho, [solution.primal], found.violation)
-
-    def _result(
-        self, master: Master[W], places: Tensor, rho: float, objectives: list[float], violation: float | None
-    ) -> SearchResult[W]:
-        proposer = self.proposer
-        statistics = SearchStatistics(proposer.candidates, violation)
         return SearchResult(
-            master.witnesses, places, master.solution, rho, objectives, statistics, proposer.candidate_passes
+            chosen=witnesses,
+            solution=replace(solution, coef=torch.cat([coef, missing])),
+            rho=path.rho if rho is None else rho,
+            objectives=objectives,
+            statistics=SearchStatistics(proposer.candidates, violation),
+            candidate_passes=proposer.candidate_passes,
         )
 
     def _path(self, witnesses: W, rho: float | None) -> RhoPath:

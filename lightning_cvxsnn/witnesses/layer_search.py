@@ -10,7 +10,7 @@ from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.witnesses.layer import WitnessLayer
 from lightning_cvxsnn.witnesses.restricted import RestrictedMaster, RhoPath
-from lightning_cvxsnn.witnesses.search import Exchange, Improvement, Master, SearchResult, SearchSettings
+from lightning_cvxsnn.witnesses.search import Improvement, Master, SearchResult, SearchSettings
 from lightning_cvxsnn.witnesses.units import BACKWARD, Units, UnitSampler
 
 #: Candidates of a pool, times the width: some three quarters of the work of column generation.
@@ -98,16 +98,12 @@ class LayerProposer:
             self._pool = self.sampler.measure(*self.sampler.draw(self.settings.pool))
             self.candidates += self.settings.pool
         if self.settings.keep_current:
-            present = self.present()
+            present = self.sampler.measure(self.layer.weight.detach().clone(), self.layer.bias.detach().clone())
             if not bool(present.columns.constant.all()):
                 return present
         if self._pool is not None:
             return self._pool.pick(torch.arange(self._first))
         return self.sampler.measure(*self.sampler.draw(self._first))
-
-    def present(self) -> Units:
-        """The layer's own units."""
-        return self.sampler.measure(self.layer.weight.detach().clone(), self.layer.bias.detach().clone())
 
     def improve(self, master: Master[Units], path: RhoPath, index: int) -> Improvement[Units]:
         """Keep the units in use; add some that violate, and in the last round the best up to the width.
@@ -138,29 +134,9 @@ class LayerProposer:
             units = units.join(self.sampler.measure(*self.sampler.draw(width - len(units))))
         return Improvement(units, solution, violation, final=final)
 
-    def exchange(self, master: Master[Units], free: Tensor, rho: float) -> Exchange[Units]:
-        """Units that violate for as many of the free ones, and for all whose columns are constant the best."""
-        places = free.nonzero()[:, 0]
-        constant = self.units(master.witnesses.columns.constant)[places]
-        places = places[(~constant).int().argsort(stable=True)]
-        others = self._subset(master, (~free).nonzero()[:, 0])
-        candidates = self._propose(len(places), others)
-        scores, violations = self._score(candidates, master.solution.dual_point)
-        order = scores.argsort(descending=True)
-        order = order[(violations[order] <= rho).int().argsort(stable=True)]
-        chosen = self._distinct(candidates, order, others.witnesses, len(places))
-        chosen = chosen[violations[chosen] > rho]
-        if len(chosen) < constant.sum():
-            chosen = self._distinct(candidates, order, others.witnesses, int(constant.sum()), fill=True)
-        return Exchange(candidates.pick(chosen), places[: len(chosen)], float(violations.max()) / rho)
-
-    def units(self, columns: Tensor) -> Tensor:
-        """Bool ``[M]``: units all of whose columns are marked in ``columns``, bool ``[M G]``."""
-        return columns.view(-1, self.layer.columns_per_unit).all(1)
-
     def write(self, network: Network, found: SearchResult[Units]) -> None:
-        """Give the layer's units at ``found.places`` the weights that were chosen, in place."""
-        self.layer.write(network, found.places, found.chosen.weight, found.chosen.bias)
+        """Give the layer's units the weights that were chosen, in place."""
+        self.layer.write(network, torch.arange(self.width), found.chosen.weight, found.chosen.bias)
 
     def _any(self, columns: Tensor) -> Tensor:
         return columns.view(-1, self.layer.columns_per_unit).any(1)

@@ -1,7 +1,6 @@
 """What a search of one network's hidden weights chooses from, on some of its training samples."""
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,19 +15,11 @@ from lightning_cvxsnn.witnesses.find_layer import find_witness_layer
 from lightning_cvxsnn.witnesses.kinds import TARGET_RATE, WitnessOptions
 from lightning_cvxsnn.witnesses.layer_search import POOL, LayerProposer, LayerSearchSettings
 from lightning_cvxsnn.witnesses.samplers import is_initialised
-from lightning_cvxsnn.witnesses.search import Proposer
 
 _PRICED_SAMPLES = 10_240  # that units are chosen on, held-out ones included;
 _PRICED_ENTRIES = 2**24  # of the dictionary of these: a convolution has many columns;
 _FEWEST_SAMPLES = 512  # but no fewer samples than this
 _BRANCH_SAMPLES = 2048  # that whole branches are chosen on
-
-
-def propose(network: Network, programme: CapturedProgramme, options: WitnessOptions) -> Proposer[Any]:
-    """Whole branches of a `Branched` network, units of the last hidden layer of any other."""
-    if isinstance(network.module, Branched):
-        return propose_branches(network, network.module, programme, options)
-    return propose_units(network, programme, options)
 
 
 def propose_units(

@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from lightning_cvxsnn.convex import Point, Solution
+from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.network.programme import CapturedProgramme, Penalty
 from lightning_cvxsnn.patterns import SpikeDictionary
 
@@ -21,12 +21,12 @@ class RestrictedMaster:
         self.problem = problem
         self.fitted = ~problem.held_out
 
-    def solve(self, columns: SpikeDictionary, rho: float, start: Solution | Point | None) -> Solution:
+    def solve(self, columns: SpikeDictionary, rho: float, start: Solution | None) -> Solution:
         """The solution over ``columns``, from a point whose columns are the first of these."""
-        if isinstance(start, Solution):
-            start = start.point
         penalty = Penalty(rho * columns.shape[1] ** 0.5, 1.0)
-        return replace(self.problem, dictionary=columns).solve(penalty, _TOLERANCE, start, self.fitted)
+        return replace(self.problem, dictionary=columns).solve(
+            penalty, _TOLERANCE, None if start is None else start.point, self.fitted
+        )
 
     def largest_rho(self, columns: SpikeDictionary) -> float:
         """The penalty above which none of ``columns`` is used; zero if no fitted row differs from another."""

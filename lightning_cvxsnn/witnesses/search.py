@@ -7,8 +7,6 @@ there is one for the units of a layer and one for whole branches.
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from torch import Tensor
-
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.patterns import SpikeDictionary
@@ -65,7 +63,6 @@ class SearchResult(Generic[W]):
 
     Attributes:
         chosen: The witnesses to write.
-        places: Positions int64 of the network's units that they replace.
         solution: A point over the network's columns once these are written: the last solution, and zeros for columns
             that came after it.
         rho: Its penalty.
@@ -75,7 +72,6 @@ class SearchResult(Generic[W]):
     """
 
     chosen: W
-    places: Tensor
     solution: Solution
     rho: float
     objectives: list[float]
@@ -108,21 +104,6 @@ class Improvement(Generic[W]):
     violation: float | None = None
     solved: bool = False
     final: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Exchange(Generic[W]):
-    """New witnesses for units of the network that are not in use.
-
-    Attributes:
-        chosen: The new witnesses.
-        places: Positions int64 of the units that they replace.
-        violation: Largest ``|d^T U| / rho`` of the candidates' columns.
-    """
-
-    chosen: W
-    places: Tensor
-    violation: float
 
 
 class Proposer(Protocol[W]):
@@ -159,9 +140,6 @@ class Proposer(Protocol[W]):
     def initial(self) -> W:
         """The first witnesses of a search."""
 
-    def present(self) -> W:
-        """The network's own."""
-
     def improve(self, master: Master[W], path: RhoPath, index: int) -> Improvement[W]:
         """One round: candidates that the dual point asks for join the witnesses in use.
 
@@ -170,18 +148,6 @@ class Proposer(Protocol[W]):
             path: Its penalty, and whether that falls further.
             index: How many rounds have been before.
         """
-
-    def exchange(self, master: Master[W], free: Tensor, rho: float) -> Exchange[W]:
-        """New witnesses for some units of the network.
-
-        Args:
-            master: The programme over the network's own columns, solved.
-            free: Bool ``[units]``.
-            rho: Its penalty.
-        """
-
-    def units(self, columns: Tensor) -> Tensor:
-        """Bool ``[units]``: those all of whose columns are marked in ``columns``, bool ``[P]``."""
 
     def write(self, network: Network, found: SearchResult[W]) -> None:
         """Write what a search has chosen into the network, in place; its batch norms are estimated anew."""

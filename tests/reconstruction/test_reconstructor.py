@@ -34,7 +34,16 @@ def dictionary_of(net, dataloader):
     return readout, captured.dictionary.to_dense(), captured.outputs
 
 
-def cvxpy_optimum(D, y, loss, rho, intercept, weights):
+@torch.no_grad()
+def be_contrary(net, x, y):
+    """Give the readout weights that answer wrongly, which any solution beats."""
+    rates = net.hidden(net.steps(x)).mean(0)
+    means = torch.stack([rates[y == label].mean(0) for label in range(CLASSES)])
+    functional.reset_net(net.hidden)
+    net.readout.weight.copy_(30 * (means.mean(0) - means))
+
+
+def cvxpy_optimum(D, y, loss, rho, ratio, intercept, weights):
     """The programme's optimum by CVXPY, written out once more."""
     D, n, outputs = D.numpy(), len(D), CLASSES
     W = cp.Variable((D.shape[1], outputs))
@@ -49,14 +58,16 @@ def cvxpy_optimum(D, y, loss, rho, intercept, weights):
         losses = cp.sum(cp.square(cp.pos(1 - cp.multiply(2 * onehot - 1, z))), axis=1)
     else:
         losses = 0.5 * cp.sum(cp.square(z - onehot), axis=1)
-    problem = cp.Problem(cp.Minimize(weights.numpy() @ losses / n + rho * cp.sum(cp.abs(W))))
+    penalty = ratio * cp.sum(cp.abs(W)) + (1 - ratio) / 2 * cp.sum_squares(W)
+    problem = cp.Problem(cp.Minimize(weights.numpy() @ losses / n + rho * penalty))
     return problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10)
 
 
+@pytest.mark.parametrize("ratio", [1.0, 0.0])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("loss", ["cross_entropy", "hinge", "squared", "squared_hinge"])
-def test_the_report_is_what_cvxpy_finds(loss, bias, weighted):
+def test_the_report_is_what_cvxpy_finds(loss, bias, weighted, ratio):
     net = Net(bias=bias)
     x, y = rows(60)
     weights = torch.linspace(0.2, 2.0, 60).double() if weighted else torch.ones(60).double()
@@ -64,11 +75,12 @@ def test_the_report_is_what_cvxpy_finds(loss, bias, weighted):
         net.convex_batch = lambda batch: batch
     dataset = TensorDataset(x, y, weights) if weighted else TensorDataset(x, y)
     dataloader = DataLoader(dataset, batch_size=16)
-    nn.init.normal_(net.readout.weight, std=3)  # a start that any solution beats
-    report = reconstruct(net, dataloader, loss=loss, beta=0.1)
+    be_contrary(net, x, y)
+    report = reconstruct(net, dataloader, loss=loss, l1_ratio=ratio, beta=0.1)
     assert report.accepted
+    assert (report.l1_ratio, report.beta) == (ratio, 0.1)
     readout, D, outputs = dictionary_of(net, dataloader)
-    optimum = cvxpy_optimum(D, y, loss, report.rho, bias, weights)
+    optimum = cvxpy_optimum(D, y, loss, report.rho, ratio, bias, weights)
     assert report.rho == pytest.approx(0.1 / 24**0.5)
     assert report.primal == pytest.approx(optimum, abs=1e-5)
     assert report.dual == pytest.approx(optimum, abs=1e-5)
@@ -78,7 +90,8 @@ def test_the_report_is_what_cvxpy_finds(loss, bias, weighted):
     predicted = D @ coef + (0.0 if intercept is None else intercept)
     assert torch.allclose(predicted, outputs.double(), atol=1e-5)
     targets = F.one_hot(y, CLASSES).double() if loss == "squared" else y
-    written = mean_loss(outputs, targets, loss=loss, sample_weight=weights) + report.rho * float(coef.abs().sum())
+    penalty = float(ratio * coef.abs().sum() + (1 - ratio) / 2 * coef.square().sum())
+    written = mean_loss(outputs, targets, loss=loss, sample_weight=weights) + report.rho * penalty
     assert written - report.dual == pytest.approx(report.gap_written, abs=1e-6)
 
 
@@ -136,7 +149,11 @@ def test_acceptance_means_a_better_score_on_held_out_rows():
     for seed in range(5):
         net = Net()
         report = reconstruct(net, loader(), seed=seed)
-        assert report.accepted == (report.held_out_loss_after < report.held_out_loss_before)
+        gains = [
+            report.held_out_loss_before - report.held_out_loss_after,
+            report.accuracy_after - report.accuracy_before,
+        ]
+        assert report.accepted == (min(gains) >= 0 and max(gains) > 0)
 
 
 def test_scale_keeps_decisions():
@@ -166,7 +183,7 @@ def test_held_out_accuracy_before_and_after(loss, outputs, weighted):
         return float((weights[held_out] * right).sum() / weights[held_out].sum())
 
     _, D, before = dictionary_of(net, dataloader)
-    report = reconstruct(net, dataloader, loss=loss, beta=0.1)
+    report = reconstruct(net, dataloader, loss=loss, l1_ratio=1.0, beta=0.1)
     assert report.accuracy_before == pytest.approx(accuracy(before[held_out]))
     fitted = solve(
         D[~held_out], y[~held_out], loss=loss, rho=report.rho, fit_intercept=True, num_outputs=outputs,
@@ -344,14 +361,18 @@ def test_a_search_begins_with_what_somebody_has_trained(kind):
     assert ((net(x) - y).square().mean(0) < 0.01 * y.var(0)).all()
 
 
-def test_the_penalty_of_pricing_is_kept():
+def test_the_penalty_is_chosen_over_the_witnesses_that_were_found():
+    """As it would be over a network that somebody else had given them."""
     net = Net()
-    reconstructor = Reconstructor(Settings(witnesses="priced"))
+    reconstructor = Reconstructor(Settings(witnesses="priced", apply="replace"))
     data = TrainingRows(net, loader(), transfer=lambda batch: batch, max_samples=None, seed=0)
     first = reconstructor.run(net, data, "warm start")
     hidden = net.hidden[0].weight.clone()
+    assert first.accepted
+    assert (first.beta, first.l1_ratio) == (reconstructor.penalty.beta, reconstructor.penalty.l1_ratio)
+    other = reconstruct(net, loader(), witnesses="keep", dry_run=True)
+    assert (other.beta, other.l1_ratio) == (first.beta, first.l1_ratio)
     second = reconstructor.run(net, data, "periodic solve")
-    assert first.beta == second.beta == reconstructor.beta
     assert second.columns == first.columns
     assert torch.equal(net.hidden[0].weight, hidden)
 
@@ -438,6 +459,8 @@ def test_a_fresh_conv_bn_lif_stack_gets_its_statistics_with_the_write():
 def test_channels_are_chosen_and_written(kind, norm):
     torch.manual_seed(0)
     net = ConvNet()
+    with torch.no_grad():
+        net.readout.bias.copy_(torch.tensor([5.0, -5.0]))  # easily beaten
     if norm == "none":
         net.stem[1] = nn.Identity()
     elif norm == "frozen":

@@ -181,21 +181,6 @@ def test_repair_is_written_and_trained_on():
     assert differ(before, eyes.of("step")[0]) == {"hidden.0.weight", "hidden.0.bias"}
 
 
-def test_auto_trains_on_from_the_start_and_from_nothing_else():
-    one = ConvexReconstruction(beta=0.02, every_n_epochs=0, final_solve=False)
-    every = ConvexReconstruction(beta=0.02, max_overhead=None)
-    first, second = Eyes(), Eyes()
-    fit(one, first)
-    fit(every, second)
-    assert one.reports[0].accepted
-    assert one.reports[0].scale == every.reports[0].scale == 0.3
-    assert len(every.reports) == 5
-    assert {report.scale for report in every.reports[1:]} == {1.0}
-    assert any(report.accepted for report in every.reports[1:])
-    for theirs, own in zip(first.of("step"), second.of("step"), strict=True):
-        assert not differ(theirs, own)
-
-
 # -- what goes wrong ----------------------------------------------------------------------------------------------
 
 
@@ -489,9 +474,11 @@ def test_what_compares_validations_is_not_misled_by_shadows(apply, watcher, recw
         "EarlyStopping": [EarlyStopping("val_loss", patience=1)],
         "patient": [EarlyStopping("val_loss", patience=9)],
     }
-    callback = ConvexReconstruction(**ARGUMENTS | {"apply": apply}, warm_start=False, final_solve=False)
-    fit(callback, *stops.get(watcher, []), kind=Scheduled, max_epochs=2)
+    callback, eyes = ConvexReconstruction(**ARGUMENTS | {"apply": apply}, warm_start=False, final_solve=False), Eyes()
+    fit(callback, *stops.get(watcher, []), eyes, kind=Scheduled, max_epochs=2)
     misled = watcher in ("EarlyStopping", "ReduceLROnPlateau")
-    assert bool(callback.reports) != (misled and apply == "auto")
+    assert len(callback.reports) == 2
+    shown = {"auto": not misled, "shadow": callback.reports[0].accepted, "replace": False}[apply]
+    assert bool(differ(eyes.of("validation")[0], eyes.of("step")[4])) == shown
     warned = [w for w in recwarn if "compares validations of solutions" in str(w.message)]
     assert bool(warned) == (misled and apply == "shadow")

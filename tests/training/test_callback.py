@@ -2,6 +2,7 @@ import csv
 import logging
 import os
 import warnings
+from itertools import pairwise
 
 import lightning.pytorch as pl
 import pytest
@@ -159,8 +160,8 @@ def test_fast_dev_run_solves_nothing():
     assert callback.reports == []
 
 
-def test_the_warm_start_is_the_network_that_trains():
-    callback = ConvexReconstruction(beta=0.02, every_n_epochs=0, final_solve=False)
+def test_a_warm_start_that_replaces_is_the_network_that_trains():
+    callback = ConvexReconstruction(beta=0.02, apply="replace", every_n_epochs=0, final_solve=False, l1_ratio=1.0)
     events = Events(callback)
     fitted([callback, events], max_epochs=1)
     (report,) = callback.reports
@@ -275,7 +276,7 @@ def test_manual_optimisation_and_two_optimisers():
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_low_precision_certifies_what_is_stored(precision):
-    callback = ConvexReconstruction(beta=0.05, every_n_epochs=0, final_solve=False, scale=1.0)
+    callback = ConvexReconstruction(beta=0.05, apply="replace", every_n_epochs=0, final_solve=False, scale=1.0)
     net, _ = fitted(callback, max_epochs=1, precision=precision)
     (report,) = callback.reports
     assert report.accepted
@@ -336,7 +337,7 @@ def test_one_line_for_each_solve(caplog):
         fitted(callback, max_epochs=2)
     lines = [r.message for r in caplog.records if r.message.startswith("ConvexReconstruction ")]
     assert len(lines) == 3
-    assert "warm start: accepted; held-out cross_entropy" in lines[0]
+    assert "warm start: accepted; cross_entropy on held-out training rows" in lines[0]
     assert "gap" in lines[0]
 
 
@@ -523,14 +524,25 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, loss):
 
 
 @pytest.mark.parametrize("apply", ["auto", "replace", "shadow"])
-def test_only_a_start_that_is_trained_on_has_a_beta_of_its_own(apply):
+def test_beta_is_chosen_at_the_first_two_solves_and_then_followed_by_steps(apply):
+    """At the fourth solve and the last one it moves by half a decade or stays, at others it stays."""
     torch.manual_seed(0)
     callback = ConvexReconstruction(apply=apply, max_overhead=None)
+    fitted(callback, max_epochs=6)
+    betas = [report.beta for report in callback.reports]
+    steps = [after / before for before, after in pairwise(betas[1:])]
+    for index, step in enumerate(steps, start=3):
+        assert step == pytest.approx(1.0) or (index in (4, 7) and step**2 in (pytest.approx(10), pytest.approx(0.1)))
+    assert len(betas) == 7
+    assert len({report.l1_ratio for report in callback.reports[1:]}) == 1
+
+
+@pytest.mark.parametrize("ratio", ["auto", 0.0, 0.4])
+def test_a_given_beta_is_reported_as_it_was_given(ratio):
+    callback = ConvexReconstruction(beta=0.05, l1_ratio=ratio, max_overhead=None)
     fitted(callback, max_epochs=3)
-    first, *others = [report.beta for report in callback.reports]
-    assert len(others) == 3
-    assert len(set(others)) == 1
-    assert first == others[0] if apply == "shadow" else first > others[0]
+    assert {report.beta for report in callback.reports} == {0.05}
+    assert ratio == "auto" or {report.l1_ratio for report in callback.reports} == {ratio}
 
 
 def test_a_checkpoint_without_our_state_is_no_fresh_start(tmp_path):

@@ -83,7 +83,7 @@ def test_a_solve_that_fails_in_mid_training_is_left_out_and_training_goes_on(err
         trainer(*callbacks, max_epochs=3).fit(net, loader(shuffle=True))
         return net
 
-    callback = ConvexReconstruction(beta=0.02, max_overhead=None, warm_start=False)
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None, warm_start=False, apply="shadow")
     with pytest.warns(UserWarning, match=r"leaves out the (periodic|final) solve, and training goes on.*on purpose"):
         net = run(callback)
     assert occasions(callback) == ["periodic solve"]
@@ -104,32 +104,70 @@ class Seen(pl.Callback):
     "flags", [{"check_val_every_n_epoch": 3}, {"check_val_every_n_epoch": None, "val_check_interval": 8}]
 )
 def test_shadows_are_made_where_a_validation_follows(flags):
-    seen, callback = Seen(), ConvexReconstruction(beta=0.02, max_overhead=None, final_solve=False)
+    seen, callback = Seen(), ConvexReconstruction(beta=0.02, max_overhead=None, final_solve=False, apply="shadow")
     trainer(callback, seen, max_epochs=6, **flags).fit(Net(), loader(), loader())
     assert [report.epoch for report in callback.reports[1:]] == seen.epochs
     assert seen.epochs
 
 
 def test_shadows_are_made_where_a_checkpoint_follows(tmp_path):
-    callback = ConvexReconstruction(beta=0.02, max_overhead=None, final_solve=False)
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None, final_solve=False, apply="shadow")
     saves = ModelCheckpoint(tmp_path, every_n_epochs=2, save_top_k=-1, save_on_train_epoch_end=True)
     trainer(callback, saves, max_epochs=5, checkpoint=True).fit(Net(), loader())
     assert [report.epoch for report in callback.reports[1:]] == [2, 4]
 
 
-def test_solves_that_are_trained_on_need_nobody_to_look():
-    callback = ConvexReconstruction(beta=0.02, max_overhead=None, apply="replace", final_solve=False)
+@pytest.mark.parametrize("apply", ["auto", "replace"])
+def test_solves_that_are_trained_on_need_nobody_to_look(apply):
+    callback = ConvexReconstruction(beta=0.02, max_overhead=None, apply=apply, final_solve=False)
     trainer(callback, max_epochs=3, check_val_every_n_epoch=3).fit(Net(), loader(), loader())
     assert [report.epoch for report in callback.reports[1:]] == [1, 2, 3]
 
 
-def test_an_early_stopper_of_ones_own_can_say_that_it_compares_validations():
+@pytest.mark.parametrize("compares", [True, False])
+def test_an_early_stopper_of_ones_own_can_say_that_it_compares_validations(compares):
+    """Then what is validated after an epoch is what goes on training."""
+
+    class Stopper(pl.Callback):
+        compares_validations = compares
+        shown = ()
+
+        def on_validation_end(self, trainer, pl_module):
+            if not trainer.sanity_checking and trainer.current_epoch < 2:
+                self.shown = (*self.shown, pl_module.readout.weight.clone())
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 0 and trainer.current_epoch:
+                same.append(torch.equal(self.shown[-1], pl_module.readout.weight))
+
+    same, callback = [], ConvexReconstruction(beta=0.02, max_overhead=None)
+    trainer(callback, Stopper(), max_epochs=3).fit(Net(lr=1e-3), loader(), loader())
+    assert occasions(callback) == ["warm start", *2 * ["periodic solve"], "final solve"]
+    assert all(report.accepted for report in callback.reports)
+    assert {report.relaxation for report in callback.reports[1:3]} == {0.3}
+    assert same == [compares, compares]
+
+
+@pytest.mark.parametrize("apply", ["auto", "shadow"])
+def test_a_fit_that_is_stopped_ends_with_a_solution(apply):
+    """That of the last epoch where it was shown, else a last one."""
+
     class Stopper(pl.Callback):
         compares_validations = True
 
-    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
-    trainer(callback, Stopper(), max_epochs=3).fit(Net(), loader(), loader())
-    assert occasions(callback) == ["warm start", "final solve"]
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = trainer.current_epoch == 1
+
+    net, callback = Net(lr=1e-3), ConvexReconstruction(beta=0.02, max_overhead=None, apply=apply)
+    trainer(callback, Stopper(), max_epochs=9).fit(net, loader(), loader())
+    last = ["final solve"] if apply == "auto" else []
+    assert occasions(callback) == ["warm start", *2 * ["periodic solve"], *last]
+    assert callback.reports[-1].accepted
+    x, y = rows()
+    loss = torch.nn.functional.cross_entropy(net(x), y)
+    ratio, weight = callback.reports[-1].l1_ratio, net.readout.weight.double()
+    penalty = callback.reports[-1].rho * (ratio * weight.abs() + (1 - ratio) / 2 * weight.square()).sum()
+    assert float(loss + penalty) == pytest.approx(callback.reports[-1].primal, abs=1e-5)
 
 
 def test_a_schedule_of_ones_own():

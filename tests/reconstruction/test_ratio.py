@@ -1,0 +1,136 @@
+"""Ridge or L1: chosen on held-out rows."""
+
+import pytest
+import torch
+from networks import Net, loader, rows
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_cvxsnn import reconstruct
+from lightning_cvxsnn.convex import solve
+from lightning_cvxsnn.network.programme import CapturedProgramme
+from lightning_cvxsnn.patterns import SpikeDictionary
+
+N, P = 400, 80
+
+
+def programme(targets, counts, loss="cross_entropy", outputs=2):
+    return CapturedProgramme(
+        dictionary=SpikeDictionary(counts, 0.25),
+        targets=targets,
+        weights=torch.ones(N, dtype=torch.float64),
+        outputs=torch.zeros(N, outputs),
+        held_out=torch.arange(N) % 5 == 0,
+        loss=loss,
+        num_outputs=outputs,
+        fit_intercept=True,
+    )
+
+
+def spikes(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 5, (N, P), generator=generator, dtype=torch.uint8), generator
+
+
+def one_of_many(seed):
+    """Labels that one unit decides."""
+    counts, _ = spikes(seed)
+    return programme((counts[:, seed] > 2).long(), counts)
+
+
+def all_of_them(seed):
+    """Values that are a sum over all units, with noise."""
+    counts, generator = spikes(seed)
+    weight = torch.randn(P, 1, generator=generator, dtype=torch.float64)
+    values = counts.double() @ weight * 0.25
+    return programme(values + 2 * torch.randn(N, 1, generator=generator).double(), counts, "squared", 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("make", "ratio"), [(one_of_many, 1.0), (all_of_them, 0.0)])
+def test_a_sparse_readout_takes_l1_and_a_dense_one_ridge(make, ratio, seed):
+    problem = make(seed)
+    choice = problem.choose([1.0, 0.0])
+    assert choice.penalty.l1_ratio == ratio
+    assert choice.edge is None or make is one_of_many
+    losses = {}
+    for each in (1.0, 0.0):
+        alone = problem.choose([each])
+        assert alone.penalty.l1_ratio == each
+        point = alone.point
+        answers = problem.dictionary.rows(problem.held_out) @ point.coef + point.intercept
+        losses[each] = problem.held_out_loss(answers)
+    assert (losses[1.0] <= losses[0.0]) == (ratio == 1.0)
+
+
+@pytest.mark.parametrize("beta", [1e-3, 0.1])
+def test_at_a_given_beta_both_are_compared_there(beta):
+    for make in (one_of_many, all_of_them):
+        problem = make(0)
+        choice = problem.choose([1.0, 0.0], [beta])
+        assert choice.penalty.beta == pytest.approx(beta)
+        losses = [problem.choose([ratio], [beta]).point for ratio in (1.0, 0.0)]
+        answers = [problem.dictionary.rows(problem.held_out) @ p.coef + p.intercept for p in losses]
+        l1, ridge = (problem.held_out_loss(answer) for answer in answers)
+        assert choice.penalty.l1_ratio == (1.0 if l1 <= ridge else 0.0)
+
+
+def test_where_both_answer_alike_l1_is_taken():
+    """Of a hinge loss nothing is left on rows that are told apart; fewer units do it as well."""
+    counts = torch.zeros(N, P, dtype=torch.uint8)
+    counts[:, :4] = 4 * (torch.arange(N) % 2)[:, None].to(torch.uint8)
+    problem = programme(torch.arange(N) % 2, counts, "hinge", 1)
+    l1, ridge = (problem.choose([ratio], [1e-3]).point for ratio in (1.0, 0.0))
+    losses = [
+        problem.held_out_loss(problem.dictionary.rows(problem.held_out) @ p.coef + p.intercept) for p in (l1, ridge)
+    ]
+    if losses[0] == losses[1]:
+        assert problem.choose([1.0, 0.0], [1e-3]).penalty.l1_ratio == 1.0
+
+
+class OfOneUnit(Net):
+    """Its rows are labelled by whether one of its hidden units fires more than in the mean."""
+
+    def labelled(self, n=400):
+        x = rows(n)[0]
+        with torch.no_grad():
+            rates = self.hidden(self.steps(x)).mean(0)
+        self.hidden[1].reset()
+        unit = int(rates.var(0).argmax())
+        return DataLoader(TensorDataset(x, (rates[:, unit] > rates[:, unit].median()).long()), batch_size=100)
+
+
+def test_a_network_whose_labels_one_of_many_random_units_decides_gets_a_sparse_readout():
+    torch.manual_seed(3)
+    net = OfOneUnit(width=200, classes=2)
+    report = reconstruct(net, net.labelled(), witnesses="keep")
+    assert report.l1_ratio == 1.0
+    assert report.accepted
+    assert report.accuracy_after == 1.0
+    assert report.active < 20
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
+def test_a_ratio_that_is_given_is_kept(ratio):
+    torch.manual_seed(0)
+    net = Net()
+    report = reconstruct(net, loader(), l1_ratio=ratio)
+    assert report.l1_ratio == ratio
+    assert report.accepted
+    assert (report.active < 24) == (ratio > 0) or report.silent
+    assert 0 <= report.gap <= 1e-5
+
+
+def test_the_answer_is_that_of_the_solver_at_this_ratio():
+    problem = all_of_them(1)
+    choice = problem.choose([0.4])
+    found = problem.solve(choice.penalty, 1e-9, choice.point)
+    rho = choice.penalty.beta / P**0.5
+    expected = solve(
+        problem.dictionary, problem.targets, loss="squared", rho=rho, l1_ratio=0.4, fit_intercept=True,
+        num_outputs=1, gap_tolerance=1e-9,
+    )  # fmt: skip
+    assert found.primal == pytest.approx(expected.primal, rel=1e-6)
+    penalty = 0.4 * expected.coef.abs().sum() + 0.3 * expected.coef.square().sum()
+    z = problem.dictionary.to_dense().double() @ expected.coef + expected.intercept
+    loss = 0.5 * (z - problem.targets).square().sum(1).mean()
+    assert expected.primal == pytest.approx(float(loss + rho * penalty), rel=1e-9)
