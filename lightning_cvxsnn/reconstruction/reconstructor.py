@@ -11,7 +11,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_cvxsnn.convex import Point, Solution
-from lightning_cvxsnn.convex.losses import loss_named
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme, capture_programme
@@ -31,7 +30,8 @@ from lightning_cvxsnn.runtime.ranks import checksum
 from lightning_cvxsnn.runtime.rng import isolate_rng
 from lightning_cvxsnn.runtime.work import Work, counting
 from lightning_cvxsnn.witnesses.calibration import CalibratedLayer
-from lightning_cvxsnn.witnesses.kinds import describe_repairs, repair_dead_layers, wants_pairs
+from lightning_cvxsnn.witnesses.choice import fresh_layers
+from lightning_cvxsnn.witnesses.kinds import describe_repairs, repair_dead_layers
 from lightning_cvxsnn.witnesses.replace import Replacement, recycle_units, replace_witnesses
 from lightning_cvxsnn.witnesses.search import SearchStatistics
 
@@ -200,8 +200,8 @@ class Reconstructor:
         settings, fresh = self.settings, policy.may_change_hidden
         network.synchronise()
         replaced = fresh and settings.witnesses not in ("auto", "keep", "calibrated")
-        if fresh and policy.trains_on and settings.witnesses == "auto" and loss_named(settings.loss).decides:
-            replaced = wants_pairs(network)
+        if policy.occasion == "warm start" and settings.witnesses == "auto":
+            replaced = bool(fresh_layers(network))
         as_found = self._capture(network, context, "patterns as found") if network.norms or replaced else None
         network.refresh_norms()
         found: list[tuple[Tensor, Tensor]] = []
