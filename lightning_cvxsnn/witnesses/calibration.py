@@ -26,13 +26,13 @@ from lightning_cvxsnn.network.writable import why_not_writable
 
 #: How a layer is made to fire. ``scale``: each unit by a factor of its row; ``scale_dead``: only the silent and the
 #: saturated ones; ``shift_bias``: each unit by its bias, after one factor for all weights that gives currents a
-#: standard deviation of 0.5 (``scale`` where it has no bias); ``copy_below``: each unit fires with one unit of the layer
-#: below, since the weight between the two is raised and all others are made small.
+#: standard deviation of 0.5 (``scale`` where it has no bias); ``copy_below``: each unit fires with one unit of the
+#: layer below, since the weight between the two is raised and all others are made small.
 Manner = Literal["scale", "scale_dead", "shift_bias", "copy_below"]
 
 _LOG2_SCALES = (-14.0, 14.0)
 _LARGEST_SHIFT = 2.0**14
-_BISECTIONS = 18
+_BISECTIONS = 14
 _DEVIATION = 0.5  # of a unit's current where biases make it fire: inside the window of the usual surrogates
 _COPY = 1.5  # of the current that makes a unit fire: other weights, drawn at random, do not stop a copy;
 _COPY_SOFT = 1.05  # where a reset keeps what is above the threshold: it would add up to further spikes
@@ -209,8 +209,9 @@ def _copy_below(
     found, units = [(p, p.clone()) for p in affine.parameters(recurse=False)], torch.arange(outputs)
     for parameter, _ in found:
         parameter.mul_(_KEPT * (1 - neuron.leak))
-    middle = tuple(size // 2 for size in affine.weight.shape[2:])
-    affine.weight[units, units % fan_in, *middle] += neuron.firing_current * (
+    weight: Any = affine.weight
+    middle = [size // 2 for size in weight.shape[2:]]
+    weight[(units, units % fan_in, *middle)] += neuron.firing_current * (
         _COPY_SOFT if neuron.v_reset is None else _COPY
     )
     network.refresh_norms()

@@ -6,7 +6,8 @@ copied up to the readout, and only then, over the best of them, other weights fo
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -25,13 +26,19 @@ from lightning_cvxsnn.witnesses.paired import replace_by_pairs, write_pairs
 from lightning_cvxsnn.witnesses.proposers import some_samples
 from lightning_cvxsnn.witnesses.samplers import is_initialised
 
-First = Literal["shift_bias", "scale", "pairs"]
+First = Literal["scale", "pairs"]
 
 _SCORED = 1000  # samples that candidates are compared on,
-_CALIBRATED = 256  # and rows that they are brought to a firing rate on
+_CALIBRATED = 128  # and rows that they are brought to a firing rate on
 _PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)  # of the ridge readouts, times the largest eigenvalue
 _MARGIN = 0.01  # of the error, by which a candidate that changes more must be better
 _TINY = 1e-12
+_LEAST = 1e-5  # of what leverages leave of 1: rounding of float32
+
+_NAMES: dict[First, str] = {
+    "scale": "rescaled weights in the first layer",
+    "pairs": "weights that tell pairs of points apart in the first layer",
+}
 
 
 def fresh_layers(network: Network) -> set[nn.Module]:
@@ -80,7 +87,7 @@ class _Trial:
         """Bring fresh layers to the firing rate, the first in one manner and those behind another layer in another.
 
         Args:
-            first: ``pairs``: weights that tell points apart, scaled.
+            first: ``scale``; ``pairs``: weights that tell points apart, then scaled.
             behind: Of the others.
             paired: Whether the last layer gets pairs instead.
         """
@@ -91,7 +98,7 @@ class _Trial:
         def manner(affine: nn.Module, layer: LayerActivity) -> Manner:
             if affine not in self._fresh:
                 return "scale_dead"
-            return behind if layer.source else "scale" if first == "pairs" else first
+            return behind if layer.source else "scale"
 
         layers = calibrate_to_target(
             network, only_dead=True, rows=_CALIBRATED, skip_last=paired,
@@ -103,7 +110,10 @@ class _Trial:
         """Leave the best candidate in the network, and say which it is."""
         assert self.best is not None
         self._put(self.best.values)
-        rank_zero_info(f"ConvexReconstruction starts from {self.best.name} (error {self.best.error:.3f}).")
+        rank_zero_info(
+            f"ConvexReconstruction starts from {self.best.name}: over it, a ridge readout leaves {self.best.error:.1%} "
+            "of the variance of rows that it has not seen."
+        )
         return self.best.layers
 
     def _write_first_pairs(self) -> None:
@@ -149,21 +159,15 @@ def choose_start(network: Network, programme: CapturedProgramme, options: Witnes
         "its hidden weights, repaired",
         lambda: repair_dead_layers(network, only_dead=True, untrained=True, rows=_CALIBRATED),
     )
-    best: First = "shift_bias"
-    firsts: dict[First, str] = {
-        "shift_bias": "biases of its first layer",
-        "scale": "rows of its first layer",
-        "pairs": "pairs in its first layer",
-    }
-    for first, name in firsts.items():
+    below: First = "scale"
+    for first in get_args(First):
         try:
-            if trial.attempt(f"{name}, copied", lambda first=first: trial.calibrated(first, "copy_below")):
-                best = first
-        except MisconfigurationException:  # the repair has changed what had to be
+            if trial.attempt(f"{_NAMES[first]}, sent upward", partial(trial.calibrated, first, "copy_below")):
+                below = first
+        except MisconfigurationException:  # what had to change, the repair has changed
             continue
     if behind:
-        trial.attempt(f"{firsts[best]}, scaled", lambda: trial.calibrated(best, "scale"))
-        trial.attempt(f"{firsts[best]}, and pairs", lambda: trial.calibrated(best, "scale", paired=True))
+        trial.attempt(f"{_NAMES[below]}, and pairs in the last", partial(trial.calibrated, below, "scale", paired=True))
     return trial.write_best()
 
 
@@ -206,6 +210,6 @@ def left_out_error(columns: Tensor, values: Tensor, weights: Tensor) -> float:
     for penalty in _PENALTIES:
         shrunk = eigenvalues / (eigenvalues + penalty * largest)
         leverage = squares @ shrunk + share
-        residual = (y - vectors @ (shrunk[:, None] * projected)) / (1 - leverage).clamp_min(1e-3)[:, None]
+        residual = (y - vectors @ (shrunk[:, None] * projected)) / (1 - leverage).clamp_min(_LEAST)[:, None]
         errors.append(float(residual.square().sum()))
     return min(errors) / max(float(y.square().sum()), _TINY)

@@ -21,7 +21,6 @@ from lightning_cvxsnn.witnesses.samplers import GaussianKind, affine_names, writ
 from lightning_cvxsnn.witnesses.search import SearchStatistics
 
 
-
 @dataclass(frozen=True, eq=False)
 class Replacement:
     """How hidden weights were replaced.

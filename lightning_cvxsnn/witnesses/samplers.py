@@ -41,12 +41,11 @@ def is_initialised(affine: nn.Module) -> bool:
     """
     if not isinstance(affine, (nn.Linear, _ConvNd)):
         return False
-    weight, bias = affine._parameters.get("weight"), affine.bias
-    drawn = [weight] if bias is None else [weight, bias]
-    if any(not isinstance(parameter, nn.Parameter) or not parameter.requires_grad for parameter in drawn):
-        return False
+    drawn = [affine._parameters.get(name) for name in ("weight", "bias") if getattr(affine, name) is not None]
     for parameter in drawn:
-        scaled = parameter.detach().double().flatten().cpu() * weight[0].numel() ** 0.5
+        if parameter is None or not parameter.requires_grad:  # computed, or frozen
+            return False
+        scaled = parameter.detach().double().flatten().cpu() * affine.weight[0].numel() ** 0.5
         if bool((scaled.abs() > 1 + _FLOAT32).any()) or kstest(scaled, "uniform", (-1, 2)).pvalue < _LEVEL:
             return False
     return True
