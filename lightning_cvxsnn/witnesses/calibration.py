@@ -32,7 +32,7 @@ Manner = Literal["scale", "scale_dead", "shift_bias", "copy_below"]
 
 _LOG2_SCALES = (-14.0, 14.0)
 _LARGEST_SHIFT = 2.0**14
-_BISECTIONS = 14
+_BISECTIONS = 18
 _DEVIATION = 0.5  # of a unit's current where biases make it fire: inside the window of the usual surrogates
 _COPY = 1.5  # of the current that makes a unit fire: other weights, drawn at random, do not stop a copy;
 _COPY_SOFT = 1.05  # where a reset keeps what is above the threshold: it would add up to further spikes

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -28,10 +27,6 @@ def replace_by_pairs(network: Network, programme: CapturedProgramme, options: Wi
     before = network.last_activity(_TOLD_ROWS)
     layer.write(network, torch.arange(width), *proposer.sampler.draw_pairs(width))
     after = network.last_activity(_TOLD_ROWS)
-    rank_zero_info(
-        f"ConvexReconstruction gave the {width} units of '{layer.affine_name}' weights that tell pairs of training "
-        "points apart."
-    )
     return CalibratedLayer(before.name, layer.affine_name, before, after, replaced=True)
 
 

@@ -65,7 +65,12 @@ def replace_witnesses(
         return _replace_branches(network, module, programme, options, rho)
     layers = repair_dead_layers(network, only_dead=False, untrained=True, skip_last=True)
     if kind == "pairs":
-        return Replacement([*layers, replace_by_pairs(network, programme, options)])
+        last = replace_by_pairs(network, programme, options)
+        rank_zero_info(
+            f"ConvexReconstruction gave the {last.after.units} units of '{last.affine_name}' weights that tell pairs "
+            "of training points apart."
+        )
+        return Replacement([*layers, last])
     return _replace_units(network, programme, options, rho, layers)
 
 

@@ -165,3 +165,20 @@ def test_values_are_scored_as_they_are():
     values = torch.stack([x[:, 0], x[:, 1] - x[:, 2], x[:, 3]], 1)
     _, before, after = started(net, TensorDataset(x, values), loss="squared")
     assert after <= before * 1.02
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_pairs_in_the_last_layer_are_tried_where_what_it_receives_fits(fits, monkeypatch):
+    tried = []
+    monkeypatch.setattr(
+        "lightning_cvxsnn.witnesses.choice.replace_by_pairs", lambda *_: tried.append(1) or pytest.fail("not scored")
+    )
+    torch.manual_seed(0)
+    net, data = LitSNN(in_features=6, hidden=[24, 24], num_classes=3), series()
+    if not fits:
+        monkeypatch.setattr("lightning_cvxsnn.runtime.memory.free_memory", lambda device: 1000)
+        started(net, data)
+    else:
+        with pytest.raises(pytest.fail.Exception):
+            started(net, data)
+    assert bool(tried) == fits
