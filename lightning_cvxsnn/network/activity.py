@@ -12,6 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_cvxsnn.network.dataflow import Feed, data_flow, followed, has_rows, is_spiking
 from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
 
+_IDLE = 1 / 200  # share of the steps: hardly a spike for a readout to use, or hardly a pause
+_MARKS = 2**24  # sums of as many of these as there are steps are exact, so that equal trains have equal ones
+
 
 @dataclass
 class LayerActivity:
@@ -26,6 +29,7 @@ class LayerActivity:
         silent: Units that never fire.
         saturated: Units that fire at every step of every row.
         rate: Mean firing rate, spikes per unit and step.
+        distinct: Different spike trains among the units that neither fire nor rest in all but one step in 200.
         source: Dotted name of the neurons whose spikes the affine layer receives as they are; "" if there are none.
         normalised: Dotted name of the one layer that feeds the affine layer, where that is a batch norm; else "".
         feeders: Dotted names of all layers and spiking neurons that feed it, in the order reached.
@@ -40,6 +44,7 @@ class LayerActivity:
     silent: int
     saturated: int
     rate: float
+    distinct: int
     source: str = ""
     normalised: str = ""
     feeders: tuple[str, ...] = ()
@@ -53,8 +58,8 @@ class LayerActivity:
 
     @property
     def healthy(self) -> bool:
-        """Whether at least half of the units carry information."""
-        return (self.units - self.silent - self.saturated) * 2 >= self.units
+        """Whether there are at least half as many distinct spike trains as units; one spike somewhere makes none."""
+        return self.distinct * 2 >= self.units
 
 
 class _Wiring:
@@ -113,10 +118,9 @@ class _Statistics:
 
     def __init__(self) -> None:
         self.wiring: _Wiring
-        self._low: dict[str, Tensor] = {}
-        self._high: dict[str, Tensor] = {}
-        self._total: dict[str, float] = {}
-        self._count: dict[str, int] = {}
+        self._spikes: dict[str, Tensor] = {}  # of each unit
+        self._marks: dict[str, Tensor] = {}  # a random sum over the steps at which it fires
+        self._steps: dict[str, int] = {}
 
     @contextmanager
     def collecting(self, module: nn.Module) -> Iterator[None]:
@@ -138,23 +142,29 @@ class _Statistics:
             return
         axis = self.wiring.axis(name)
         per_unit = spikes.detach().float().movedim(-1 if axis is None else axis, -1).flatten(0, -2)
-        low, high = per_unit.amin(0), per_unit.amax(0)
-        self._low[name] = torch.minimum(self._low.get(name, low), low)
-        self._high[name] = torch.maximum(self._high.get(name, high), high)
-        self._total[name] = self._total.get(name, 0.0) + float(per_unit.sum())
-        self._count[name] = self._count.get(name, 0) + per_unit.numel()
+        steps = self._steps.get(name, 0)
+        draw = torch.Generator().manual_seed(steps)
+        marks = torch.randint(_MARKS, (1, len(per_unit)), generator=draw).to(per_unit.device, torch.float64)
+        self._spikes[name] = self._spikes.get(name, 0) + per_unit.double().sum(0)
+        self._marks[name] = self._marks.get(name, 0) + (marks @ per_unit.double())[0]
+        self._steps[name] = steps + len(per_unit)
+
+    def _distinct(self, name: str) -> int:
+        rates = self._spikes[name] / self._steps[name]
+        return len(self._marks[name][(rates >= _IDLE) & (rates <= 1 - _IDLE)].unique())
 
     def activities(self) -> list[LayerActivity]:
         return [
             LayerActivity(
                 name=name,
-                units=high.numel(),
-                silent=int((high == 0).sum()),
-                saturated=int((self._low[name] > 0).sum()),
-                rate=self._total[name] / self._count[name],
+                units=spikes.numel(),
+                silent=int((spikes == 0).sum()),
+                saturated=int((spikes == self._steps[name]).sum()),
+                rate=float(spikes.mean()) / self._steps[name],
+                distinct=self._distinct(name),
                 **self.wiring.describe(name),
             )
-            for name, high in self._high.items()
+            for name, spikes in self._spikes.items()
         ]
 
 

@@ -35,6 +35,10 @@ class Held:
         """Batches that hold the samples of a bool mask, and which of theirs these are."""
         return self, samples
 
+    def widened(self, size: int) -> Any:
+        """The same samples in batches of at least ``size`` where batches are composed here."""
+        return self
+
     def sample(self, count: int, seed: int) -> Any:
         """Batches of which the first hold ``count`` samples, drawn at random by ``seed`` where that is possible."""
         return self
@@ -155,6 +159,10 @@ class Composed(Held):
         if self._whole:
             read[(~samples).nonzero()[: -int(samples.sum()) % self._size, 0]] = True
         return self._of([self._items[k] for k in read.nonzero()[:, 0].tolist()]), samples[read]
+
+    def widened(self, size: int) -> "Composed":
+        """The same rows in batches of at least ``size``, unless batches must be whole."""
+        return self if self._whole else Composed(self._original, self._items, max(size, self._size), whole=False)
 
     def sample(self, count: int, seed: int) -> "Composed":
         """``count`` rows at random, or the next number that makes whole batches."""

@@ -21,6 +21,9 @@ from lightning_cvxsnn.runtime.rng import isolate_rng
 #: Training rows that firing rates are measured on.
 CALIBRATION_ROWS = 1024
 
+#: Rows that one pass may take at once where it keeps no gradient, whatever the batches of training.
+TOGETHER = 256
+
 
 class Network:
     """A module, its training rows, its readout and the batch norms that training updates.
@@ -77,7 +80,7 @@ class Network:
 
     def inputs(self, rows: int = CALIBRATION_ROWS) -> list[Any]:
         """Batches of inputs that hold at least so many random rows, all if there are fewer."""
-        return [batch.x for batch in self.rows.sample(rows)]
+        return [batch.x for batch in self.rows.widened(TOGETHER).sample(rows)]
 
     def activity(self, rows: int = CALIBRATION_ROWS) -> list[LayerActivity]:
         """How the units of every spiking layer fire on some rows, in the order in which a batch reaches the layers."""

@@ -112,6 +112,10 @@ class TrainingRows:
         read, own = self._read.subset(samples)
         return self._of(read), own
 
+    def widened(self, size: int) -> "TrainingRows":
+        """The same rows in batches of at least ``size`` where torch composes them: fewer passes cost less."""
+        return self._of(self._read.widened(size))
+
     def sample(self, count: int) -> list[Batch]:
         """At least ``count`` rows drawn at random by the seed (all if there are fewer), as batches.
 

@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_cvxsnn.convex import Point
-from lightning_cvxsnn.convex.losses import loss_named
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme, Choice, Penalty, capture_programme
@@ -33,7 +32,8 @@ from lightning_cvxsnn.runtime.ranks import checksum
 from lightning_cvxsnn.runtime.rng import isolate_rng
 from lightning_cvxsnn.runtime.work import counting
 from lightning_cvxsnn.witnesses.calibration import CalibratedLayer
-from lightning_cvxsnn.witnesses.kinds import describe_repairs, repair_dead_layers, wants_pairs
+from lightning_cvxsnn.witnesses.choice import fresh_layers
+from lightning_cvxsnn.witnesses.kinds import describe_repairs, repair_dead_layers
 from lightning_cvxsnn.witnesses.replace import Replacement, replace_witnesses
 
 _TOLERANCE = 1e-3  # of a forward pass, relative
@@ -261,8 +261,8 @@ class Reconstructor:
         settings, fresh = self.settings, policy.may_change_hidden
         network.synchronise()
         replaced = fresh and settings.witnesses not in ("auto", "keep", "calibrated")
-        if policy.starts_training and settings.witnesses == "auto" and loss_named(settings.loss).decides:
-            replaced = wants_pairs(network)
+        if policy.starts_training and settings.witnesses == "auto":
+            replaced = bool(fresh_layers(network))
         as_found, judges = None, None
         if network.norms or replaced:
             as_found, judges = self._capture(network, context, "patterns as found", validation)

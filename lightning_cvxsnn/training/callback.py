@@ -76,15 +76,16 @@ class ConvexReconstruction(Callback):
             path at the first two solves, then followed a step at a time.
         readout: Dotted name of the readout, such as ``"net.4"``. None: the last linear layer that a batch reaches.
         witnesses: What to do with hidden weights. ``"auto"`` keeps them and repairs layers that are silent or
-            saturated: one that holds its constructor's weights as a whole, of any other the dead units. Where training
-            goes on from the warm start, a classifier of one decision per sample and at most two spiking layers gets
-            those of ``"pairs"`` in a last layer that holds its constructor's weights. ``"keep"`` refuses a network that
-            is dead. The others act at the warm start only. ``"calibrated"`` rescales every unit to a firing rate of
-            0.1. ``"gaussian_standard"``, ``"gaussian_normalized"`` and ``"gaussian_orthogonal"`` draw every hidden
-            layer: N(0, 1), rows of unit norm, orthonormal rows. ``"pairs"``, ``"pool"`` and ``"priced"`` replace the
-            last hidden ``nn.Linear`` or convolution: by weights that tell pairs of training points apart, by the best
-            of many candidates, by column generation; in a `ParallelSNN` the last two replace whole branches. What the
-            rows that judge reject is rolled back.
+            saturated: one that holds its constructor's weights as a whole, of any other the dead units. At the warm
+            start, layers that hold their constructor's weights get those over which a ridge readout errs least on rows
+            that it has not seen: repaired, or a first layer of rescaled or of paired weights whose spikes the layers
+            behind send on, or that and ``"pairs"``. ``"keep"`` refuses a network that is dead. The others act at the
+            warm start only. ``"calibrated"`` rescales every unit to a firing rate of 0.1. ``"gaussian_standard"``,
+            ``"gaussian_normalized"`` and ``"gaussian_orthogonal"`` draw every hidden layer: N(0, 1), rows of unit norm,
+            orthonormal rows. ``"pairs"``, ``"pool"`` and ``"priced"`` replace the last hidden ``nn.Linear`` or
+            convolution: by weights that tell pairs of training points apart, by the best of many candidates, by column
+            generation; in a `ParallelSNN` the last two replace whole branches. What the rows that judge reject is
+            rolled back.
         warm_start: Solve before the first epoch; once per run, not on resume, not under ``fast_dev_run``.
         every_n_epochs: Solve after the last batch of every n-th epoch at the earliest, before its validation. 0: never.
         final_solve: Solve at the end of training, before the last validation where the last epoch is known, else in

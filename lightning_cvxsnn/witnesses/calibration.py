@@ -15,18 +15,19 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from lightning_cvxsnn.network.activity import LayerActivity, measure_activity
 from lightning_cvxsnn.network.dataflow import has_rows, is_spiking
 from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
-from lightning_cvxsnn.network.network import Network
+from lightning_cvxsnn.network.network import CALIBRATION_ROWS, Network
 from lightning_cvxsnn.network.neurons import neuron_of
 from lightning_cvxsnn.network.writable import why_not_writable
 
 #: How a layer is made to fire. ``scale``: each unit by a factor of its row; ``scale_dead``: only the silent and the
 #: saturated ones; ``shift_bias``: each unit by its bias, after one factor for all weights that gives currents a
-#: standard deviation of 0.5; ``copy_below``: each unit fires with one unit of the layer below, since the weight between
-#: the two is raised.
+#: standard deviation of 0.5 (``scale`` where it has no bias); ``copy_below``: each unit fires with one unit of the
+#: layer below, since the weight between the two is raised and all others are made small.
 Manner = Literal["scale", "scale_dead", "shift_bias", "copy_below"]
 
 _LOG2_SCALES = (-14.0, 14.0)
@@ -34,7 +35,8 @@ _LARGEST_SHIFT = 2.0**14
 _BISECTIONS = 18
 _DEVIATION = 0.5  # of a unit's current where biases make it fire: inside the window of the usual surrogates
 _COPY = 1.5  # of the current that makes a unit fire: other weights, drawn at random, do not stop a copy;
-_COPY_SOFT = 1.1  # where a reset keeps what is above the threshold: it would add up to further spikes
+_COPY_SOFT = 1.05  # where a reset keeps what is above the threshold: it would add up to further spikes
+_KEPT = 0.2  # of the other weights and the bias, times the leak: the longer a voltage is kept, the more they add up
 _ADVICE = "Give it weights or thresholds with which it fires, or use witnesses='keep'."
 _ROUNDING = 1e-5
 _CURRENT_LIMIT = 2**23  # input currents held at once, 32 MiB of float32
@@ -78,7 +80,8 @@ def calibrate_layers(
     rate: float,
     only_dead: bool,
     skip_last: bool = False,
-    unhealthy_too: Callable[[nn.Module], bool] = lambda affine: False,
+    rows: int = CALIBRATION_ROWS,
+    also: Callable[[nn.Module, LayerActivity], bool] = lambda affine, layer: False,
     manner: Callable[[nn.Module, LayerActivity], Manner] = lambda affine, layer: "scale",
 ) -> list[CalibratedLayer]:
     """Change each layer's affine, in place and in the order reached, until its units fire at ``rate``.
@@ -92,10 +95,10 @@ def calibrate_layers(
         rate: Target firing rate per unit, spikes per step, in (0, 1).
         only_dead: Leave layers alone that carry information (``LayerActivity.alive``).
         skip_last: Leave the last spiking layer alone.
-        unhealthy_too: Whether ``only_dead`` also changes the layer behind an affine layer where it is not
-            ``LayerActivity.healthy``.
-        manner: How an affine layer is changed, see `Manner`. ``copy_below`` is for linear layers that
-            receive the spikes of another layer no wider; elsewhere, and if the layer is then not healthy, rows are
+        rows: Training rows that firing rates are measured on.
+        also: Whether ``only_dead`` also changes the layer behind an affine layer, though it carries information.
+        manner: How an affine layer is changed, see `Manner`. ``copy_below`` is for linear layers and convolutions that
+            receive the spikes of another layer no wider; elsewhere, and if half of what it sends is then lost, rows are
             scaled.
 
     Returns:
@@ -106,18 +109,16 @@ def calibrate_layers(
             is frozen, or carries no more information afterwards. A dead layer that only other spiking layers feed, or
             that receives the same on every row, is left as it is, with a warning.
     """
-    changed, module, inputs = [], network.module, network.inputs()
+    changed, module, inputs = [], network.module, network.inputs(rows)
     activities = measure_activity(module, inputs)
     for position in range(len(activities) - skip_last):
         before = activities[position]
-        if only_dead and before.healthy:
-            continue
         affine = _writable_affine(module, before)
-        if affine is None or (only_dead and before.alive and not unhealthy_too(affine)):
+        if affine is None or (only_dead and before.alive and not also(affine, before)):
             continue
         how = manner(affine, before) if before.alone else "scale_dead"
         if how == "copy_below":
-            after = _copy_below(network, inputs, position, before)
+            after = _copy_below(network, inputs, position, activities)
             if after is not None:
                 activities = after
                 changed.append(CalibratedLayer(before.name, before.affine_name, before, after[position], copies=True))
@@ -160,7 +161,7 @@ def _factors_and_shifts(
     currents = _Currents(module, inputs, layer)
     ones = torch.ones(currents.units, device=currents.device)
     factors, shifts = ones, torch.zeros_like(ones)
-    if how == "shift_bias":
+    if how == "shift_bias" and module.get_submodule(layer.affine_name).bias is not None:
         deviation = currents.deviation()
         factors = ones * (_DEVIATION / deviation if deviation > 0 else 1.0)
         shifts = shifts_for(partial(currents.rates, factors), currents.units, rate, currents.device)
@@ -188,26 +189,38 @@ def _is_as_dead(after: LayerActivity, before: LayerActivity) -> bool:
 
 
 def _copy_below(
-    network: Network, inputs: Sequence[Any], position: int, layer: LayerActivity
+    network: Network, inputs: Sequence[Any], position: int, activities: list[LayerActivity]
 ) -> list[LayerActivity] | None:
-    """Let the units of a linear layer fire with those below, in turn; None, and nothing changed, where they do not."""
-    module = network.module
+    """Let the units of a layer fire with those below, in turn; None, and nothing changed, where they do not.
+
+    A channel of a convolution sends on the map of one below it, by the weight at the middle of its kernel.
+    """
+    module, layer = network.module, activities[position]
     affine: Any = module.get_submodule(layer.affine_name)
-    if not (layer.source and isinstance(affine, nn.Linear) and affine.out_features >= affine.in_features):
+    if not (layer.source and isinstance(affine, (nn.Linear, _ConvNd)) and getattr(affine, "groups", 1) == 1):
+        return None
+    outputs, fan_in = affine.weight.shape[:2]
+    if outputs < fan_in:
         return None
     try:
         neuron = neuron_of(module.get_submodule(layer.name))
     except ValueError:
         return None  # what makes it fire is not known
-    found, units = affine.weight.clone(), torch.arange(affine.out_features, device=affine.weight.device)
-    affine.weight[units, units % affine.in_features] += neuron.firing_current * (
+    found, units = [(p, p.clone()) for p in affine.parameters(recurse=False)], torch.arange(outputs)
+    for parameter, _ in found:
+        parameter.mul_(_KEPT * (1 - neuron.leak))
+    weight: Any = affine.weight
+    middle = [size // 2 for size in weight.shape[2:]]
+    weight[(units, units % fan_in, *middle)] += neuron.firing_current * (
         _COPY_SOFT if neuron.v_reset is None else _COPY
     )
     network.refresh_norms()
-    activities = measure_activity(module, inputs)
-    if activities[position].healthy:
-        return activities
-    affine.weight.copy_(found)
+    then = measure_activity(module, inputs)
+    below = next(a for a in activities if a.name == layer.source)
+    if then[position].alive and then[position].distinct * 2 >= below.distinct:
+        return then
+    for parameter, value in found:
+        parameter.copy_(value)
     network.refresh_norms()
     return None
 

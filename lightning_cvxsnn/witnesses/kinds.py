@@ -12,7 +12,7 @@ from torch import nn
 from lightning_cvxsnn.network.activity import LayerActivity
 from lightning_cvxsnn.network.dataflow import is_spiking
 from lightning_cvxsnn.network.isolation import undisturbed
-from lightning_cvxsnn.network.network import Network
+from lightning_cvxsnn.network.network import CALIBRATION_ROWS, Network
 from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.network.transaction import all_or_nothing
 from lightning_cvxsnn.patterns import Backend
@@ -60,7 +60,7 @@ class WitnessOptions:
 
 
 def repair_dead_layers(
-    network: Network, *, only_dead: bool, untrained: bool, skip_last: bool = False
+    network: Network, *, only_dead: bool, untrained: bool, skip_last: bool = False, rows: int = CALIBRATION_ROWS
 ) -> list[CalibratedLayer]:
     """Change the weights that feed dead layers, or all layers, so that they fire at `TARGET_RATE`.
 
@@ -76,6 +76,7 @@ def repair_dead_layers(
         untrained: Whether training has yet to begin: a layer that is half dead then counts as dead if it holds its
             constructor's weights. Later its other half is somebody's work.
         skip_last: Leave the last spiking layer as it is: it gets new witnesses.
+        rows: Training rows that firing rates are measured on.
 
     Returns:
         What was done to each layer, in the order reached.
@@ -93,8 +94,8 @@ def repair_dead_layers(
         return "shift_bias" if shallow or not layer.source else "copy_below"
 
     return calibrate_to_target(
-        network, only_dead=only_dead, skip_last=skip_last,
-        unhealthy_too=lambda affine: untrained and is_initialised(affine), manner=manner,
+        network, only_dead=only_dead, skip_last=skip_last, rows=rows,
+        also=lambda affine, layer: untrained and not layer.healthy and is_initialised(affine), manner=manner,
     )  # fmt: skip
 
 

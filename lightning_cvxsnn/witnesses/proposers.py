@@ -44,7 +44,7 @@ def propose_units(
     """
     per_sample = network.readout.reduction.rows_per_sample
     affordable = max(_PRICED_ENTRIES // (network.readout.module.in_features * per_sample), _FEWEST_SAMPLES)
-    samples = _some_samples(network, programme, min(most, affordable), options.seed)
+    samples = some_samples(network, programme, min(most, affordable), options.seed)
     rows, own = network.rows.subset(samples)
     layer = find_witness_layer(
         network.module, network.readout, (batch.x for batch in rows), own, options.backend,
@@ -73,14 +73,14 @@ def propose_branches(
         options: Kind and seed of the search.
         most: Samples to choose on, at most.
     """
-    samples = _some_samples(network, programme, most, options.seed)
+    samples = some_samples(network, programme, most, options.seed)
     part = programme.subset(samples.repeat_interleave(network.readout.reduction.rows_per_sample))
     inputs = _inputs(*network.rows.subset(samples))
     settings = BranchSearchSettings(price=options.kind == "priced")
     return BranchProposer(branched, inputs, part, TARGET_RATE, options.seed, settings)
 
 
-def _some_samples(network: Network, programme: CapturedProgramme, most: int, seed: int) -> Tensor:
+def some_samples(network: Network, programme: CapturedProgramme, most: int, seed: int) -> Tensor:
     """Bool ``[samples]``: at most ``most`` of the training samples, by the seed."""
     count = len(programme.held_out) // network.readout.reduction.rows_per_sample
     mask = torch.zeros(count, dtype=torch.bool)

@@ -10,13 +10,13 @@ from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.witnesses.branches import Branched
 from lightning_cvxsnn.witnesses.calibration import CalibratedLayer
+from lightning_cvxsnn.witnesses.choice import choose_start
 from lightning_cvxsnn.witnesses.column_generation import ColumnGeneration
-from lightning_cvxsnn.witnesses.kinds import PAIRED_SAMPLES, WitnessOptions, calibrate_to_target, repair_dead_layers
+from lightning_cvxsnn.witnesses.kinds import WitnessOptions, calibrate_to_target, repair_dead_layers
+from lightning_cvxsnn.witnesses.paired import replace_by_pairs
 from lightning_cvxsnn.witnesses.proposers import propose_branches, propose_units
 from lightning_cvxsnn.witnesses.samplers import GaussianKind, affine_names, write_gaussian
 from lightning_cvxsnn.witnesses.search import SearchStatistics
-
-_TOLD_ROWS = 256  # on which the activity of replaced units is measured for the report
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Replacement:
 def replace_witnesses(
     network: Network, programme: CapturedProgramme, options: WitnessOptions, beta: float | None
 ) -> Replacement:
-    """Write the hidden weights of ``options.kind``; for ``"auto"``, those of ``"pairs"``.
+    """Write the hidden weights of ``options.kind``; for ``"auto"``, those of `choose_start`.
 
     Args:
         network: The network, changed in place; its batch norms are estimated anew after each change.
@@ -45,8 +45,9 @@ def replace_witnesses(
         beta: L1 penalty of a search, in the paper's units; None: it chooses one.
     """
     module, kind = network.module, options.kind
-    if kind != "auto":
-        _warn_of_others(network)
+    if kind == "auto":
+        return Replacement(choose_start(network, programme, options))
+    _warn_of_others(network)
     if kind in get_args(GaussianKind):
         names = affine_names(module, network.inputs()[0], network.readout.module)
         write_gaussian(module, names, cast(GaussianKind, kind), options.seed)
@@ -56,9 +57,14 @@ def replace_witnesses(
     rho = None if beta is None else beta / network.readout.module.in_features**0.5
     if isinstance(module, Branched) and kind != "pairs":
         return _replace_branches(network, module, programme, options, rho)
-    layers = repair_dead_layers(network, only_dead=kind == "auto", untrained=True, skip_last=True)
-    if kind in ("auto", "pairs"):
-        return Replacement([*layers, _replace_by_pairs(network, programme, options)])
+    layers = repair_dead_layers(network, only_dead=False, untrained=True, skip_last=True)
+    if kind == "pairs":
+        last = replace_by_pairs(network, programme, options)
+        rank_zero_info(
+            f"ConvexReconstruction gave the {last.after.units} units of '{last.affine_name}' weights that tell pairs "
+            "of training points apart."
+        )
+        return Replacement([*layers, last])
     return _replace_units(network, programme, options, rho, layers)
 
 
@@ -72,20 +78,6 @@ def _warn_of_others(network: Network) -> None:
             "Where these outputs depend on the same layers they answer something else now, and have to be trained "
             "after it. Use witnesses='auto', which keeps hidden weights that somebody has trained."
         )
-
-
-def _replace_by_pairs(network: Network, programme: CapturedProgramme, options: WitnessOptions) -> CalibratedLayer:
-    """Give the last hidden layer weights that tell pairs of training points apart."""
-    proposer = propose_units(network, programme, options, most=PAIRED_SAMPLES)
-    layer, width = proposer.layer, proposer.width
-    before = network.last_activity(_TOLD_ROWS)
-    layer.write(network, torch.arange(width), *proposer.sampler.draw_pairs(width))
-    after = network.last_activity(_TOLD_ROWS)
-    rank_zero_info(
-        f"ConvexReconstruction gave the {width} units of '{layer.affine_name}' weights that tell pairs of training "
-        "points apart."
-    )
-    return CalibratedLayer(before.name, layer.affine_name, before, after, replaced=True)
 
 
 def _replace_units(

@@ -26,8 +26,8 @@ def is_initialised(affine: nn.Module) -> bool:
     """Whether a layer's weights and biases can be told from none that its constructor draws.
 
     Every one of a Linear or Conv layer's is drawn from the uniform distribution over +-1/sqrt(fan_in) (the kaiming
-    initialisation of torch, Glorot and He). Weights that are frozen, computed from others, have no bias beside them,
-    leave the interval or fail the Kolmogorov-Smirnov test of that distribution at the level 0.001 are somebody's own.
+    initialisation of torch, Glorot and He). Weights that are frozen, computed from others, leave the interval or fail
+    the Kolmogorov-Smirnov test of that distribution at the level 0.001 are somebody's own.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -41,11 +41,11 @@ def is_initialised(affine: nn.Module) -> bool:
     """
     if not isinstance(affine, (nn.Linear, _ConvNd)):
         return False
-    weight, bias = affine._parameters.get("weight"), affine._parameters.get("bias")
-    if weight is None or bias is None or not (weight.requires_grad and bias.requires_grad):
-        return False
-    for parameter in (weight, bias):
-        scaled = parameter.detach().double().flatten().cpu() * weight[0].numel() ** 0.5
+    drawn = [affine._parameters.get(name) for name in ("weight", "bias") if getattr(affine, name) is not None]
+    for parameter in drawn:
+        if parameter is None or not parameter.requires_grad:  # computed, or frozen
+            return False
+        scaled = parameter.detach().double().flatten().cpu() * affine.weight[0].numel() ** 0.5
         if bool((scaled.abs() > 1 + _FLOAT32).any()) or kstest(scaled, "uniform", (-1, 2)).pvalue < _LEVEL:
             return False
     return True

@@ -571,10 +571,9 @@ def test_the_checkpoint_holds_plain_values_and_tensors():
     walk(callback.state_dict())
 
 
-@pytest.mark.parametrize("reduction", ["last", "mean"])
-def test_auto_gives_a_fresh_last_layer_weights_that_tell_pairs_apart(reduction, caplog):
+def test_auto_chooses_a_start_for_fresh_weights_alone(caplog):
     torch.manual_seed(3)
-    fresh, chosen = Net(reduction, lr=0.0), Net(reduction, lr=0.0)
+    fresh, chosen = Net(lr=0.0), Net(lr=0.0)
     with torch.no_grad():
         chosen.hidden[0].weight.mul_(2)  # no constructor draws these
     for net, replaced in ((fresh, True), (chosen, False)):
@@ -582,15 +581,5 @@ def test_auto_gives_a_fresh_last_layer_weights_that_tell_pairs_apart(reduction, 
         with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
             fitted(ConvexReconstruction(every_n_epochs=0, final_solve=False), net, max_epochs=1)
         assert torch.equal(net.hidden[0].weight, before) != replaced
-        assert ("'hidden.0' weights that tell pairs of training points apart" in caplog.text) == replaced
+        assert ("starts from weights that tell pairs of points apart in the first layer" in caplog.text) == replaced
         caplog.clear()
-
-
-def test_auto_keeps_a_fresh_layer_whose_inputs_do_not_fit(monkeypatch):
-    monkeypatch.setattr("lightning_cvxsnn.runtime.memory.free_memory", lambda device: 1000)
-    net = Net(lr=0.0)
-    before = net.hidden[0].weight.clone()
-    callback = ConvexReconstruction(every_n_epochs=0, final_solve=False)
-    fitted(callback, net, max_epochs=1)
-    assert callback.reports[0].accepted
-    assert torch.equal(net.hidden[0].weight, before)

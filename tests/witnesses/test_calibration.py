@@ -104,7 +104,7 @@ def test_a_layer_of_which_a_quarter_fires_is_changed_where_half_must():
     before = net[0].weight.clone()
     calibrated(net, INPUTS, only_dead=True)
     assert torch.equal(net[0].weight, before)
-    changed = calibrated(net, INPUTS, only_dead=True, unhealthy_too=lambda affine: affine is net[0])
+    changed = calibrated(net, INPUTS, only_dead=True, also=lambda affine, layer: affine is net[0])
     assert (changed[0].name, changed[0].before.silent, changed[0].after.silent) == ("1", 24, 0)
     assert changed[0].before.alive
     assert not changed[0].before.healthy
@@ -242,6 +242,7 @@ def test_a_bias_silences_and_excites_and_gives_up():
         neuron.LIFNode,
         neuron.IFNode,
         lambda: neuron.LIFNode(tau=5.0, decay_input=False, v_threshold=0.7, v_reset=None),
+        lambda: neuron.LIFNode(tau=100.0, decay_input=False, v_reset=None),  # keeps what it receives
         lambda: neuron.LIFNode(tau=3.0, v_threshold=0.2, v_reset=-0.4),
         lambda: neuron.ParametricLIFNode(init_tau=4.0),
     ],
@@ -260,6 +261,53 @@ def test_copies_fire_with_the_units_below(step_mode, node):
     assert first.any()
     assert torch.equal(by_hand(net, INPUTS[0], 2), first)
     assert torch.equal(by_hand(net, INPUTS[0], 3), first[..., torch.arange(70) % 32])
+
+
+def test_copies_without_biases_lose_nothing_in_any_depth():
+    net = nn.Sequential()
+    for depth in range(12):
+        net.append(layer.Linear(6 if depth == 0 else 32, 32, bias=False))
+        net.append(neuron.LIFNode(tau=100.0, decay_input=False, v_reset=None))
+    functional.set_step_mode(net, "m")
+    changed = calibrated(net, INPUTS, manner=lambda affine, layer: "copy_below" if layer.source else "shift_bias")
+    assert [c.copies for c in changed] == [False] + [True] * 11
+    first = by_hand(net, INPUTS[0], 1)
+    assert first.any()
+    assert torch.equal(by_hand(net, INPUTS[0], 12), first)
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_channels_of_a_convolution_send_on_the_maps_below(step_mode):
+    net = nn.Sequential(
+        layer.Conv2d(1, 5, 3, padding=1), neuron.LIFNode(), layer.Conv2d(5, 8, 3, padding=1), neuron.LIFNode()
+    )
+    functional.set_step_mode(net, step_mode)
+    x = torch.rand(4, 30, 1, 6, 6)
+    changed = calibrated(net, [x], manner=lambda affine, layer: "copy_below" if layer.source else "scale")
+    assert [c.copies for c in changed] == [False, True]
+    functional.reset_net(net)
+    below = run(net[:2], x)
+    functional.reset_net(net)
+    assert torch.equal(run(net, x), below[:, :, torch.arange(8) % 5])
+
+
+def test_units_that_fire_once_or_alike_do_not_make_a_layer_healthy():
+    net = deep(1)
+    calibrated(net, INPUTS)
+    assert activity(net, INPUTS)[0].healthy
+    with torch.no_grad():
+        net[0].weight.copy_(net[0].weight[:1].expand(32, -1))
+        net[0].bias.copy_(net[0].bias[:1].expand(32))
+    (alike,) = activity(net, INPUTS)
+    assert (alike.silent, alike.distinct, alike.alive, alike.healthy) == (0, 1, True, False)
+    rare = deep(1, node=neuron.IFNode)
+    with torch.no_grad():
+        rare[0].weight.copy_(torch.eye(32, 6))
+        rare[0].bias.zero_()
+    x = torch.zeros(8, 100, 6)
+    x[0, 0] = 1.0  # one spike of six units in 800 steps
+    (once,) = activity(rare, [x])
+    assert (once.silent, once.distinct) == (26, 0)
 
 
 class Unknown(neuron.LIFNode):
@@ -352,7 +400,7 @@ def test_units_that_the_rest_makes_fire_keep_their_weights():
         net.shortcut.weight.zero_()
         net.shortcut.bias.copy_(torch.tensor([1.5] + [0.0] * 5))
     before = net.fc.weight.clone()
-    (changed,), written = repaired(net, unhealthy_too=lambda affine: True)
+    (changed,), written = repaired(net, also=lambda affine, layer: not layer.healthy)
     assert written == {"fc"}
     assert torch.equal(net.fc.weight[0], before[0])
     assert (changed.before.silent, changed.after.silent) == (5, 0)

@@ -48,7 +48,7 @@ def test_the_constructors_weights_are_recognised():
     torch.manual_seed(0)
     makers = [
         lambda: nn.Linear(6, 24),
-        lambda: layer.Linear(200, 100),
+        lambda: layer.Linear(200, 100, bias=False),
         lambda: nn.Conv2d(4, 8, 3, groups=2),
         lambda: layer.Conv1d(3, 5, 7),
     ]
@@ -91,6 +91,6 @@ def test_weights_of_somebodys_own_are_told_apart(change):
     assert not is_initialised(affine)
 
 
-@pytest.mark.parametrize("module", [nn.BatchNorm1d(40), nn.Linear(40, 60, bias=False), nn.ReLU()])
-def test_layers_that_no_bias_can_bring_to_life(module):
+@pytest.mark.parametrize("module", [nn.BatchNorm1d(40), nn.ReLU(), nn.utils.weight_norm(nn.Linear(40, 60))])
+def test_other_layers_and_computed_weights_are_not_a_constructors(module):
     assert not is_initialised(module)
