@@ -17,7 +17,7 @@ from lightning_cvxsnn.runtime.work import count_work
 
 __all__ = ["Blocks", "DictionaryLike", "Entries", "Gathered", "Matrix", "PackedDictionary", "add_gram", "slices"]
 
-_STRIPE = 128  # rows of a Gram that are computed together
+_STRIPE, _CACHED = 128, 2**20  # rows of a Gram that are computed together, entries that they are computed of
 
 
 @dataclass(frozen=True)
@@ -258,8 +258,9 @@ class _Transposed:
 def add_gram(total: Tensor, wide: Tensor, factor: float = 1.0) -> None:
     """Add ``factor * wide @ wide^T``, ``[k, k]`` of ``[k, m]``, on and below the diagonal."""
     count_work(wide.numel() * len(wide) // 2)
-    for part in slices(len(wide), _STRIPE):
-        total[part.start :, part].addmm_(wide[part.start :], wide[part].T, alpha=factor)
+    for cached in slices(wide.shape[1], _CACHED // max(len(wide), 1)):
+        for part in slices(len(wide), _STRIPE):
+            total[part.start :, part].addmm_(wide[part.start :, cached], wide[part, cached].T, alpha=factor)
 
 
 def slices(rows: int, step: int) -> Iterator[slice]:

@@ -31,8 +31,8 @@ __all__ = ["FaceNewton"]
 
 _CONTINUATION = 0.3  # share of the penalty that remains from one iteration to the next, down to rho
 _LEAST_RATIO = 1e-3  # of L1 for which the continuation starts
-_FIRST = 200  # new entries over all outputs, or
-_GROWTH = 0.3  # share of those that the output with the most has already, for each output
+_FIRST = 200  # new entries over all outputs, or of each one
+_GROWTH = 2  # times as many as were new and stayed in the iteration before
 _NEAR = 0.9  # share of rho above which the dual point of a start puts an entry into the first working set
 _HOPEFUL = 2.0  # tolerances of the estimated gap at which the certificate is asked
 _SLOW = 0.5  # share of the gap that may remain after an iteration at rho for float32 to be good enough
@@ -83,6 +83,7 @@ class _Descent:
         self.x = self._inside(start.coef, start.intercept)
         self.outputs = self._outputs(start.coef, start.intercept)
         self.best = (math.inf, self.x)
+        self.support = self.x[:, : self.size] != 0  # before the last iteration
 
     def _inside(self, coef: Tensor, intercept: Tensor) -> Tensor:
         if not self.programme.fit_intercept:
@@ -178,11 +179,13 @@ class _Descent:
 
     def _working(self, slope: Tensor, penalty: ElasticNet) -> Tensor:
         """Entries ``[C, p]`` to work on: those in use and the worst violations."""
-        working = self.x[:, : self.size] != 0
-        violation = torch.where(working, 0.0, penalty.excess(slope[:, : self.size]))
-        most = max(_FIRST // len(working), int(_GROWTH * working.sum(1).max()), 1)
-        worst = violation.topk(min(most, self.size), 1)
-        return working.scatter(1, worst.indices, working.gather(1, worst.indices) | (worst.values > 0))
+        support = self.x[:, : self.size] != 0
+        stayed = (support & ~self.support).sum(1, keepdim=True)
+        self.support = support
+        most = (_GROWTH * stayed).clamp(max(_FIRST // len(support), 1), self.size)
+        worst = torch.where(support, 0.0, penalty.excess(slope[:, : self.size])).topk(int(most.max()), 1)
+        new = (worst.values > 0) & (torch.arange(worst.values.shape[1], device=most.device) < most)
+        return support.scatter(1, worst.indices, support.gather(1, worst.indices) | new)
 
     def _step(self, slope: Tensor, working: Tensor, penalty: ElasticNet) -> bool:
         """Towards the minimiser of the model over the working entries; whether the objective falls."""

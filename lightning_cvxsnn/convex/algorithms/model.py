@@ -22,7 +22,8 @@ _FORCING = 0.1  # share of its slope that a model may leave
 _STEPS = 30  # of conjugate gradients on one face
 _DROPS = 3  # times that entries which would enter with the wrong sign are left out of a face
 _LENGTHS = 0.5, 0.25, 0.125, 0.0625  # of a step to another face that does not descend
-_DENSE = 3000  # entries up to which a Hessian is cheaper than conjugate gradients
+_DENSE = 2000  # entries up to which a Hessian is cheaper than conjugate gradients
+_KNOWN = 0.95  # share of the entries of an output that a kept Hessian must have, to precondition
 _NEARLY_ALL = 0.99  # of the curvature of an output, which few rows may hold
 _PROXIMAL = 1e-6  # relative, on the diagonal of the models of faces: directions may be flat
 _RIDGE = 1e-6  # relative, of the preconditioner: a float32 Gram is not more exact
@@ -62,13 +63,16 @@ class Columns:
         return self.index
 
     def kept(self, output: int, place: Tensor, hessian: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Places and their Hessian, of an earlier model if that had all of them: it only has to precondition."""
-        size, known, matrix = self.hessians.get(output, (-1, place, self.lengths))
-        if size == self.index.numel() and bool(torch.isin(place, known).all()):
-            inside = torch.searchsorted(known, place)
-            return place, matrix[inside][:, inside]
-        self.hessians[output] = self.index.numel(), place, hessian(output, place)
-        return place, self.hessians[output][2]
+        """Places and their Hessian, of an earlier model if that had nearly all of them: it only preconditions."""
+        size, known, matrix = self.hessians.get(output, (0, place[:0], self.root.new_zeros(0, 0)))
+        position = torch.full((self.index.numel() + 1,), -1, device=place.device)
+        position[torch.where(known == size, self.index.numel(), known)] = torch.arange(len(known), device=place.device)
+        there = position[place] >= 0
+        if int(there.sum()) < _KNOWN * len(place):
+            self.hessians[output] = self.index.numel(), place, hessian(output, place)
+            return place, self.hessians[output][2]
+        inside = position[place[there]]
+        return place[there], matrix[inside][:, inside]
 
 
 class Model:
@@ -100,7 +104,8 @@ class Model:
             self.l2[:, :known] = curvature[columns.index.to(curvature.device), 0].to(start)
         lengths = torch.full_like(start[0], self.total)
         lengths[:known] = columns.lengths
-        self.diagonal = self.l2 + _PROXIMAL * torch.outer(self.curvature.sum(0) / self.total, lengths)
+        lengths = torch.outer(self.curvature.sum(0) / self.total, lengths)
+        self.diagonal, self.about = self.l2 + _PROXIMAL * lengths, self.l2 + lengths
 
     def minimise(self, slope: Tensor, working: Tensor) -> tuple[Tensor, float]:
         """Minimise it, nearly.
@@ -247,7 +252,7 @@ class Model:
         return step, curved
 
     def _preconditioner(self, face: Tensor) -> Callable[[Tensor], Tensor]:
-        """The inverses of the Hessians of the outputs alone, on the face."""
+        """The inverses of the Hessians of the outputs alone, on the face; of the diagonal where these have no entry."""
         parts = []
         for c, (places, hessian) in enumerate(self.blocks):
             inside = face[c, places]
@@ -256,7 +261,7 @@ class Model:
             parts.append((places[inside], factor(system, _RIDGE) if len(system) else system))
 
         def inverse(residual: Tensor) -> Tensor:
-            turned = torch.zeros_like(residual)
+            turned = residual / self.about
             for c, (index, lower) in enumerate(parts):
                 right = residual[c, index].to(lower)[:, None]
                 turned[c, index] = torch.cholesky_solve(right, lower)[:, 0].to(residual)
