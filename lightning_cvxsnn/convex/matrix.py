@@ -15,7 +15,9 @@ from torch import Tensor
 
 from lightning_cvxsnn.runtime.work import count_work
 
-__all__ = ["Blocks", "DictionaryLike", "Entries", "Matrix", "PackedDictionary"]
+__all__ = ["Blocks", "DictionaryLike", "Entries", "Gathered", "Matrix", "PackedDictionary", "add_gram", "slices"]
+
+_STRIPE, _CACHED = 128, 2**20  # rows of a Gram that are computed together, entries that they are computed of
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,14 @@ class PackedDictionary(DictionaryLike, Protocol):
 
     def columns(self, index: Tensor) -> PackedDictionary:
         """The dictionary restricted to columns, int64 positions."""
+        ...
+
+
+class Gathered(Protocol):
+    """Whatever columns can be gathered of."""
+
+    def gathered(self, index: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield slices of rows and fresh copies of ``matrix[rows, index]``, bounded in size."""
         ...
 
 
@@ -157,12 +167,12 @@ class Matrix:
         width = columns if index is None else index.numel()
         sizes = self.block_sizes
         size = (sizes.product if self.device.type == "cpu" else sizes.device) if self.packed else sizes.gathered
-        for part in _slices(rows, size // max(width, 1)):
+        for part in slices(rows, size // max(width, 1)):
             yield part, self.source.block(part, index).to(torch.float64)
 
     def gathered(self, index: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of rows and fresh float64 copies of ``matrix[rows, index]``, bounded in size."""
-        for part in _slices(self.shape[0], self.block_sizes.gathered // max(index.numel(), 1)):
+        for part in slices(self.shape[0], self.block_sizes.gathered // max(index.numel(), 1)):
             yield part, self._gather(part, index)
 
     def model(self, index: Tensor, curvature: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
@@ -245,7 +255,16 @@ class _Transposed:
         return torch.cat([product, right.sum(0)[None]]) if self.matrix.ones else product
 
 
-def _slices(rows: int, step: int) -> Iterator[slice]:
+def add_gram(total: Tensor, wide: Tensor, factor: float = 1.0) -> None:
+    """Add ``factor * wide @ wide^T``, ``[k, k]`` of ``[k, m]``, on and below the diagonal."""
+    count_work(wide.numel() * len(wide) // 2)
+    for cached in slices(wide.shape[1], _CACHED // max(len(wide), 1)):
+        for part in slices(len(wide), _STRIPE):
+            total[part.start :, part].addmm_(wide[part.start :, cached], wide[part, cached].T, alpha=factor)
+
+
+def slices(rows: int, step: int) -> Iterator[slice]:
+    """Of so many rows each, the last of what is left."""
     step = max(step, 1)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule, smooth
 from lightning_cvxsnn.convex.algorithms.model import Columns, Model
-from lightning_cvxsnn.convex.algorithms.products import Products
 from lightning_cvxsnn.convex.certify import Certifier
 from lightning_cvxsnn.convex.losses import SmoothLoss, proof_named
 from lightning_cvxsnn.convex.penalties import ElasticNet, proof_of, soft_threshold
@@ -32,7 +31,8 @@ __all__ = ["FaceNewton"]
 
 _CONTINUATION = 0.3  # share of the penalty that remains from one iteration to the next, down to rho
 _LEAST_RATIO = 1e-3  # of L1 for which the continuation starts
-_FIRST = 200  # new entries over all outputs, or as many of each output as there are already
+_FIRST = 200  # new entries over all outputs, or of each one
+_GROWTH = 2  # times as many as were new and stayed in the iteration before
 _NEAR = 0.9  # share of rho above which the dual point of a start puts an entry into the first working set
 _HOPEFUL = 2.0  # tolerances of the estimated gap at which the certificate is asked
 _SLOW = 0.5  # share of the gap that may remain after an iteration at rho for float32 to be good enough
@@ -75,15 +75,15 @@ class _Descent:
         rows, self.size = programme.matrix.shape
         self.columns: Columns = programme.kept.get("columns") or Columns(programme)
         programme.kept["columns"] = self.columns
-        self.mean, self.rough, self.exact = self.columns.mean, self.columns.rough, self.columns.exact
+        self.mean, self.rough = self.columns.mean, True
         self.certifier = Certifier(
             programme.matrix, self.encoded, self.weight * rows, proof_named(loss.name), proof_of(penalty),
             programme.fit_intercept,
         )  # fmt: skip
-        self.products: Products = self.rough
         self.x = self._inside(start.coef, start.intercept)
-        self.outputs = self.exact.outputs(self.x)
+        self.outputs = self._outputs(start.coef, start.intercept)
         self.best = (math.inf, self.x)
+        self.support = self.x[:, : self.size] != 0  # before the last iteration
 
     def _inside(self, coef: Tensor, intercept: Tensor) -> Tensor:
         if not self.programme.fit_intercept:
@@ -110,8 +110,7 @@ class _Descent:
             primal = self._objective(self.x, self.outputs, self.penalty)
             if primal < self.best[0]:
                 self.best = (primal, self.x)
-            slope = self.products.slopes(self.weight[:, None] * self.loss.gradient(self.outputs, self.encoded))
-            slope = slope.to(self.x)
+            slope = self._slopes(self.weight[:, None] * self.loss.gradient(self.outputs, self.encoded))
             steepest, gap = self._distance(slope)
             report_gap(gap, stop.tolerance, primal)
             if current in (self.penalty.rho, math.inf) and gap <= _HOPEFUL * stop.tolerance:
@@ -130,23 +129,34 @@ class _Descent:
                 working = self._working(slope, self.penalty.at(current))
             else:
                 current = self.penalty.rho
-                working = self._working(self.products.slopes(multipliers), self.penalty.at(_NEAR * current))
+                working = self._working(self._slopes(multipliers), self.penalty.at(_NEAR * current))
                 multipliers = None
             if not self._step(slope, working, self.penalty.at(current)) and current == self.penalty.rho:
-                if self.products is self.exact:
+                if not self.rough:
                     break
                 self._be_exact()
         return iteration, dual_point
 
+    def _slopes(self, rows: Tensor) -> Tensor:
+        """Of what has these derivatives ``[n, C]`` in the outputs, ``[C, p (+ 1)]``."""
+        if self.rough:
+            return self.columns.rough.slopes(rows).to(rows)
+        mass = rows.sum(0)
+        slopes = (self.programme.matrix.T @ rows).T - torch.outer(mass, self.mean)
+        return torch.cat([slopes, mass[:, None]], 1) if self.programme.fit_intercept else slopes
+
     def _be_exact(self) -> None:
-        if self.products is not self.exact:
-            self.products = self.exact
-            self.outputs = self.exact.outputs(self.x)
+        if self.rough:
+            self.rough = False
+            self.outputs = self._outputs(*self.point(self.x))
+
+    def _outputs(self, coef: Tensor, intercept: Tensor) -> Tensor:
+        return self.programme.matrix @ coef + intercept
 
     def _start_is_bad(self) -> bool:
         """Whether the best constant is better; if so, that is the start."""
-        x = self._inside(*self.programme.constant())
-        outputs = self.exact.outputs(x)
+        constant = self.programme.constant()
+        x, outputs = self._inside(*constant), self._outputs(*constant)
         if self._objective(self.x, self.outputs, self.penalty) <= self._objective(x, outputs, self.penalty):
             return False
         self.x, self.outputs = x, outputs
@@ -169,11 +179,13 @@ class _Descent:
 
     def _working(self, slope: Tensor, penalty: ElasticNet) -> Tensor:
         """Entries ``[C, p]`` to work on: those in use and the worst violations."""
-        working = self.x[:, : self.size] != 0
-        violation = torch.where(working, 0.0, penalty.excess(slope[:, : self.size]))
-        most = max(_FIRST // len(working), int(working.sum(1).max()), 1)
-        worst = violation.topk(min(most, self.size), 1)
-        return working.scatter(1, worst.indices, working.gather(1, worst.indices) | (worst.values > 0))
+        support = self.x[:, : self.size] != 0
+        stayed = (support & ~self.support).sum(1, keepdim=True)
+        self.support = support
+        most = (_GROWTH * stayed).clamp(max(_FIRST // len(support), 1), self.size)
+        worst = torch.where(support, 0.0, penalty.excess(slope[:, : self.size])).topk(int(most.max()), 1)
+        new = (worst.values > 0) & (torch.arange(worst.values.shape[1], device=most.device) < most)
+        return support.scatter(1, worst.indices, support.gather(1, worst.indices) | new)
 
     def _step(self, slope: Tensor, working: Tensor, penalty: ElasticNet) -> bool:
         """Towards the minimiser of the model over the working entries; whether the objective falls."""
@@ -190,12 +202,12 @@ class _Descent:
     def _search(self, index: Tensor, step: Tensor, predicted: float, penalty: ElasticNet) -> bool:
         """Backtrack until the objective falls by a share of what was predicted; whether it ever does."""
         value, length = self._objective(self.x, self.outputs, penalty), 1.0
-        if self.products is self.exact:
+        if self.rough:
+            change = self.columns.block.outputs(step.to(self.columns.block.dtype)).to(self.outputs)
+        else:
             spread = torch.zeros_like(self.x)
             spread[:, index] = step
-            change = self.exact.outputs(spread)
-        else:
-            change = self.columns.block.outputs(step.to(self.rough.dtype)).to(self.outputs)
+            change = self._outputs(*self.point(spread))
         while length > 1e-6:
             x, outputs = self.x.clone(), self.outputs + length * change
             x[:, index] += length * step

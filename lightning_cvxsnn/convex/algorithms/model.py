@@ -14,7 +14,6 @@ from lightning_cvxsnn.convex.algorithms.spectrum import gram
 from lightning_cvxsnn.convex.losses import SmoothLoss
 from lightning_cvxsnn.convex.penalties import ElasticNet, soft_threshold
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
-from lightning_cvxsnn.runtime.work import count_work
 
 __all__ = ["Columns", "Model"]
 
@@ -23,7 +22,8 @@ _FORCING = 0.1  # share of its slope that a model may leave
 _STEPS = 30  # of conjugate gradients on one face
 _DROPS = 3  # times that entries which would enter with the wrong sign are left out of a face
 _LENGTHS = 0.5, 0.25, 0.125, 0.0625  # of a step to another face that does not descend
-_DENSE = 1500  # entries up to which a Hessian is cheaper than conjugate gradients
+_DENSE = 2000  # entries up to which a Hessian is cheaper than conjugate gradients
+_KNOWN = 0.95  # share of the entries of an output that a kept Hessian must have, to precondition
 _NEARLY_ALL = 0.99  # of the curvature of an output, which few rows may hold
 _PROXIMAL = 1e-6  # relative, on the diagonal of the models of faces: directions may be flat
 _RIDGE = 1e-6  # relative, of the preconditioner: a float32 Gram is not more exact
@@ -36,9 +36,7 @@ class Columns:
         matrix, weight = programme.matrix, programme.weight
         ones = torch.ones_like(programme.multiplicity)
         self.mean = matrix.T @ weight / weight.sum() if programme.fit_intercept else torch.zeros_like(ones)
-        shape = matrix, self.mean, ones, programme.fit_intercept
-        self.rough = Products(*shape)
-        self.exact = self.rough if self.rough.dtype == torch.float64 else Products(*shape, torch.float64)
+        self.rough = Products(matrix, self.mean, ones, programme.fit_intercept)
         self.root = weight.sqrt()[:, None].to(self.rough.dtype)
         self.place = torch.full((matrix.shape[1],), -1, device=weight.device)
         self.index = self.place[:0]
@@ -65,13 +63,16 @@ class Columns:
         return self.index
 
     def kept(self, output: int, place: Tensor, hessian: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Places and their Hessian, of an earlier model if that had all of them: it only has to precondition."""
-        size, known, matrix = self.hessians.get(output, (-1, place, self.lengths))
-        if size == self.index.numel() and bool(torch.isin(place, known).all()):
-            inside = torch.searchsorted(known, place)
-            return place, matrix[inside][:, inside]
-        self.hessians[output] = self.index.numel(), place, hessian(output, place)
-        return place, self.hessians[output][2]
+        """Places and their Hessian, of an earlier model if that had nearly all of them: it only preconditions."""
+        size, known, matrix = self.hessians.get(output, (0, place[:0], self.root.new_zeros(0, 0)))
+        position = torch.full((self.index.numel() + 1,), -1, device=place.device)
+        position[torch.where(known == size, self.index.numel(), known)] = torch.arange(len(known), device=place.device)
+        there = position[place] >= 0
+        if int(there.sum()) < _KNOWN * len(place):
+            self.hessians[output] = self.index.numel(), place, hessian(output, place)
+            return place, self.hessians[output][2]
+        inside = position[place[there]]
+        return place[there], matrix[inside][:, inside]
 
 
 class Model:
@@ -91,7 +92,7 @@ class Model:
     ) -> None:
         self.columns, self.loss, self.block = columns, loss, columns.block
         dtype, known = self.block.dtype, columns.index.numel()
-        self.mean_curvature = loss.mean_bend(local, weight).diagonal()
+        self.curvature = weight[:, None] * loss.own_bend(local)  # of each output alone
         self.total = float(weight.sum())
         self.local, self.weight = local.to(dtype), weight.to(dtype)[:, None]
         self.start = start
@@ -103,7 +104,8 @@ class Model:
             self.l2[:, :known] = curvature[columns.index.to(curvature.device), 0].to(start)
         lengths = torch.full_like(start[0], self.total)
         lengths[:known] = columns.lengths
-        self.diagonal = self.l2 + _PROXIMAL * torch.outer(self.mean_curvature / self.total, lengths)
+        lengths = torch.outer(self.curvature.sum(0) / self.total, lengths)
+        self.diagonal, self.about = self.l2 + _PROXIMAL * lengths, self.l2 + lengths
 
     def minimise(self, slope: Tensor, working: Tensor) -> tuple[Tensor, float]:
         """Minimise it, nearly.
@@ -150,32 +152,21 @@ class Model:
         return step, change
 
     def _hessian(self, owner: Tensor, place: Tensor) -> Tensor:
-        """Of the loss in some entries, output by output, ``[k, k]``."""
+        """Of the loss in some entries, of one output where they are not coupled, ``[k, k]``."""
         if self.columns.gram is not None:
             return self._part(place, self.columns.gram)
-        entries = self.block.entries_of(place)
-        hessian = entries.new_zeros(len(place), len(place))
-        count_work(len(entries) * len(place) ** 2 // 2)
-        for c in sorted(set(owner.tolist())):
-            first, last = int((owner < c).sum()), int((owner <= c).sum())
-            bent = self._unit_bend(c)[:, owner[first:]]
-            hessian[first:, first:last] = (entries[:, first:] * bent).T @ entries[:, first:last]
-        return hessian.tril() + hessian.tril(-1).T
-
-    def _unit_bend(self, output: int) -> Tensor:
-        """The weighted second derivatives of each row's loss in one output and each of them, ``[n, C]``."""
-        unit = torch.zeros_like(self.local)
-        unit[:, output] = 1.0
-        return self.weight * self.loss.bend(self.local, unit)
+        if not self.loss.coupled(len(self.start)):
+            return self._own_hessian(int(owner[0]), place)
+        return self.loss.joint_hessian(self.block, self.weight[:, 0], self.local, place, owner)
 
     def _own_hessian(self, output: int, place: Tensor) -> Tensor:
         """About the Hessian of one output alone: of the rows that make up nearly all of its curvature."""
         if self.columns.gram is not None:
             return self._part(place, self.columns.gram)
-        curvature, order = self._unit_bend(output)[:, output].sort(descending=True)
-        rows = order[curvature.cumsum(0) <= _NEARLY_ALL * curvature.sum()]
-        entries = self.block.entries_of(place, rows) * curvature[: len(rows), None].sqrt()
-        return gram(entries)
+        curvature = self.curvature[:, output]
+        rows = _nearly_all(curvature, _NEARLY_ALL)
+        root = curvature[rows].sqrt().to(self.block.dtype)
+        return gram(self.block.of_rows(rows).entries_of(place) * root[:, None])
 
     def _part(self, place: Tensor, gram: Tensor) -> Tensor:
         """The Hessian of one output of the squared loss: the intercept has nothing in common with centred columns."""
@@ -261,7 +252,7 @@ class Model:
         return step, curved
 
     def _preconditioner(self, face: Tensor) -> Callable[[Tensor], Tensor]:
-        """The inverses of the Hessians of the outputs alone, on the face."""
+        """The inverses of the Hessians of the outputs alone, on the face; of the diagonal where these have no entry."""
         parts = []
         for c, (places, hessian) in enumerate(self.blocks):
             inside = face[c, places]
@@ -270,10 +261,16 @@ class Model:
             parts.append((places[inside], factor(system, _RIDGE) if len(system) else system))
 
         def inverse(residual: Tensor) -> Tensor:
-            turned = torch.zeros_like(residual)
+            turned = residual / self.about
             for c, (index, lower) in enumerate(parts):
                 right = residual[c, index].to(lower)[:, None]
                 turned[c, index] = torch.cholesky_solve(right, lower)[:, 0].to(residual)
             return turned
 
         return inverse
+
+
+def _nearly_all(curvature: Tensor, share: float) -> Tensor:
+    """The fewest rows, in their order, that make up a share of the curvature ``[n]``."""
+    sizes, order = curvature.sort(descending=True)
+    return order[: int((sizes.cumsum(0) < share * sizes.sum()).sum()) + 1].sort().values

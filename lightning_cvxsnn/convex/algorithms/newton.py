@@ -264,9 +264,8 @@ class _Descent:
     ) -> float:
         """One step of all outputs; its length."""
         owner, rows = working.T.nonzero(as_tuple=True)  # sorted by output
-        stop = torch.bincount(owner, minlength=self.outputs.shape[1]).cumsum(0).tolist()
-        spans = [slice(first, last) for first, last in zip([0, *stop[:-1]], stop, strict=True) if first < last]
-        hessian = self.loss.joint_hessian(self.matrix, self.weight, self.outputs, rows, owner, spans)
+        local = self.loss.local(self.outputs, self.encoded)
+        hessian = self.loss.joint_hessian(self.matrix, self.weight, local, rows, owner)
         damped = None if raised is None else raised[rows]
         old, penalties = self.coef[rows, owner], (weights[rows, owner], ridge[rows, 0])
         move = _minimiser(hessian, gradient[rows, owner], old, *penalties, damped)

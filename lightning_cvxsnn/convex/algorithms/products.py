@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.convex.matrix import Matrix
+from lightning_cvxsnn.convex.matrix import Matrix, slices
 from lightning_cvxsnn.runtime.work import count_work
 
 __all__ = ["Products"]
@@ -42,10 +42,17 @@ class Products:
         self.copy = matrix.source.block(slice(0, rows)).to(self.dtype) if whole else None
 
     def of_columns(self, index: Tensor) -> Products:
-        """The same of some columns, copied."""
+        """The same of some columns, copied: one lies after the other."""
         part = copy.copy(self)
         part.columns, part.factor, part.shift = index.numel(), self.factor[index], self.shift[index]
-        part.copy = self.matrix.source.block(slice(0, self.rows), index).to(self.dtype).contiguous()
+        part.copy = self.matrix.source.block(slice(0, self.rows), index).T.to(self.dtype).contiguous().T
+        return part
+
+    def of_rows(self, index: Tensor) -> Products:
+        """The same of some rows; of a copy whose columns lie one after the other."""
+        assert self.copy is not None
+        part = copy.copy(self)
+        part.rows, part.copy = index.numel(), self.copy.T.index_select(1, index).T
         return part
 
     def joined(self, other: Products) -> Products:
@@ -55,7 +62,7 @@ class Products:
         both = copy.copy(self)
         both.columns = self.columns + other.columns
         both.factor, both.shift = torch.cat([self.factor, other.factor]), torch.cat([self.shift, other.shift])
-        both.copy = torch.cat([self.copy, other.copy], 1)
+        both.copy = torch.cat([self.copy.T, other.copy.T]).T
         return both
 
     def gram_with(self, other: Products, root: Tensor) -> Tensor:
@@ -84,15 +91,19 @@ class Products:
             block = self.matrix.source.rows(rows).block(slice(0, len(rows))).to(self.dtype)
         return block * self.factor - self.shift
 
-    def entries_of(self, columns: Tensor, rows: Tensor | None = None) -> Tensor:
+    def entries_of(self, columns: Tensor, rows: slice = slice(None)) -> Tensor:
         """``A`` in some columns, the intercept's after the others, ``[n, k]``, or of some rows; of a copy."""
         assert self.copy is not None
         own = columns.clamp(max=self.columns - 1)
-        block = (self.copy if rows is None else self.copy[rows]).index_select(1, own) * self.factor[own] - self.shift[
-            own
-        ]
-        block[:, columns == self.columns] = 1.0
-        return block
+        block = self.copy.T[:, rows].index_select(0, own)
+        block.mul_(self.factor[own, None]).sub_(self.shift[own, None])
+        block[columns == self.columns] = 1.0
+        return block.T
+
+    def gathered(self, index: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield slices of rows and fresh copies of ``A[rows, index]``; of a copy."""
+        for part in slices(self.rows, 2 * _BLOCK // max(index.numel(), 1)):
+            yield part, self.entries_of(index, part)
 
     def outputs(self, step: Tensor) -> Tensor:
         """``A step``, ``[n, C]``, of ``step [C, p (+ 1)]``."""

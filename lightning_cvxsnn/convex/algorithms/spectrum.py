@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from lightning_cvxsnn.convex.algorithms.products import Products
+from lightning_cvxsnn.convex.matrix import add_gram
 from lightning_cvxsnn.runtime.work import count_work
 
 __all__ = ["Spectrum", "spectrum_of"]
 
 _ROWS = 6  # times the columns, of which a Gram that need not be exact is made
 _MOST = 2560  # rows, where columns are more
-_STRIPE = 256  # columns of a Gram that are computed together
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +92,6 @@ def spectrum_of(products: Products, weight: Tensor) -> Spectrum:
 
 def gram(entries: Tensor) -> Tensor:
     """``entries^T entries``, computed on and below the diagonal and mirrored."""
-    size = entries.shape[1]
-    count_work(entries.numel() * size // 2)
-    product = entries.new_zeros(size, size)
-    for first in range(0, size, _STRIPE):
-        product[first:, first : first + _STRIPE] = entries[:, first:].T @ entries[:, first : first + _STRIPE]
+    product = entries.new_zeros(entries.shape[1], entries.shape[1])
+    add_gram(product, entries.T)
     return product.tril() + product.tril(-1).T

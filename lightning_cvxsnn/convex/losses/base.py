@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_cvxsnn.convex.matrix import Matrix
+from lightning_cvxsnn.convex.matrix import Gathered
 
 __all__ = ["LinearRayProof", "LossFunction", "LossProof", "QuadraticRayProof", "RayProof", "SmoothLoss", "mean_target"]
 
@@ -123,6 +122,10 @@ class SmoothLoss(LossFunction):
         """The second derivative of each row's loss applied to a change of its outputs, ``[n, C]``."""
         return local * change
 
+    def own_bend(self, local: Tensor) -> Tensor:
+        """The second derivatives of each row's loss in each output alone, ``[n, C]``."""
+        return local
+
     def mean_bend(self, local: Tensor, weight: Tensor) -> Tensor:
         """The second derivatives of all rows, weighted and summed, ``[C, C]``."""
         return torch.diag(weight @ local)
@@ -131,18 +134,15 @@ class SmoothLoss(LossFunction):
         """One output ``[n, 1]``, such that its loss given the others is, but for a constant, that of one output."""
         return outputs[:, output, None]
 
-    def joint_hessian(
-        self, matrix: Matrix, weight: Tensor, outputs: Tensor, columns: Tensor, owner: Tensor, spans: Sequence[slice]
-    ) -> Tensor:
-        """Hessian of the weighted loss in some coefficients of coupled outputs, ``[k, k]``.
+    def joint_hessian(self, matrix: Gathered, weight: Tensor, local: Tensor, columns: Tensor, owner: Tensor) -> Tensor:
+        """Hessian of the weighted loss in some coefficients of coupled outputs, ``[k, k]``, in the dtype of ``weight``.
 
         Args:
             matrix: ``[n, p]``.
             weight: ``[n]``.
-            outputs: ``[n, C]``.
+            local: What :meth:`local` gives, ``[n, C]``.
             columns: ``[k]``, the column of each coefficient.
             owner: ``[k]``, its output; ascending.
-            spans: Where the coefficients of each output are.
         """
         raise NotImplementedError(f"Outputs of {self.name!r} are not coupled.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,8 +13,7 @@ from typing_extensions import override
 
 from lightning_cvxsnn.convex.losses.base import LossProof, RayProof, SmoothLoss, mean_target
 from lightning_cvxsnn.convex.losses.encoding import check_targets, encode_labels, encode_values
-from lightning_cvxsnn.convex.matrix import Matrix
-from lightning_cvxsnn.runtime.work import count_work
+from lightning_cvxsnn.convex.matrix import Gathered, add_gram
 
 __all__ = ["CrossEntropy", "CrossEntropyProof", "EntropyRayProof"]
 
@@ -69,6 +68,13 @@ class CrossEntropy(SmoothLoss):
         return local * (change - (local * change).sum(1, keepdim=True))
 
     @override
+    def own_bend(self, local: Tensor) -> Tensor:
+        if local.shape[1] == 1:
+            return local
+        top = local.argmax(1, keepdim=True)  # 1 - p without cancellation, where that is small
+        return local * (1 - local).scatter(1, top, local.scatter(1, top, 0.0).sum(1, keepdim=True))
+
+    @override
     def mean_bend(self, local: Tensor, weight: Tensor) -> Tensor:
         if local.shape[1] == 1:
             return super().mean_bend(local, weight)
@@ -85,27 +91,24 @@ class CrossEntropy(SmoothLoss):
         return own - others.logsumexp(1, keepdim=True)
 
     @override
-    def joint_hessian(
-        self, matrix: Matrix, weight: Tensor, outputs: Tensor, columns: Tensor, owner: Tensor, spans: Sequence[slice]
-    ) -> Tensor:
-        probability = torch.softmax(outputs, 1)
-        top = probability.argmax(1, keepdim=True)
-        complement = (1 - probability).scatter(1, top, probability.scatter(1, top, 0.0).sum(1, keepdim=True))
-        # p (1 - p) without the cancellation of p - p^2, which would leave saturated rows with negative curvature
-        own = (weight[:, None] * probability * complement).sqrt()
-        scale = probability * weight.sqrt()[:, None]
-        upper = weight.new_zeros(columns.numel(), columns.numel())
-        count_work(len(weight) * columns.numel() ** 2 // 2)
+    def joint_hessian(self, matrix: Gathered, weight: Tensor, local: Tensor, columns: Tensor, owner: Tensor) -> Tensor:
+        own = (weight[:, None] * self.own_bend(local)).T.sqrt().contiguous()
+        scale = (weight.sqrt()[:, None] * local).T.contiguous()
+        sizes = torch.bincount(owner, minlength=len(own)).tolist()
+        spans = [slice(last - size, last) for size, last in zip(sizes, accumulate(sizes), strict=True)]
+        alone = [weight.new_zeros(span.stop - span.start, span.stop - span.start) for span in spans]
+        hessian = weight.new_zeros(columns.numel(), columns.numel())
         for part, block in matrix.gathered(columns):
-            for span in spans:
-                root = block[:, span] * own[part, owner[span.start], None]
-                upper[span, span].addmm_(root.T, root)
-            block *= scale[part].index_select(1, owner)
-            for span in spans:
-                upper[span, span.stop :].addmm_(block[:, span].T, block[:, span.stop :], alpha=-1)
-        for span in spans:
-            upper[span.stop :, span] = upper[span, span.stop :].T
-        return upper
+            wide = block.T
+            for c, span in enumerate(spans):
+                root = wide[span] * own[c, part]
+                alone[c].addmm_(root, root.T)
+                wide[span] *= scale[c, part]
+            add_gram(hessian, wide, -1)
+        hessian = hessian.tril() + hessian.tril(-1).T
+        for span, single in zip(spans, alone, strict=True):
+            hessian[span, span] = single
+        return hessian
 
     @override
     def constant(self, encoded: Tensor, weight: Tensor) -> Tensor:
