@@ -27,6 +27,7 @@ _PATH_ROWS = 1024  # of the others are fitted to choose a penalty, and at most a
 _ROUGH = 0.1  # to this relative gap: the loss that is compared hardly depends on either,
 _PATH_VALUES, _PATH_RATIO = 13, 1e-6  # at penalties half a decade apart;
 _STEP = 10**0.5  # so far from the last penalty another one is looked for.
+_LITTLE = 0.1  # of what L1 has gained: where the next penalty adds less, it will not overtake ridge at a sane price
 _GIVEN_AWAY = 0.02  # of what the best L1 penalty gains may be lost to a larger one, which leaves fewer units
 
 
@@ -160,7 +161,7 @@ class CapturedProgramme:
             rhos = [largest * _PATH_RATIO ** (k / (_PATH_VALUES - 1)) for k in range(_PATH_VALUES)]
         else:
             rhos = [beta / columns**0.5 for beta in betas]
-        walks = [few._path(ratio, rhos) for ratio in ratios]
+        walks = [few._path(ratio, rhos, _LITTLE if ratio and len(ratios) > 1 else 0.0) for ratio in ratios]
         walk, ratio = min(zip(walks, ratios, strict=True), key=lambda pair: pair[0].held_out_losses[pair[0].best])
         return Choice(Penalty(walk.rho * columns**0.5, ratio), walk.solution.point, walk.edge)
 
@@ -169,7 +170,7 @@ class CapturedProgramme:
         chosen = self.choose([penalty.l1_ratio], [penalty.beta * _STEP, penalty.beta, penalty.beta / _STEP])
         return replace(chosen, edge=None)
 
-    def _path(self, ratio: float, rhos: Sequence[float]) -> Path:
+    def _path(self, ratio: float, rhos: Sequence[float], least_gain: float) -> Path:
         walk = path(
             self.dictionary,
             self.targets,
@@ -179,6 +180,7 @@ class CapturedProgramme:
             num_outputs=self.num_outputs,
             sample_weight=self.weights,
             rhos=rhos,
+            least_gain=least_gain,
             gap_tolerance=_ROUGH,
         )
         if ratio == 0 or walk.edge == "smallest":
