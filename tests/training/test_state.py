@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from networks import Net, loader, rows, state, trainer
+from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cvxsnn import ConvexReconstruction
@@ -140,7 +141,7 @@ def test_an_early_stopper_of_ones_own_can_say_that_it_compares_validations(compa
             if batch_idx == 0 and trainer.current_epoch:
                 same.append(torch.equal(self.shown[-1], pl_module.readout.weight))
 
-    same, callback = [], ConvexReconstruction(beta=0.02, max_overhead=None)
+    same, callback = [], ConvexReconstruction(loss="squared", beta=0.02, max_overhead=None)
     trainer(callback, Stopper(), max_epochs=3).fit(Net(lr=1e-3), loader(), loader())
     assert occasions(callback) == ["warm start", *2 * ["periodic solve"], "final solve"]
     assert all(report.accepted for report in callback.reports)
@@ -158,13 +159,13 @@ def test_a_fit_that_is_stopped_ends_with_a_solution(apply):
         def on_train_epoch_end(self, trainer, pl_module):
             trainer.should_stop = trainer.current_epoch == 1
 
-    net, callback = Net(lr=1e-3), ConvexReconstruction(beta=0.02, max_overhead=None, apply=apply)
+    net, callback = Net(lr=1e-3), ConvexReconstruction(loss="squared", beta=0.02, max_overhead=None, apply=apply)
     trainer(callback, Stopper(), max_epochs=9).fit(net, loader(), loader())
     last = ["final solve"] if apply == "auto" else []
     assert occasions(callback) == ["warm start", *2 * ["periodic solve"], *last]
     assert callback.reports[-1].accepted
     x, y = rows()
-    loss = torch.nn.functional.cross_entropy(net(x), y)
+    loss = 0.5 * (net(x) - functional.one_hot(y, 3)).square().sum(1).mean()
     ratio, weight = callback.reports[-1].l1_ratio, net.readout.weight.double()
     penalty = callback.reports[-1].rho * (ratio * weight.abs() + (1 - ratio) / 2 * weight.square()).sum()
     assert float(loss + penalty) == pytest.approx(callback.reports[-1].primal, abs=1e-5)

@@ -196,12 +196,12 @@ def test_ways_to_optimise(network, steps, options):
                 looked.append(trainer.global_step)
 
     torch.manual_seed(1)
-    looked, callback = [], ConvexReconstruction(**REPLACE)
+    looked, callback = [], ConvexReconstruction(**REPLACE, loss="squared")  # better than what cross-entropy trains
     net = network(width=8)
     trainer(callback, Look(), **options).fit(net, data())
     assert [step for _, step in occasions(callback)] == steps
     assert looked
-    assert all(report.gap <= 2e-6 for report in callback.reports)
+    assert all(report.gap <= 2e-6 for report in callback.reports if report.accepted)
     assert all(bool(p.isfinite().all()) for p in net.parameters())
 
 
@@ -268,11 +268,11 @@ def test_the_final_solve_is_over_the_averaged_network_and_is_what_remains(kind, 
 
 
 def test_averaging_with_batch_norms_ends_with_a_solve_after_its_extra_epoch():
-    net = small()
+    net = small(lr=1e-3)
     net.hidden.insert(1, layer.BatchNorm1d(8, step_mode="m"))
-    callback = ConvexReconstruction(**REPLACE)
+    callback = ConvexReconstruction(**REPLACE | {"beta": 1e-3}, judge="validation")
     run = trainer(callback, averaging("SWA"), max_epochs=3)
-    run.fit(net, data())
+    run.fit(net, data(), data())
     assert [name for name, _ in occasions(callback)] == ["warm start"] + ["periodic solve"] * 3 + ["final solve"]
     assert callback.reports[-1].accepted
     assert callback.reports[-1].gap_written == pytest.approx(stored_gap(net, run, callback.reports[-1])[0], abs=1e-6)

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_cvxsnn.network import TimeReduction
 from lightning_cvxsnn.network.network import Network
-from lightning_cvxsnn.network.programme import CapturedProgramme
+from lightning_cvxsnn.network.programme import CapturedProgramme, Penalty
 from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.runtime.work import counting
@@ -80,6 +80,10 @@ def price(found, problem, width=WIDTH, rho=None, seed=0, **settings):
     return ColumnGeneration(proposer).search(rho)
 
 
+def penalty(priced):
+    return Penalty(priced.rho * priced.chosen.columns.shape[1] ** 0.5, 1.0)
+
+
 def correlations(first, second):
     both = torch.cat([first.to_dense(), second.to_dense()], 1).T
     return torch.corrcoef(both)[: first.shape[1], first.shape[1] :].abs()
@@ -103,7 +107,7 @@ def test_channels_found_by_the_programme_serve_it_better_than_those_drawn(pool):
     priced = price(found, problem, 8)
     drawn = found.columns(found.inputs, *sampler(found, problem, 1).draw(8))
     objectives = [
-        replace(problem, dictionary=columns).solve(priced.rho, 1e-3, None, ~problem.held_out).primal
+        replace(problem, dictionary=columns).solve(penalty(priced), 1e-3, None, ~problem.held_out).primal
         for columns in (priced.chosen.columns, drawn)
     ]
     assert objectives[0] < 0.85 * objectives[1]
@@ -123,7 +127,7 @@ def test_what_is_found_of_maps_is_what_the_convolution_would_do(options, rho):
     assert rates.median() == pytest.approx(RATE, abs=0.04)
     programme = replace(problem, dictionary=units.columns)
     gap = programme.gap_at(
-        priced.solution.coef, priced.solution.intercept, priced.solution, priced.rho, ~problem.held_out
+        priced.solution.coef, priced.solution.intercept, priced.solution, penalty(priced), ~problem.held_out
     )
     assert gap < 0.15 * problem.held_out_loss(problem.outputs[problem.held_out])
 
@@ -180,7 +184,7 @@ def test_the_result_is_what_the_layer_would_do(kind, loss, outputs, bias):
         priced.solution.coef,
         priced.solution.intercept if bias else None,
         priced.solution,
-        priced.rho,
+        penalty(priced),
         ~problem.held_out,
     )
     assert gap < 0.15 * problem.held_out_loss(problem.outputs[problem.held_out])
