@@ -11,6 +11,21 @@ WRONG = [
     ({"beta": float("nan")}, "beta=nan"),
     ({"beta": "small"}, "beta='small'"),
     ({"beta": True}, "beta=True"),
+    ({"l1_ratio": -0.1}, "l1_ratio=-0.1. Expected a number from 0 to 1, or 'auto'"),
+    ({"l1_ratio": 1.5}, "l1_ratio=1.5"),
+    ({"l1_ratio": float("nan")}, "l1_ratio=nan"),
+    ({"l1_ratio": "ridge"}, "l1_ratio='ridge'"),
+    ({"l1_ratio": None}, "l1_ratio=None"),
+    ({"l1_ratio": True}, "l1_ratio=True"),
+    ({"relaxation": -1}, "relaxation=-1. Expected a number from 0 to 1, or 'auto'"),
+    ({"relaxation": 1.1}, "relaxation=1.1"),
+    ({"relaxation": float("inf")}, "relaxation=inf"),
+    ({"relaxation": "half"}, "relaxation='half'"),
+    ({"relaxation": False}, "relaxation=False"),
+    ({"relaxation": 0.5, "apply": "replace"}, "relaxation=0.5 with apply='replace', .* all the way. Use apply='auto'"),
+    ({"relaxation": 0, "apply": "shadow"}, "relaxation=0 with apply='shadow', .* nowhere. Use apply='auto'"),
+    ({"judge": "test"}, r"judge='test'. Expected one of \['auto', 'train', 'validation'\]"),
+    ({"judge": None}, "judge=None"),
     ({"readout": 3}, "readout=3. Expected a dotted name"),
     ({"witnesses": "random"}, "witnesses='random'. Expected one of"),
     ({"apply": "both"}, r"apply='both'. Expected one of \['auto', 'replace', 'shadow'\]"),
@@ -37,6 +52,21 @@ def test_wrong_arguments_are_refused_at_construction(arguments, message):
 def test_reconstruct_refuses_the_same(arguments, message):
     with pytest.raises(MisconfigurationException, match=message):
         reconstruct(nn.Linear(1, 1), [], **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"l1_ratio": 0},
+        {"l1_ratio": 0.5, "beta": 0.1},
+        {"l1_ratio": 1, "relaxation": 1},
+        {"relaxation": 0.0},
+        {"relaxation": "auto", "apply": "shadow"},
+        {"judge": "validation", "apply": "replace"},
+    ],
+)
+def test_right_arguments_are_taken(arguments):
+    assert {name: getattr(ConvexReconstruction(**arguments).settings, name) for name in arguments} == arguments
 
 
 def test_a_typo_is_refused():

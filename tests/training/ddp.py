@@ -29,13 +29,20 @@ from lightning_cvxsnn.network import undisturbed
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import capture_programme
 from lightning_cvxsnn.network.readout import Readout
-from lightning_cvxsnn.network.rows import TrainingRows
+from lightning_cvxsnn.network.rows import TrainingRows, rows_of
+from lightning_cvxsnn.reconstruction.guard import Judges
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
 from lightning_cvxsnn.reconstruction.settings import Settings
 from lightning_cvxsnn.runtime.progress import no_progress
 from lightning_cvxsnn.runtime.ranks import Ranks
 
 ROWS, BATCH = 149, 16  # ten batches, the last one short; DDP pads an epoch to 150 rows
+JUDGED = [  # odd numbers of validation rows, which DDP pads too
+    ("judged", 131, {}),
+    ("judged together", 45, {}),
+    ("judged by few", 45, {"judge": "validation"}),
+    ("rejected", 131, {"scale": 1e3, "warm_start": False, "final_solve": False}),
+]
 
 
 class NormNet(Net):
@@ -69,6 +76,26 @@ def kill(rank, folder):
     _, message = fit(ConvexReconstruction(beta=0.02), net, data(), max_epochs=1)["error"]
     (folder / "survived").write_text(message)
     sys.exit(1)
+
+
+class Unscored(Net):
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+class Moments(pl.Callback):
+    """The network in each validation, and at the first step of each epoch."""
+
+    def __init__(self):
+        self.validated, self.stepped = [], []
+
+    def on_validation_start(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            self.validated.append(state(pl_module))
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 0:
+            self.stepped.append(state(pl_module))
 
 
 class AfterWarmStart(pl.Callback):
@@ -113,10 +140,27 @@ def fit(callback, net, train, *others, val=None, **kwargs):
     return result
 
 
-def alone(net, train=None, **arguments):
-    """The same warm start by this process, which knows of no other."""
-    rows_of_all = TrainingRows(net, train or loader(ROWS, BATCH), transfer=lambda b: b, max_samples=None, seed=0)
-    report = Reconstructor(Settings(**arguments)).run(net, rows_of_all, "warm start")
+def judged(callback, count, patch):
+    """A fit with so many validation rows; also what is validated, what is trained on, and the labels that judge."""
+    labels, of = [], Judges.of.__func__
+
+    def noted(cls, network, training, validation, *, alone):
+        labels.append(validation[0].targets)
+        return of(cls, network, training, validation, alone=alone)
+
+    patch.setattr(Judges, "of", classmethod(noted))
+    moments = Moments()
+    validation = loader(count, BATCH, seed=1)
+    result = fit(callback, network(lr=1e-3), data(), moments, val=validation, max_epochs=4)
+    return result | {"validated": moments.validated, "stepped": moments.stepped, "labels": labels}
+
+
+def alone(net, train=None, val=None, **arguments):
+    """The same warm start by this process, which knows of no other, as training finds it."""
+    training, validation = train or loader(ROWS, BATCH), val or loader(40, BATCH, seed=1)
+    reconstructor = Reconstructor(Settings(**arguments))
+    report = reconstructor.run(net, rows_of(net, training), "warm start", validation=lambda: rows_of(net, validation))
+    reconstructor.shadow.leave(net)
     return {"after": state(net), "report": asdict(report)}
 
 
@@ -175,11 +219,13 @@ def main(folder):
     branches = {"witnesses": "priced", "beta": 0.02}
     priced = ConvexReconstruction(**branches)
     results["branches"] = fit(priced, branched(), sequences(shuffle=True), val=sequences(40), max_epochs=1)
-    results["branches alone"] = alone(branched(), sequences(), **branches)
-    recycling = {"witnesses": "priced", "beta": 0.1, "apply": "replace", "warm_start": False, "max_overhead": None}
-    results["recycled"] = fit(ConvexReconstruction(**recycling), network(), data(), max_epochs=3)
-    again = ConvexReconstruction(**recycling)
-    results["recycled branches"] = fit(again, branched(), sequences(shuffle=True), val=sequences(40), max_epochs=3)
+    results["branches alone"] = alone(branched(), sequences(), sequences(40), **branches)
+    for name, count, arguments in JUDGED:
+        with pytest.MonkeyPatch.context() as patch:
+            results[name] = judged(ConvexReconstruction(max_overhead=None, **arguments), count, patch)
+    x, y = rows(40)
+    other = DataLoader(TensorDataset(x, y, y), BATCH)
+    results["unreadable"] = fit(ConvexReconstruction(), network(Unscored), data(), val=other, max_epochs=1)
     results["dictionary"] = dictionary(network(), data())
     results["fewer batches than processes"] = dictionary(network(), loader(12, BATCH))
     results["a list of batches"] = dictionary(network(), list(loader(ROWS, BATCH)))

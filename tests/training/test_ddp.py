@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from networks import Net, loader, state, trainer
+from networks import Net, loader, rows, state, trainer
 
 from lightning_cvxsnn import ConvexReconstruction
 
 HERE = Path(__file__).parent
 TIMEOUT = 400
+READOUT = {"readout.weight", "readout.bias"}
 
 
 def run(folder, *arguments):
@@ -60,7 +61,19 @@ def timeless(report):
 
 @pytest.mark.parametrize(
     "case",
-    ["fit", "shadow", "batch norm", "dead", "priced", "branches", "recycled", "recycled branches", "subset", "late"],
+    [
+        "fit",
+        "shadow",
+        "batch norm",
+        "dead",
+        "priced",
+        "branches",
+        "judged",
+        "judged together",
+        "judged by few",
+        "subset",
+        "late",
+    ],
 )
 def test_all_processes_end_with_the_same_bits_and_the_same_reports(outcomes, case):
     first, second = outcomes[0][case], outcomes[1][case]
@@ -81,10 +94,44 @@ def test_the_warm_start_is_that_of_one_process(outcomes, case):
         assert ours | own == theirs | own
 
 
-def test_units_are_recycled_in_all_processes(outcomes):
-    for result in outcomes[:2]:
-        for case in ("recycled", "recycled branches"):
-            assert any(report["candidates"] > 0 for report in result[case]["reports"])
+@pytest.mark.parametrize(
+    ("case", "kind", "count"),
+    [("judged", "validation", 131), ("judged together", "both", 45), ("judged by few", "validation", 45)],
+)
+def test_validation_rows_judge_for_all_processes_and_none_of_them_twice(outcomes, case, kind, count):
+    first, second = (result[case] for result in outcomes[:2])
+    expected = rows(count, seed=1)[1]
+    assert len(first["labels"]) >= 5
+    assert all(torch.equal(labels, expected) for labels in first["labels"])
+    assert second["labels"] == []  # rank 0 compares
+    for report in first["reports"]:
+        assert report["judge"] == kind
+        assert report["rows"] == (149 if kind == "validation" or report["accepted"] else 120)
+
+
+@pytest.mark.parametrize("case", ["judged", "judged together", "judged by few", "rejected"])
+def test_all_processes_show_the_same_and_train_on_the_same(outcomes, case):
+    first, second = (result[case] for result in outcomes[:2])
+    assert len(first["validated"]) == len(first["stepped"]) == 4
+    for moment in ("validated", "stepped"):
+        assert all(same(a, b) for a, b in zip(first[moment], second[moment], strict=True))
+    shown, drawn = first["validated"][:3], first["stepped"][1:]
+    periodic = [report for report in first["reports"] if report["reason"].startswith("periodic")]
+    for report, validated, stepped in zip(periodic, shown, drawn, strict=False):
+        assert report["relaxation"] == 0.3
+        assert report["accepted"] or case != "judged" or report["epoch"] > 1
+        assert not (report["accepted"] and case == "rejected")
+        assert {name for name in validated if not torch.equal(validated[name], stepped[name])} == READOUT
+
+
+def test_validation_rows_that_cannot_judge_are_refused_in_both(outcomes):
+    """One process that left them out would wait for the other."""
+    for rank in range(2):
+        result = outcomes[rank]["unreadable"]
+        assert result["error"][0] == "MisconfigurationException"
+        assert "The validation rows cannot judge" in result["error"][1]
+        assert "judge='train'" in result["error"][1]
+        assert same(result["before"], result["after"])
 
 
 @pytest.mark.parametrize("case", ["dictionary", "fewer batches than processes", "a list of batches"])
@@ -98,8 +145,8 @@ def test_the_dictionary_is_that_of_one_process_bit_for_bit(outcomes, case):
 
 
 def test_no_row_is_counted_twice(outcomes):
-    for case, rows in (("fit", 149), ("subset", 100)):
-        assert {r["rows"] for r in outcomes[0][case]["reports"]} <= {rows, rows - rows // 5}
+    for case, count in (("fit", 149), ("subset", 100)):
+        assert {r["rows"] for r in outcomes[0][case]["reports"]} <= {count, count - count // 5}
 
 
 def test_a_failure_in_one_process_is_raised_in_both_and_nothing_is_written(outcomes):
