@@ -24,6 +24,7 @@ from lightning_cvxsnn.reconstruction.budget import FLOAT64, Budget, Meter, measu
 from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.reconstruction.guard import SCALES, Judgement, Judges, judge_linear, judge_spiking
 from lightning_cvxsnn.reconstruction.policy import SHOWN_TOLERANCE, Occasion, Policy
+from lightning_cvxsnn.reconstruction.report import report_of
 from lightning_cvxsnn.reconstruction.settings import Settings
 from lightning_cvxsnn.reconstruction.shadow import Shadow
 from lightning_cvxsnn.reconstruction.stages import Finished, Outcome, Prepared, Solved
@@ -33,7 +34,7 @@ from lightning_cvxsnn.runtime.rng import isolate_rng
 from lightning_cvxsnn.runtime.work import counting
 from lightning_cvxsnn.witnesses.calibration import CalibratedLayer
 from lightning_cvxsnn.witnesses.choice import fresh_layers
-from lightning_cvxsnn.witnesses.kinds import describe_repairs, repair_dead_layers
+from lightning_cvxsnn.witnesses.kinds import repair_dead_layers
 from lightning_cvxsnn.witnesses.replace import Replacement, replace_witnesses
 
 _TOLERANCE = 1e-3  # of a forward pass, relative
@@ -164,7 +165,7 @@ class Reconstructor:
         _, spent, once = told[0]
         accepted = finished.outcome.accepted
         self.budget.charge(spent, periodic=occasion == "periodic solve", accepted=accepted, once=once)
-        return self._report(finished, policy, context, spent)
+        return report_of(finished, policy, context, network.readout, self.budget, spent)
 
     @torch.no_grad()
     def _lay_out(self, network: Network, transaction: Transaction, outcome: Outcome, policy: Policy) -> None:
@@ -351,14 +352,11 @@ class Reconstructor:
             keeps: Whether the network keeps these hidden weights even if the solution is rejected.
         """
         solution, judgement, readout = solved.solution, solved.judgement, network.readout
-        dictionary, target = (
-            programme.dictionary,
-            (judgement.scale * solution.coef, judgement.scale * solution.intercept),
-        )
+        target = judgement.scale * solution.coef, judgement.scale * solution.intercept
         # The objective falls all the way to a linear readout's solution, whatever the rows that judge say.
         drawn = judgement.accepted or (keeps and policy.shows and readout.neuron is None)
         relaxation = policy.relaxation if drawn else 0.0
-        stored = readout.read()
+        stored, dictionary = readout.read(), programme.dictionary
         if judgement.accepted and self.settings.dry_run:
             stored = target
         elif judgement.accepted or relaxation:
@@ -398,49 +396,3 @@ class Reconstructor:
             if outcome.written and not self.settings.dry_run:
                 readout.write(*stored)
         return outcome
-
-    def _report(self, finished: Finished, policy: Policy, context: TrainerContext, work: float) -> SolveReport:
-        outcome, search, readout = finished.outcome, finished.search, self.readout
-        verdict = "rejected, not better"
-        if outcome.accepted:
-            verdict = "would be accepted" if self.settings.dry_run else "accepted"
-        if readout is not None and readout.neuron is not None:
-            verdict += (
-                f" by the firing rates of '{readout.neuron_name}'; the certificate is about the linear programme only"
-            )
-        return SolveReport(
-            epoch=context.epoch,
-            step=context.step,
-            loss=self.settings.loss,
-            beta=outcome.penalty.beta,
-            l1_ratio=outcome.penalty.l1_ratio,
-            rho=outcome.penalty.rho(outcome.columns),
-            primal=outcome.primal,
-            dual=outcome.dual,
-            gap=outcome.gap,
-            gap_written=outcome.gap_written,
-            scope="dictionary",
-            rows=outcome.rows,
-            columns=outcome.columns,
-            distinct=outcome.distinct,
-            silent=outcome.silent,
-            saturated=outcome.saturated,
-            active=outcome.active,
-            scale=outcome.judgement.scale,
-            relaxation=outcome.relaxation,
-            judge=outcome.judge,
-            accepted=outcome.accepted,
-            reason=f"{policy.occasion}: {verdict}",
-            held_out_loss_before=outcome.judgement.before,
-            held_out_loss_after=outcome.judgement.after,
-            seconds_patterns=finished.seconds_patterns,
-            seconds_solve=finished.seconds_solve,
-            work=work,
-            overhead=self.budget.overhead(context.epoch),
-            violation=None if search is None else search.violation,
-            candidates=0 if search is None else search.candidates,
-            accuracy_before=outcome.judgement.accuracy_before,
-            accuracy_after=outcome.judgement.accuracy_after,
-            beta_edge=outcome.edge,
-            repaired=describe_repairs(finished.layers),
-        )

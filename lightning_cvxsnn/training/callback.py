@@ -44,9 +44,6 @@ from lightning_cvxsnn.training.trainer import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Lightning's connectors set `Trainer.callbacks` and `Trainer.fast_dev_run` from outside the class, where mypy does not
-# see them: hence `attr-defined` below.
-
 
 class ConvexReconstruction(Callback):
     """Solve for the readout of a spiking network, to a certified duality gap, before, during and after training.
@@ -126,8 +123,7 @@ class ConvexReconstruction(Callback):
     Raises:
         MisconfigurationException: For a wrong argument here; for a network, Trainer or data that cannot be solved, in
             the hook that finds it, before anything is written.
-        ValueError: There too, for NaN in the data or the weights, and for a hidden layer that cannot be changed as
-            ``witnesses`` says.
+        ValueError: There too, for NaN in data or weights, and for a hidden layer that ``witnesses`` cannot change.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -157,25 +153,11 @@ class ConvexReconstruction(Callback):
         seed: int = 0,
     ) -> None:
         self.settings = Settings(
-            loss=loss,
-            l1_ratio=l1_ratio,
-            beta=beta,
-            readout=readout,
-            witnesses=witnesses,
-            warm_start=warm_start,
-            every_n_epochs=every_n_epochs,
-            final_solve=final_solve,
-            apply=apply,
-            relaxation=relaxation,
-            scale=scale,
-            max_overhead=max_overhead,
-            judge=judge,
-            gap_tolerance=gap_tolerance,
-            max_samples=max_samples,
-            backend=backend,
-            dry_run=dry_run,
-            seed=seed,
-        )
+            loss=loss, l1_ratio=l1_ratio, beta=beta, readout=readout, witnesses=witnesses, warm_start=warm_start,
+            every_n_epochs=every_n_epochs, final_solve=final_solve, apply=apply, relaxation=relaxation, scale=scale,
+            max_overhead=max_overhead, judge=judge, gap_tolerance=gap_tolerance, max_samples=max_samples,
+            backend=backend, dry_run=dry_run, seed=seed,
+        )  # fmt: skip
         self._left = ""  # digest of the weights that the last fit left behind
         self._in_trainer = False
         self._begin_run()
@@ -314,8 +296,7 @@ class ConvexReconstruction(Callback):
             return
         report = self._solve(trainer, pl_module, "final solve", epoch)
         if report is not None and report.accepted and not self.settings.dry_run:
-            with above_progress_bar(trainer):
-                save_beside_checkpoints(trainer)
+            save_beside_checkpoints(trainer)
 
     @override
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -333,11 +314,10 @@ class ConvexReconstruction(Callback):
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         """Whatever interrupts training, KeyboardInterrupt included, the network is left as it was trained."""
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._withdraw(trainer, pl_module)
         forget_start(pl_module)
         release_graphs(pl_module)  # there is no ``teardown`` after an exception
         if trainer.state.fn == TrainerFn.FITTING:
+            self._withdraw(trainer, pl_module)
             self._left, self._restored = weights_digest(pl_module), False
 
     def plot(self) -> "Figure":
@@ -416,4 +396,5 @@ class ConvexReconstruction(Callback):
 
 def _solvers(trainer: "pl.Trainer") -> list[ConvexReconstruction]:
     """All callbacks of this kind, in the order in which they act."""
+    # Lightning's connectors set `Trainer.callbacks` from outside the class, where mypy does not see it.
     return [c for c in trainer.callbacks if isinstance(c, ConvexReconstruction)]  # type: ignore[attr-defined]

@@ -260,7 +260,8 @@ def save_beside_checkpoints(trainer: "pl.Trainer") -> None:
             version += 1
             path = os.path.join(folder, f"convex-last-v{version}.ckpt")
         trainer.save_checkpoint(path, weights_only=weights_only)
-        rank_zero_info(f"ConvexReconstruction saved the network after its final solve: {path}")
+        with above_progress_bar(trainer):
+            rank_zero_info(f"ConvexReconstruction saved the network after its final solve: {path}")
 
 
 def validation_metrics(trainer: "pl.Trainer") -> dict[str, float]:
