@@ -18,7 +18,7 @@ from lightning_cvxsnn.network.rows import Batch, TrainingRows, count_rows
 from lightning_cvxsnn.network.spikes import Capture, capture
 from lightning_cvxsnn.runtime.rng import isolate_rng
 
-#: Training rows that firing rates are measured on.
+#: Training rows that firing rates, and statistics of batch norms, are measured on.
 CALIBRATION_ROWS = 1024
 
 #: Rows that one pass may take at once where it keeps no gradient, whatever the batches of training.
@@ -91,12 +91,12 @@ class Network:
         return [layer for layer in self.activity(rows) if layer.name != self.readout.neuron_name][-1]
 
     def refresh_norms(self) -> None:
-        """Set the statistics of the adapting batch norms to those of the training rows at the present weights."""
+        """Set the statistics of the adapting batch norms to those of training rows at the present weights."""
         if self.norms:
+            batches = self.rows.sample(CALIBRATION_ROWS)
             # A single row left over has no variance; training itself would fail on it.
-            alone = count_rows(self.first()) == 1
-            several = (batch.x for batch in self.rows if alone or count_rows(batch) > 1)
-            estimate_batch_norm(self.module, self.norms, several)
+            several = [batch.x for batch in batches if count_rows(batch) > 1]
+            estimate_batch_norm(self.module, self.norms, several or [batch.x for batch in batches])
 
     def capture(self) -> Capture:
         """What the readout receives on this process's training rows, and what the network answers."""

@@ -85,7 +85,7 @@ class Judges:
     def of(
         cls,
         network: Network,
-        training: CapturedProgramme,
+        training: CapturedProgramme | None,
         validation: tuple[CapturedProgramme, TrainingRows] | None,
         *,
         alone: bool,
@@ -94,17 +94,18 @@ class Judges:
 
         Args:
             network: The network.
-            training: The programme over its rows.
+            training: The programme over its rows; None: enough validation rows judge.
             validation: That over validation rows, and these; None: there are none.
             alone: Whether even few of them judge alone.
         """
-        decides = loss_named(training.loss).decides if network.readout.neuron is None else training.num_outputs > 1
-        fifth = (training, network.rows)
-        if validation is None:
-            return cls((fifth,), "train", decides)
-        if alone or len(validation[0].held_out) >= ENOUGH_ROWS:
-            return cls((validation,), "validation", decides)
-        return cls((fifth, validation), "both", decides)
+        parts = [] if training is None else [(training, network.rows)]
+        kind: Literal["train", "validation", "both"] = "train"
+        if validation is not None:
+            kind = "validation" if alone or len(validation[0].held_out) >= ENOUGH_ROWS else "both"
+            parts = [validation] if kind == "validation" else [*parts, validation]
+        programme = parts[0][0]
+        spiking = network.readout.neuron is not None
+        return cls(tuple(parts), kind, programme.num_outputs > 1 if spiking else loss_named(programme.loss).decides)
 
     def score(self, answers: Sequence[Tensor]) -> Score:
         """Loss and accuracy of ``answers``, ``[held-out rows, C]`` for each part."""

@@ -235,25 +235,55 @@ class Reconstructor:
         self, network: Network, context: TrainerContext, stage: str, validation: Validation | None
     ) -> tuple[CapturedProgramme | None, Judges | None]:
         """The programme of the network as it is and the rows that judge, on rank 0; None elsewhere."""
-        capture = partial(
-            capture_programme, network, loss=self.settings.loss, seed=self.settings.seed, progress=context.progress
+        judging = self._capture_judging(network, context, stage, validation)
+        programme = self._programme(network, context, stage)
+        return programme, None if programme is None else self._judges(network, programme, judging)
+
+    def _capture_found(
+        self, network: Network, context: TrainerContext, stage: str, validation: Validation | None
+    ) -> Judges | None:
+        """The rows that judge, on rank 0, as the network answers them; the training rows only if they judge, too."""
+        judging = self._capture_judging(network, context, stage, validation)
+        judges = judging and self._judges(network, None, judging)
+        if network.rows.ranks.exchange(judges is not None and judges.kind == "validation")[0]:
+            return judges
+        programme = self._programme(network, context, stage)
+        return programme and self._judges(network, programme, judging)
+
+    def _judges(
+        self,
+        network: Network,
+        programme: CapturedProgramme | None,
+        judging: tuple[CapturedProgramme, TrainingRows] | None,
+    ) -> Judges:
+        return Judges.of(network, programme, judging, alone=self.settings.judge == "validation")
+
+    def _programme(
+        self, network: Network, context: TrainerContext, stage: str, rows: TrainingRows | None = None
+    ) -> CapturedProgramme | None:
+        settings = self.settings
+        return capture_programme(
+            network, loss=settings.loss, seed=settings.seed, progress=context.progress, stage=stage, rows=rows
         )
-        programme, judging, rows = capture(stage=stage), None, None
-        if validation is not None and self.settings.judge != "train" and not self._told:
-            try:
-                rows = validation()
-                judging = capture(stage=f"{stage}, validation", rows=rows)
-            except Exception as error:
-                if self.settings.judge == "validation" or network.rows.ranks.size > 1:
-                    raise MisconfigurationException(
-                        f"The validation rows cannot judge: {error} Use judge='train' to leave them out."
-                    ) from error
-                self._told = True
-                rank_zero_info(f"ConvexReconstruction judges by held-out training rows, not validation rows. {error}")
-        if programme is None:
-            return None, None
-        pair = None if judging is None or rows is None else (judging, rows)
-        return programme, Judges.of(network, programme, pair, alone=self.settings.judge == "validation")
+
+    def _capture_judging(
+        self, network: Network, context: TrainerContext, stage: str, validation: Validation | None
+    ) -> tuple[CapturedProgramme, TrainingRows] | None:
+        """The programme over the validation rows and these, on rank 0, if they judge and can be read."""
+        if validation is None or self.settings.judge == "train" or self._told:
+            return None
+        try:
+            rows = validation()
+            judging = self._programme(network, context, f"{stage}, validation", rows)
+        except Exception as error:
+            if self.settings.judge == "validation" or network.rows.ranks.size > 1:
+                raise MisconfigurationException(
+                    f"The validation rows cannot judge: {error} Use judge='train' to leave them out."
+                ) from error
+            self._told = True
+            rank_zero_info(f"ConvexReconstruction judges by held-out training rows, not validation rows. {error}")
+            return None
+        return None if judging is None else (judging, rows)
 
     def _prepare(
         self, network: Network, policy: Policy, context: TrainerContext, validation: Validation | None
@@ -265,8 +295,10 @@ class Reconstructor:
         if policy.starts_training and settings.witnesses == "auto":
             replaced = bool(fresh_layers(network))
         as_found, judges = None, None
-        if network.norms or replaced:
+        if replaced:
             as_found, judges = self._capture(network, context, "patterns as found", validation)
+        elif network.norms:
+            judges = self._capture_found(network, context, "patterns as found", validation)
         network.refresh_norms()
         tensors: list[tuple[Tensor, Tensor]] = []
         done = Replacement([])
