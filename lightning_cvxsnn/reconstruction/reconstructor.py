@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -244,11 +243,11 @@ class Reconstructor:
     ) -> Judges | None:
         """The rows that judge, on rank 0, as the network answers them; the training rows only if they judge, too."""
         judging = self._capture_judging(network, context, stage, validation)
-        judges = judging and self._judges(network, None, judging)
+        judges = None if judging is None else self._judges(network, None, judging)
         if network.rows.ranks.exchange(judges is not None and judges.kind == "validation")[0]:
             return judges
         programme = self._programme(network, context, stage)
-        return programme and self._judges(network, programme, judging)
+        return None if programme is None else self._judges(network, programme, judging)
 
     def _judges(
         self,
