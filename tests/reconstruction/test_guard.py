@@ -85,7 +85,7 @@ def test_few_validation_rows_judge_together_with_held_out_ones(problem, network,
         outputs = torch.cat([problem.outputs[problem.held_out], outputs])
         targets = torch.cat([problem.targets[problem.held_out], targets])
         weights = torch.cat([torch.ones(N // 5).double(), weights])
-    loss = F.cross_entropy(outputs.double(), targets, reduction="none") @ weights / weights.sum()
+    loss = F.cross_entropy(outputs.double(), targets, reduction="none") @ weights / len(weights)  # as everywhere
     right = (outputs.argmax(1) == targets).double() @ weights / weights.sum()
     assert judges.kind == kind
     assert (judges.found().loss, judges.found().accuracy) == pytest.approx((float(loss), float(right)))

@@ -211,7 +211,9 @@ def test_hooks_see_that_these_rows_are_validated():
     run = trainer(Around(1), callback, Around(0), max_epochs=1)
     run.fit(Asking(), loader(240, batch_size=48), loader(120, batch_size=40, seed=1))
     assert callback.reports[0].judge == "validation"
-    assert set(stages) == {(48, True, False), (40, False, True)}
+    assert {(48, True, False), (40, False, True)} <= set(stages)
+    assert {size for size, _, validating in stages if validating} == {40}  # 120 rows; samples of others are training's
+    assert all(training != validating for _, training, validating in stages)
 
 
 def test_a_module_may_give_validation_batches_another_way():

@@ -10,7 +10,7 @@ from lightning_cvxsnn.convex import solve
 from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.patterns import SpikeDictionary
 
-N, P = 400, 80
+N, P = 400, 300
 
 
 def programme(targets, counts, loss="cross_entropy", outputs=2):
@@ -88,7 +88,7 @@ def test_where_both_answer_alike_l1_is_taken():
 
 
 class OfOneUnit(Net):
-    """Its rows are labelled by whether one of its hidden units fires more than in the mean."""
+    """Its rows are labelled by whether one of its hidden units fires more than in the mean, one in ten wrongly."""
 
     def labelled(self, n=400):
         x = rows(n)[0]
@@ -96,7 +96,8 @@ class OfOneUnit(Net):
             rates = self.hidden(self.steps(x)).mean(0)
         self.hidden[1].reset()
         unit = int(rates.var(0).argmax())
-        return DataLoader(TensorDataset(x, (rates[:, unit] > rates[:, unit].median()).long()), batch_size=100)
+        labels = (rates[:, unit] > rates[:, unit].median()).long()
+        return DataLoader(TensorDataset(x, labels ^ (torch.arange(n) % 10 == 0)), batch_size=100)
 
 
 def test_a_network_whose_labels_one_of_many_random_units_decides_gets_a_sparse_readout():
@@ -105,7 +106,7 @@ def test_a_network_whose_labels_one_of_many_random_units_decides_gets_a_sparse_r
     report = reconstruct(net, net.labelled(), witnesses="keep")
     assert report.l1_ratio == 1.0
     assert report.accepted
-    assert report.accuracy_after == 1.0
+    assert report.accuracy_after > 0.85
     assert report.active < 20
 
 

@@ -332,7 +332,7 @@ def test_a_run_resumed_from_any_phase_ends_as_the_uninterrupted_one(whole, phase
     assert_same_state(net, weights)
     torch.testing.assert_close(run.optimizers[0].state_dict(), optimizer, rtol=0, atol=0)
     assert timeless(callback) == timeless(uninterrupted)
-    assert any(report.accepted for report in callback.reports[2:])
+    assert any(report.accepted or report.relaxation for report in callback.reports[2:])
 
 
 @pytest.mark.parametrize("phase", PHASES[1:])
