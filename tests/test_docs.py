@@ -107,6 +107,23 @@ def test_the_readmes_table_is_the_committed_result():
     assert f"{max(row['largest_gap'] for row in rows):.0e}" in text
 
 
+def test_the_table_of_backends_is_the_committed_result():
+    results = json.loads((ROOT / "benchmarks/results/gpu.json").read_text())["results"]
+    text = (ROOT / "docs/pages/patterns.md").read_text()
+    seconds = {(r["T, N, M"], r["what"], r["backend"]): r["seconds"] for r in results["patterns"]}
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\| \d, .*$", text, re.M)]
+    assert len(rows) == 8
+    for size, what, *milliseconds, ratio in rows:
+        found = [seconds[size, what, backend] for backend in ("torch", "spikingjelly", "cupy")]
+        assert milliseconds == [f"{1e3 * each:.1f}" for each in found]
+        assert ratio == f"{found[0] / found[2]:.1f}"
+    solves = {(r["n, P, C"], r["l1_ratio"]): r for r in results["solvers"] if r["loss"] == "cross_entropy"}
+    large, small = solves["20000, 4096, 10", 1.0], solves["2000, 256, 10", 0.0]
+    assert f"{large['seconds']:.2f} s there with L1 and {solves['20000, 4096, 10', 0.0]['seconds']:.2f} s" in text
+    assert f"{small['seconds']:.3f} s, and {small['seconds on the CPU']:.3f} s on 16 cores" in text
+    assert all(row["entries that differ"] == 0 for row in results["kernels"])
+
+
 def test_the_witness_table_of_the_docs_is_the_committed_results():
     text = (ROOT / "docs/pages/method.md").read_text()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
