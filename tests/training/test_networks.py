@@ -484,8 +484,9 @@ def test_sew_resnet(connection):
     callback = ConvexReconstruction(beta=0.1)
     trainer(callback, max_epochs=1).fit(*zoo(net))
     assert [report.columns for report in callback.reports] == [512, 512]
-    assert callback.reports[-1].gap < 1e-5
-    assert all(report.gap < 3e-3 for report in callback.reports)  # of what is only shown
+    first, last = callback.reports
+    assert first.gap < 3e-3  # only shown
+    assert last.gap < (1e-5 if last.accepted else 3e-3)
 
 
 @pytest.mark.parametrize("batch_norm", [False, True], ids=["vgg11", "vgg11_bn"])
@@ -502,8 +503,9 @@ def test_spiking_vgg(batch_norm):
     callback = ConvexReconstruction(beta=0.1)
     trainer(callback, max_epochs=1).fit(*zoo(net))
     assert [report.columns for report in callback.reports] == [4096, 4096]
-    assert callback.reports[-1].gap < 1e-5
-    assert all(report.gap < 3e-3 for report in callback.reports)  # of what is only shown
+    first, last = callback.reports
+    assert first.gap < 3e-3  # only shown
+    assert last.gap < (1e-5 if last.accepted else 3e-3)
 
 
 def test_a_row_that_max_samples_leaves_alone_has_no_part_in_a_batch_norm():
