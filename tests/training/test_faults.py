@@ -325,7 +325,9 @@ def test_fifty_solves_leave_nothing_behind():
     assert len(callback.reports) == 51
     first, *later = census.counts
     assert first[0] == 0
-    assert all(counts == first for counts in later)  # hooks, threads, open files, tensors
+    for counts in later:  # hooks, threads, open files, tensors: a shadow has some, and is not always there
+        assert counts[:3] == first[:3]
+        assert counts[3] <= first[3]
     assert census.resident[2] - census.resident[0] < 8 * 2**20
 
 

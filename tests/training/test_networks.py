@@ -77,7 +77,7 @@ def warm_started(module, data=None, **options):
     assert report.accepted, report
     assert report.gap < 1e-5
     objective = after.loss + report.rho * after.penalty
-    assert objective == pytest.approx(report.dual + report.gap_written, rel=1e-4)
+    assert objective == pytest.approx(report.dual + report.gap_written, rel=1e-4, abs=1e-7)
     return report
 
 
@@ -231,7 +231,7 @@ def test_event_data_time_first():
     (report,) = callback.reports
     assert report.accepted
     assert report.rows == 160
-    assert after.loss + report.rho * after.penalty == pytest.approx(report.dual + report.gap_written, rel=1e-4)
+    assert after.loss + report.rho * after.penalty == pytest.approx(report.dual + report.gap_written, rel=1e-4, abs=1e-7)
 
 
 class Spoken(nn.Module):
@@ -360,7 +360,8 @@ def test_losses_are_solved_as_trained(kind, recwarn):
 @pytest.mark.parametrize("kind", [WeightedClasses, Smoothed, Soft])
 def test_losses_without_their_convex_batch_are_warned_about(kind, monkeypatch):
     monkeypatch.delattr(kind, "convex_batch")
-    callback = ConvexReconstruction(every_n_epochs=0, final_solve=False)
+    # An untrained readout has nearly the same loss either way.
+    callback = ConvexReconstruction(apply="replace", every_n_epochs=0, final_solve=False)
     with pytest.warns(
         UserWarning, match=r"(?s)solves loss='cross_entropy'.*class weights, label smoothing, soft targets"
     ):

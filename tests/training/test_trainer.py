@@ -250,7 +250,7 @@ def test_the_final_solve_is_over_the_averaged_network_and_is_what_remains(kind, 
     ends = []
     for final in (False, True):
         callback = ConvexReconstruction(beta=0.02, l1_ratio=1.0, final_solve=final, every_n_epochs=3)
-        net = small()
+        net = small(lr=1e-3)  # weights that a solution surpasses
         saves = ModelCheckpoint(dirpath=tmp_path / str(final))
         run = trainer(*[callback, averaging(kind)][::order], saves, max_epochs=4, checkpoint=True)
         run.fit(net, data(), loader(20, seed=1))
