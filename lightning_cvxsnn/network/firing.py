@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from spikingjelly.activation_based import rnn
 from torch import Tensor, nn
 
@@ -47,6 +48,9 @@ def measure_firing(module: nn.Module, batches: Iterable[Batch]) -> list[LayerFir
     Args:
         module: The network; its neurons are reset before every batch.
         batches: The rows, on the network's device.
+
+    Raises:
+        MisconfigurationException: If neurons are used by several layers of different sizes.
     """
     recorders: dict[str, _Recorder] = {}
     forward = forward_of(module)
@@ -56,7 +60,7 @@ def measure_firing(module: nn.Module, batches: Iterable[Batch]) -> list[LayerFir
             forward(batch.x)
             for recorder in recorders.values():
                 recorder.end_batch(count_rows(batch))
-    return [recorder.firing(name) for name, recorder in recorders.items()]
+    return [recorder.firing() for recorder in recorders.values()]
 
 
 @contextmanager
@@ -64,7 +68,7 @@ def _recording(module: nn.Module, recorders: dict[str, "_Recorder"]) -> Iterator
     def see(name: str, neuron: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         spikes = output[0] if isinstance(output, tuple) else output  # a recurrent layer's last states come second
         if isinstance(spikes, Tensor):
-            recorders.setdefault(name, _Recorder(neuron)).see(args[0] if args else None, spikes.detach())
+            recorders.setdefault(name, _Recorder(name, neuron)).see(args[0] if args else None, spikes.detach())
 
     handles = [
         part.register_forward_hook(lambda neuron, args, output, name=name: see(name, neuron, args, output))
@@ -81,7 +85,8 @@ def _recording(module: nn.Module, recorders: dict[str, "_Recorder"]) -> Iterator
 class _Recorder:
     """Adds up what one neuron module sends, call by call."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self._name = name
         self._in_steps = isinstance(module, rnn.SpikingRNNBase) or getattr(module, "step_mode", "s") == "m"
         try:
             self._voltages: _Voltages | None = _Voltages(neuron_of(module))
@@ -94,6 +99,11 @@ class _Recorder:
     def see(self, currents: Any, spikes: Tensor) -> None:
         """One call: a step ``[N, *units]``, or all ``[T, N, *units]`` in multi-step mode."""
         steps = spikes if self._in_steps else spikes[None]
+        if isinstance(self._sum, Tensor) and self._sum.shape != steps.shape[1:]:
+            raise MisconfigurationException(
+                f"The neurons '{self._name}' send spikes of shape {list(self._sum.shape)} and then of shape "
+                f"{list(steps.shape[1:])} for one batch. Expected one; give each layer neurons of its own."
+            )
         self._sum = self._sum + steps.float().sum(0)
         self._steps += len(steps)
         if self._voltages is not None and isinstance(currents, Tensor):
@@ -113,11 +123,11 @@ class _Recorder:
         if self._voltages is not None:
             self._voltages.end_batch()
 
-    def firing(self, name: str) -> LayerFiring:
+    def firing(self) -> LayerFiring:
         dtype = widest_dtype(part.counts.dtype for part in self._parts)
         counts = torch.cat([part.counts.to(dtype) for part in self._parts])
         deviation = None if self._voltages is None else self._voltages.deviation()
-        return LayerFiring(name, SpikeDictionary(counts, 1 / self._all_steps), deviation)
+        return LayerFiring(self._name, SpikeDictionary(counts, 1 / self._all_steps), deviation)
 
 
 @dataclass

@@ -97,7 +97,8 @@ class Diagnosis:
             width = max(map(len, [heading, *cells]))
             for place, cell in enumerate([heading, *cells]):
                 lines[place] += "  " + (cell.ljust(width) if heading in ("layer", "state") else cell.rjust(width))
-        return "\n".join([f"{len(self.layers)} spiking layers on {self.rows} rows", *lines, "", *self._callback()])
+        title = f"{len(self.layers)} spiking layer{'s' * (len(self.layers) != 1)} on {self.rows} rows"
+        return "\n".join([title, *lines, "", *self._callback()])
 
     def plot(self) -> Figure:
         """Draw the layers side by side, see `plots.layers`.

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from networks import ConvNet, Net, images, loader, rows
 from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import nn
@@ -84,6 +85,21 @@ def test_sequences_of_several_lengths_are_averaged_over_their_own_steps():
     batches = [(torch.full((2, steps, 3), 1.0), torch.zeros(2)) for steps in (4, 2, 8)]
     (layer,) = measured(Sequences(), batches)
     assert torch.equal(layer.spikes.to_dense(), torch.ones(6, 3).double())
+
+
+def test_neurons_of_several_layers_of_different_sizes_are_refused():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.neurons = nn.Linear(6, 8), nn.Linear(8, 5), neuron.IFNode()
+
+        def forward(self, x):
+            spikes = self.neurons(self.first(x))
+            self.neurons.reset()
+            return self.neurons(self.second(spikes))
+
+    with pytest.raises(MisconfigurationException, match="'neurons' send spikes of shape"):
+        measured(Shared(), loader())
 
 
 @pytest.mark.parametrize(
