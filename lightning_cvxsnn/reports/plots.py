@@ -158,15 +158,17 @@ def layers(every: Sequence[LayerHealth]) -> Figure:
     Example:
         >>> from lightning_cvxsnn import LayerHealth, plots
         >>> figure = plots.layers([LayerHealth("net.1", units=8, rate=0.2, silent=2, saturated=0, distinct=5)])
-        >>> [axes.get_ylabel() for axes in figure.axes]
-        ['firing rate', 'dead units', 'probe']
+        >>> ", ".join(axes.get_ylabel() for axes in figure.axes)
+        'firing rate, dead units, probe'
     """
     if not every:
         raise MisconfigurationException("There is no layer to draw. Expected at least one, such as diagnose() finds.")
     figure = _figure(2.5 + max(1.0 * len(every), 4.0), 6.5)
     panels = figure.subplots(3, 1, sharex=True)
     places = range(len(every))
-    panels[0].bar(places, [layer.rate for layer in every], color=_BLUE)
+    rates = [layer.rate for layer in every]
+    panels[0].bar(places, rates, color=_BLUE)
+    panels[0].set_ylim(0, max(0.1, 1.1 * max(rates)))  # where nearly nothing fires it shall look so
     panels[0].set_ylabel("firing rate")
 
     shares = {
