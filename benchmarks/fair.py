@@ -170,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, default=RESULTS / "fair.json")
     parser.add_argument("--plot", type=Path, help="file of a picture of all tasks, .svg or .png")
+    parser.add_argument("--markdown", action="store_true", help="print the callback beside SG as the docs have it")
     parser.add_argument("--list", action="store_true", help="print the names of tasks and arms")
     options = parser.parse_args(arguments)
     if options.list:
@@ -180,6 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     complete(runs, options)
     summary = Summary(runs, options.rates)
     summary.print(options.tasks)
+    if options.markdown:
+        print(summary.markdown(options.tasks, "ConvexReconstruction()"))
     if options.plot:
         summary.plot(options.tasks).savefig(options.plot)
 

@@ -185,6 +185,27 @@ class Summary:
         cells = {name: interval(values) for name, values in differences.items() if values}
         return {"arm": arm} | {name: f"{m:+.1f}±{half:.1f}" for name, (m, half) in cells.items()}
 
+    def markdown(self, tasks: Sequence[str], arm: str) -> str:
+        """One table of an arm beside SG, for the docs: scores, the difference at the end, and both at 1e-3."""
+        lines = [
+            f"| task (seeds) | before training | epoch 1 | epoch 2 | epoch 5 | end | {arm} ahead at the end | at equal "
+            "CPU time | end, both at 1e-3 | linear model of the inputs |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for task in tasks:
+            found, differences = self.figures(task, arm), self.differences(task, arm)
+            if not found.get(arm):
+                continue
+            cells = [" / ".join(f"{_mean([run[name] for run in found[who]]) or 0.0:.1f}" for who in ("SG", arm))
+                     for name in MATCHED if name != "half"]  # fmt: skip
+            ahead = ["{:+.1f} ± {:.1f}".format(*interval(differences[name])) for name in ("end", "t end")]
+            untuned = self.figures(task, arm, UNTUNED)
+            flat = [mean(run["end"] or 0.0 for run in untuned[who]) for who in ("SG", arm)]
+            raw = [run["points"][0]["test"] for run in self.paired(task, RAW, (0.0, "")).values()]
+            last = [" / ".join(f"{value:.1f}" for value in flat), f"{mean(raw):.1f}" if raw else "-"]
+            lines.append(f"| {' | '.join([f'{task} ({len(found[arm])})', *cells, *ahead, *last])} |")
+        return "\n".join(lines)
+
     # -- picture ------------------------------------------------------------------------------------------------------
 
     def plot(self, tasks: Sequence[str], columns: int = 4) -> "Figure":

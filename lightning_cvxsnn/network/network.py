@@ -93,7 +93,7 @@ class Network:
     def refresh_norms(self) -> None:
         """Set the statistics of the adapting batch norms to those of training rows at the present weights."""
         if self.norms:
-            batches = self.rows.sample(CALIBRATION_ROWS)
+            batches = self.rows.widened(TOGETHER).sample(CALIBRATION_ROWS)
             # A single row left over has no variance; training itself would fail on it.
             several = [batch.x for batch in batches if count_rows(batch) > 1]
             estimate_batch_norm(self.module, self.norms, several or [batch.x for batch in batches])

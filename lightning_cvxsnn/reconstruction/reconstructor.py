@@ -7,19 +7,20 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_cvxsnn.convex import Point
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import Network
-from lightning_cvxsnn.network.programme import CapturedProgramme, Choice, Penalty, capture_programme
+from lightning_cvxsnn.network.programme import CapturedProgramme, Choice, Penalty
 from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.network.transaction import Transaction, all_or_nothing
 from lightning_cvxsnn.patterns import resolve_backend
 from lightning_cvxsnn.reconstruction.budget import FLOAT64, Budget, Meter, measure
+from lightning_cvxsnn.reconstruction.capturing import Captures, Validation
 from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.reconstruction.guard import SCALES, Judgement, Judges, judge_linear, judge_spiking
 from lightning_cvxsnn.reconstruction.policy import SHOWN_TOLERANCE, Occasion, Policy
@@ -39,9 +40,6 @@ from lightning_cvxsnn.witnesses.replace import Replacement, replace_witnesses
 _TOLERANCE = 1e-3  # of a forward pass, relative
 _LOW_PRECISION_TOLERANCE = 3e-2
 _SEARCHES = 2  # solves that look for a penalty everywhere: the first, and the first over features that have trained
-
-#: Makes the validation rows, which may turn out to be none that can judge.
-Validation = Callable[[], TrainingRows]
 
 
 class Reconstructor:
@@ -66,7 +64,7 @@ class Reconstructor:
         self.budget = Budget(settings.max_overhead)
         self._meter: Meter | None = None
         self._solves = 0  # that have a penalty
-        self._told = False  # that the validation rows cannot judge
+        self._captures = Captures(settings)
         self._once = 0.0  # that part of the last solve's work which the next one will not repeat
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,7 +90,7 @@ class Reconstructor:
     def begin_schedule(self) -> None:
         """Another fit counts its epochs from 0, and may bring another loader."""
         self.readout = self._meter = None
-        self._told = False
+        self._captures = Captures(self.settings)
         self.budget = Budget(self.settings.max_overhead, expected=self.budget.expected)
 
     def run(
@@ -212,7 +210,7 @@ class Reconstructor:
         started = time.perf_counter()
         prepared = self._prepare(network, policy, context, validation)
         self._once = work() if policy.may_change_hidden else 0.0
-        programme, judges = self._capture(network, context, "patterns", validation)
+        programme, judges = self._captures.take(network, context, "patterns", validation)
         if programme is not None and bool(programme.dictionary.constant.all()):
             raise MisconfigurationException(network.describe_dead())
         captured = time.perf_counter()
@@ -230,60 +228,6 @@ class Reconstructor:
         tried = network.rows.ranks.exchange(prepared.search)[0]
         return Finished(outcome, layers, tried, captured - started, time.perf_counter() - captured)
 
-    def _capture(
-        self, network: Network, context: TrainerContext, stage: str, validation: Validation | None
-    ) -> tuple[CapturedProgramme | None, Judges | None]:
-        """The programme of the network as it is and the rows that judge, on rank 0; None elsewhere."""
-        judging = self._capture_judging(network, context, stage, validation)
-        programme = self._programme(network, context, stage)
-        return programme, None if programme is None else self._judges(network, programme, judging)
-
-    def _capture_found(
-        self, network: Network, context: TrainerContext, stage: str, validation: Validation | None
-    ) -> Judges | None:
-        """The rows that judge, on rank 0, as the network answers them; the training rows only if they judge, too."""
-        judging = self._capture_judging(network, context, stage, validation)
-        judges = None if judging is None else self._judges(network, None, judging)
-        if network.rows.ranks.exchange(judges is not None and judges.kind == "validation")[0]:
-            return judges
-        programme = self._programme(network, context, stage)
-        return None if programme is None else self._judges(network, programme, judging)
-
-    def _judges(
-        self,
-        network: Network,
-        programme: CapturedProgramme | None,
-        judging: tuple[CapturedProgramme, TrainingRows] | None,
-    ) -> Judges:
-        return Judges.of(network, programme, judging, alone=self.settings.judge == "validation")
-
-    def _programme(
-        self, network: Network, context: TrainerContext, stage: str, rows: TrainingRows | None = None
-    ) -> CapturedProgramme | None:
-        settings = self.settings
-        return capture_programme(
-            network, loss=settings.loss, seed=settings.seed, progress=context.progress, stage=stage, rows=rows
-        )
-
-    def _capture_judging(
-        self, network: Network, context: TrainerContext, stage: str, validation: Validation | None
-    ) -> tuple[CapturedProgramme, TrainingRows] | None:
-        """The programme over the validation rows and these, on rank 0, if they judge and can be read."""
-        if validation is None or self.settings.judge == "train" or self._told:
-            return None
-        try:
-            rows = validation()
-            judging = self._programme(network, context, f"{stage}, validation", rows)
-        except Exception as error:
-            if self.settings.judge == "validation" or network.rows.ranks.size > 1:
-                raise MisconfigurationException(
-                    f"The validation rows cannot judge: {error} Use judge='train' to leave them out."
-                ) from error
-            self._told = True
-            rank_zero_info(f"ConvexReconstruction judges by held-out training rows, not validation rows. {error}")
-            return None
-        return None if judging is None else (judging, rows)
-
     def _prepare(
         self, network: Network, policy: Policy, context: TrainerContext, validation: Validation | None
     ) -> Prepared:
@@ -295,9 +239,9 @@ class Reconstructor:
             replaced = bool(fresh_layers(network))
         as_found, judges = None, None
         if replaced:
-            as_found, judges = self._capture(network, context, "patterns as found", validation)
+            as_found, judges = self._captures.take(network, context, "patterns as found", validation)
         elif network.norms:
-            judges = self._capture_found(network, context, "patterns as found", validation)
+            judges = self._captures.judges(network, context, "patterns as found", validation)
         network.refresh_norms()
         tensors: list[tuple[Tensor, Tensor]] = []
         done = Replacement([])

@@ -87,7 +87,13 @@ def test_a_healthy_run_is_told_nothing():
             "witnesses='pairs'",
         ),
         (Net, noise, {}, r"chose beta = 0\.197, the largest of its grid", "inputs and targets belong together"),
-        (lambda: Net(width=2), lambda: loader(2000), {}, r"chose beta = .*, the smallest of its grid", "Pass beta="),
+        (
+            lambda: Net(width=2),
+            lambda: loader(2000),
+            {"l1_ratio": 1.0},
+            r"chose beta = .*, the smallest of its grid",
+            "Pass beta=",
+        ),
     ],
     ids=["dead layer", "silent", "saturated", "few patterns", "largest beta", "smallest beta"],
 )

@@ -67,7 +67,9 @@ class AfterWarmStart(pl.Callback):
 
 def warm_started(module, data=None, **options):
     """Fit one batch after a warm start; its report, which is what the network itself then answers."""
-    callback = ConvexReconstruction(scale=1.0, every_n_epochs=0, final_solve=False, **options)
+    callback = ConvexReconstruction(
+        scale=1.0, l1_ratio=1.0, apply="replace", every_n_epochs=0, final_solve=False, **options
+    )
     after = AfterWarmStart()
     rows = DataLoader(TensorDataset(*(data or digits(160))), batch_size=32)
     trainer(callback, after, max_epochs=1, max_steps=1).fit(module, rows)
@@ -218,7 +220,7 @@ def test_event_data_time_first():
     net = multi_step(
         layer.Conv2d(2, 6, 3, padding=1), neuron.LIFNode(), layer.MaxPool2d(2), layer.Flatten(), layer.Linear(96, 10)
     )
-    callback = ConvexReconstruction(scale=1.0, every_n_epochs=0, final_solve=False)
+    callback = ConvexReconstruction(scale=1.0, l1_ratio=1.0, apply="replace", every_n_epochs=0, final_solve=False)
     after = AfterWarmStart()
 
     def time_first(items):
@@ -255,7 +257,7 @@ class RowByRow(Lit):
 @pytest.mark.parametrize("read", [lambda y: y.mean(1), lambda y: y[:, -1]], ids=["mean", "last"])
 def test_a_readout_that_sees_samples_first(read, rows):
     """As many samples as steps in a batch of eight."""
-    callback = ConvexReconstruction(scale=1.0, every_n_epochs=0, final_solve=False)
+    callback = ConvexReconstruction(scale=1.0, l1_ratio=1.0, apply="replace", every_n_epochs=0, final_solve=False)
     loader = DataLoader(TensorDataset(*digits(rows)), batch_size=8)
     trainer(callback, max_epochs=1).fit(RowByRow(Spoken(read)), loader)
     (report,) = callback.reports
@@ -362,7 +364,7 @@ def test_losses_without_their_convex_batch_are_warned_about(kind, monkeypatch):
     with pytest.warns(
         UserWarning, match=r"(?s)solves loss='cross_entropy'.*class weights, label smoothing, soft targets"
     ):
-        trainer(callback, max_epochs=1, max_steps=1).fit(
+        trainer(callback, max_epochs=1).fit(
             kind(dense(neuron.LIFNode())), DataLoader(TensorDataset(*digits(160)), batch_size=32)
         )
 
@@ -392,7 +394,9 @@ class Heads(Lit):
 
 def test_two_readouts_with_a_callback_each(recwarn):
     callbacks = [
-        ConvexReconstruction(readout=name, scale=1.0, every_n_epochs=0, final_solve=False)
+        ConvexReconstruction(
+            readout=name, scale=1.0, l1_ratio=1.0, apply="replace", every_n_epochs=0, final_solve=False
+        )
         for name in ("digit", "carry")
     ]
     module, after = Heads(), AfterWarmStart()
@@ -480,7 +484,9 @@ def test_sew_resnet(connection):
     callback = ConvexReconstruction(beta=0.1)
     trainer(callback, max_epochs=1).fit(*zoo(net))
     assert [report.columns for report in callback.reports] == [512, 512]
-    assert all(report.gap < 1e-5 for report in callback.reports)
+    first, last = callback.reports
+    assert first.gap < 3e-3  # only shown
+    assert last.gap < (1e-5 if last.accepted else 3e-3)
 
 
 @pytest.mark.parametrize("batch_norm", [False, True], ids=["vgg11", "vgg11_bn"])
@@ -497,7 +503,9 @@ def test_spiking_vgg(batch_norm):
     callback = ConvexReconstruction(beta=0.1)
     trainer(callback, max_epochs=1).fit(*zoo(net))
     assert [report.columns for report in callback.reports] == [4096, 4096]
-    assert all(report.gap < 1e-5 for report in callback.reports)
+    first, last = callback.reports
+    assert first.gap < 3e-3  # only shown
+    assert last.gap < (1e-5 if last.accepted else 3e-3)
 
 
 def test_a_row_that_max_samples_leaves_alone_has_no_part_in_a_batch_norm():

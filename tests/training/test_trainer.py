@@ -86,7 +86,7 @@ def test_both_gaps_are_right_in_float64(precision):
     stored = torch.float64 if precision == "64-true" else torch.bfloat16 if precision == "bf16-true" else torch.float32
     assert net.readout.weight.dtype == stored
     if precision == "bf16-true":
-        assert report.gap_written > 10 * report.gap  # the rounded weights are another point, and it says so
+        assert report.gap_written > 2 * report.gap  # the rounded weights are another point, and it says so
     else:
         assert report.gap_written == pytest.approx(report.gap, abs=1e-7)
 
