@@ -1,6 +1,7 @@
 """The ``cvxsnn`` command: LightningCLI for ``fit``, ``validate``, ``test`` and ``predict``; ``doctor``, ``demo``."""
 
 import os
+import pickle
 import sys
 import warnings
 from argparse import ArgumentError
@@ -84,7 +85,12 @@ class _DoctorCLI(CvxsnnCLI):
         if self.datamodule is None:
             raise MisconfigurationException("Found no data. Expected a LightningDataModule: pass --data CLASS.")
         if ckpt_path is not None:
-            model.load_state_dict(torch.load(ckpt_path, map_location="cpu", weights_only=True)["state_dict"])
+            try:
+                model.load_state_dict(torch.load(ckpt_path, map_location="cpu", weights_only=True)["state_dict"])
+            except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+                raise MisconfigurationException(
+                    f"Found ckpt_path={ckpt_path!r}, which does not load ({error}). Expected a checkpoint of this network."
+                ) from error
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]

@@ -173,6 +173,11 @@ def test_the_doctor_examines_a_checkpoint(tmp_path, capsys):
         main(["doctor", *small, *arguments])
         tables.append(capsys.readouterr().out)
     assert tables[0] != tables[1]
+    for wrong in ([*small, "--ckpt_path=none.ckpt"], [*small, "--model.hidden=[8]", f"--ckpt_path={checkpoint}"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["doctor", *wrong])
+        assert stop.value.code == 2
+        assert "which does not load" in capsys.readouterr().err
 
 
 def test_the_doctor_refuses_what_it_does_not_know(capsys):

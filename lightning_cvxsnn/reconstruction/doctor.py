@@ -12,7 +12,7 @@ from lightning_cvxsnn.network.firing import LayerFiring, measure_firing
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import TOGETHER, Network
 from lightning_cvxsnn.network.neurons import surrogate_width
-from lightning_cvxsnn.network.rows import Batch, count_rows, rows_of
+from lightning_cvxsnn.network.rows import Batch, TrainingRows, count_rows, rows_of
 from lightning_cvxsnn.reconstruction.settings import Settings
 from lightning_cvxsnn.reconstruction.standalone import reconstruct
 from lightning_cvxsnn.reports.diagnosis import Diagnosis, LayerHealth
@@ -54,14 +54,14 @@ def diagnose(model: nn.Module, dataloader: Any, **arguments: Any) -> Diagnosis:
         raise MisconfigurationException(f"diagnose() got unexpected arguments {unknown}. Expected some of {known}.")
     settings = Settings(**arguments)
     rows = rows_of(model, dataloader, max_samples=min(settings.max_samples or _ROWS, _ROWS), seed=settings.seed)
-    network = Network(model, rows.widened(TOGETHER))
+    network = Network(model, rows)
     network.check_initialised()
     network.check_finite()
     with isolate_rng(), undisturbed(model):
         model.eval()
         network.refresh_norms()
         batches: list[Batch] = []
-        firings = measure_firing(model, _read(network, batches))
+        firings = measure_firing(model, _read(rows.widened(TOGETHER), batches))
         if not firings:
             network.first()
             raise MisconfigurationException(
@@ -77,9 +77,9 @@ def diagnose(model: nn.Module, dataloader: Any, **arguments: Any) -> Diagnosis:
         return Diagnosis(layers, measured, refusal=str(refusal))
 
 
-def _read(network: Network, batches: list[Batch]) -> Iterator[Batch]:
+def _read(rows: TrainingRows, batches: list[Batch]) -> Iterator[Batch]:
     """The batches; ``batches`` keeps all of them but the inputs, which may be large."""
-    for batch in network.rows:
+    for batch in rows:
         batches.append(batch._replace(x=None))
         yield batch
 
