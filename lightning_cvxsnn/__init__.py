@@ -9,8 +9,10 @@ from lightning_cvxsnn.metrics import (
     TokenAccuracy,
 )
 from lightning_cvxsnn.network.programme import spike_dictionary
+from lightning_cvxsnn.reconstruction.doctor import diagnose
 from lightning_cvxsnn.reconstruction.standalone import reconstruct
 from lightning_cvxsnn.reports import plots
+from lightning_cvxsnn.reports.diagnosis import Diagnosis, LayerHealth
 from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.tasks.data import AdditionDataModule, DigitsDataModule, SequentialMNISTDataModule, XORDataModule
 from lightning_cvxsnn.tasks.models import AdditionSNN, LitSNN, ParallelSNN
@@ -24,10 +26,12 @@ __all__ = [
     "AdditionSNN",
     "ConvexReconstruction",
     "DeadUnits",
+    "Diagnosis",
     "DigitsDataModule",
     "DistinctPatterns",
     "DualityGap",
     "FiringRate",
+    "LayerHealth",
     "LitSNN",
     "MarginReport",
     "ParallelSNN",
@@ -37,6 +41,7 @@ __all__ = [
     "TokenAccuracy",
     "XORDataModule",
     "calibrate",
+    "diagnose",
     "plots",
     "prune",
     "reconstruct",

@@ -1,9 +1,11 @@
-"""The ``cvxsnn`` command: LightningCLI for ``fit``, ``validate``, ``test`` and ``predict``, and ``demo``."""
+"""The ``cvxsnn`` command: LightningCLI for ``fit``, ``validate``, ``test`` and ``predict``; ``doctor``, ``demo``."""
 
 import os
+import pickle
 import sys
 import warnings
 from argparse import ArgumentError
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
@@ -17,9 +19,10 @@ from typing_extensions import override
 import lightning_cvxsnn  # LightningCLI finds classes that are imported by their bare names
 
 _USAGE = """\
-usage: cvxsnn [--version] {demo,fit,validate,test,predict} ...
+usage: cvxsnn [--version] {demo,doctor,fit,validate,test,predict} ...
 
   demo       train on scikit-learn's digits with and without convex reconstruction, print the comparison
+  doctor     examine the network that fit would train, layer by layer; takes the options of fit, writes nothing
   fit        train; LightningCLI: --config FILE, --model CLASS, --data CLASS, --trainer.callbacks+=CLASS, ...
   validate   evaluate on the validation set
   test       evaluate on the test set
@@ -74,6 +77,28 @@ class CvxsnnCLI(LightningCLI):
             rank_zero_info(f"Saved the predictions, a list of batches: {path}")
 
 
+class _DoctorCLI(CvxsnnCLI):
+    """Whatever configures ``fit`` configures this; the network is examined in its place."""
+
+    def fit(self, model: pl.LightningModule, ckpt_path: str | None = None, **_: Any) -> None:
+        """Print the diagnosis of ``model``, of the checkpoint's weights if one is given."""
+        if self.datamodule is None:
+            raise MisconfigurationException("Found no data. Expected a LightningDataModule: pass --data CLASS.")
+        if ckpt_path is not None:
+            try:
+                model.load_state_dict(torch.load(ckpt_path, map_location="cpu", weights_only=True)["state_dict"])
+            except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+                raise MisconfigurationException(
+                    f"Found ckpt_path={ckpt_path!r}, which does not load ({error}). Expected a checkpoint of this network."
+                ) from error
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        ours = [c.settings for c in callbacks if isinstance(c, lightning_cvxsnn.ConvexReconstruction)]
+        arguments = {name: value for name, value in asdict(ours[0]).items() if name != "dry_run"} if ours else {}
+        print(lightning_cvxsnn.diagnose(model, self.datamodule.train_dataloader(), **arguments))
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line.
 
@@ -100,14 +125,15 @@ def _run(arguments: list[str]) -> None:
 
         auto_cli(show_demo, args=arguments[1:], as_positional=False, prog="cvxsnn demo", exit_on_error=False)
     else:
-        CvxsnnCLI(
+        doctor = arguments[0] == "doctor"
+        (_DoctorCLI if doctor else CvxsnnCLI)(
             pl.LightningModule,
             pl.LightningDataModule,
-            save_config_callback=_SaveConfig,
+            save_config_callback=None if doctor else _SaveConfig,
             seed_everything_default=0,  # what Lightning sets where none is given, with a warning
             subclass_mode_model=True,
             subclass_mode_data=True,
-            args=arguments,
+            args=["fit", *arguments[1:]] if doctor else arguments,
         )
 
 

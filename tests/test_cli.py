@@ -149,6 +149,44 @@ def test_fit_then_validate_and_test(tmp_path, capsys):
     assert yaml.safe_load(saved.read_text())["trainer"]["callbacks"][0]["init_args"]["every_n_epochs"] == 2
 
 
+DIGITS = ROOT / "examples/configs/digits.yaml"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_doctor_prints_a_table_and_leaves_no_file(tmp_path, capsys):
+    main(["doctor", "-c", str(DIGITS), "--model.hidden=[16, 16]", "--trainer.callbacks.witnesses=keep"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("2 spiking layers on 1000 rows\n")
+    assert "layers.1" in printed
+    assert "ConvexReconstruction would" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_doctor_examines_a_checkpoint(tmp_path, capsys):
+    small = ["-c", str(DIGITS), "--model.hidden=[16]", "--trainer.max_epochs=1", "--trainer.logger=false"]
+    main(["fit", *small])
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    tables = []
+    for arguments in ([], [f"--ckpt_path={checkpoint}"]):
+        capsys.readouterr()
+        main(["doctor", *small, *arguments])
+        tables.append(capsys.readouterr().out)
+    assert tables[0] != tables[1]
+    for wrong in ([*small, "--ckpt_path=none.ckpt"], [*small, "--model.hidden=[8]", f"--ckpt_path={checkpoint}"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["doctor", *wrong])
+        assert stop.value.code == 2
+        assert "which does not load" in capsys.readouterr().err
+
+
+def test_the_doctor_refuses_what_it_does_not_know(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "-c", str(DIGITS), "--depth=3"])
+    assert stop.value.code == 2
+    assert "depth" in capsys.readouterr().err
+
+
 def test_usage(capsys):
     main([])
     usage = capsys.readouterr().out

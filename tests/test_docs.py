@@ -44,6 +44,18 @@ def test_code_blocks(language, code, tmp_path, monkeypatch):
         check_shell(code)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_doctors_page_shows_what_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/pages/doctor.md").read_text()
+    code, shown = re.search(r"```python\n(.*?)```.*?\n```\n(.*?)```", text, re.S).groups()
+    exec(compile(code, "block", "exec"), {})
+    # Another machine may round otherwise.
+    words = [re.sub(r"[\d.]+", "0", out).split() for out in (shown, capsys.readouterr().out)]
+    assert words[0] == words[1]
+    assert (tmp_path / "layers.png").exists()
+
+
 def solve_own_network(network):
     """The README's network, in an empty folder, with batches of its own kind."""
     from lightning.pytorch import Trainer

@@ -41,6 +41,39 @@ def neuron_of(module: nn.Module) -> Neuron:
     return _READERS[type(module)](module)
 
 
+def surrogate_width(module: Any) -> float | None:
+    """How far from the threshold the surrogate gradient of a neuron has fallen to half of its peak.
+
+    It is measured, on the side where it is wider: 0.64 / alpha for spikingjelly's ``ATan``, 1.76 / alpha for its
+    ``Sigmoid``. Neurons whose voltage is many times that away hardly learn.
+
+    Args:
+        module: The neuron; it is not changed.
+
+    Returns:
+        The width in volts of the membrane; None where there is no surrogate with a gradient that peaks.
+
+    Example:
+        >>> round(surrogate_width(spiking.LIFNode()), 2)  # Sigmoid, alpha = 4
+        0.44
+    """
+    surrogate = getattr(module, "surrogate_function", None)
+    if surrogate is None:
+        return None
+    distances = torch.logspace(-4, 4, 8001)
+    with torch.inference_mode(False), torch.enable_grad():
+        voltages = torch.stack([-distances, distances]).requires_grad_()
+        try:
+            (slopes,) = torch.autograd.grad(surrogate(voltages).sum(), voltages)
+        except RuntimeError:  # it has no gradient
+            return None
+    slopes = slopes.abs().amax(0)
+    wide = slopes * 2 >= slopes.max()
+    if not slopes.max() > 0 or wide[-1]:
+        return None
+    return float(distances[wide].max())
+
+
 def _check_spikes(module: Any) -> None:
     """Refuse a surrogate that gives anything but 0 below the threshold and 1 from it on."""
     probe = torch.tensor([-math.inf, -1.0, -1e-45, -0.0, 0.0, 1e-45, 1.0, math.inf])

@@ -1,1 +1,1 @@
-"""What a solve found and did: the report, warnings derived from it, figures."""
+"""What a solve found and did: the report, warnings derived from it, a diagnosis, figures."""

@@ -1,4 +1,4 @@
-"""Figures of a run's solves, of spikes and of a dictionary. Needs matplotlib, the extra ``plot``.
+"""Figures of a run's solves, of layers, of spikes and of a dictionary. Needs matplotlib, the extra ``plot``.
 
 Figures are made without pyplot: none is shown, no backend is chosen, and pyplot's state stays as it is.
 """
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["dictionary", "log_solves", "raster", "solves"]
+    from lightning_cvxsnn.reports.diagnosis import LayerHealth
+
+__all__ = ["dictionary", "layers", "log_solves", "raster", "solves"]
 
 #: The Trainer's step of a validation and its metrics by name.
 Validation = tuple[int, Mapping[str, float]]
@@ -133,6 +135,67 @@ def _draw_validations(axes: Axes, validations: Sequence[Validation], word: str) 
     for name, line in zip(names, cycle(("-", "--", ":")), strict=False):
         points = [(step, metrics[name]) for step, metrics in validations if name in metrics]
         axes.plot(*zip(*points, strict=True), color=_GREEN, linestyle=line, label=name)
+
+
+def layers(every: Sequence[LayerHealth]) -> Figure:
+    """Draw what a doctor found, layers from left to right, in three panels.
+
+    - *firing rate*: spikes per unit and step;
+    - *dead units*, the share that is silent and that is saturated;
+    - *probe accuracy* of a readout of that layer alone; for targets that are no classes the share of their variance
+      that it explains.
+
+    Args:
+        every: The layers, such as ``diagnose(model, dataloader).layers``.
+
+    Returns:
+        The figure; ``figure.savefig("layers.png")`` writes it.
+
+    Raises:
+        ModuleNotFoundError: Without matplotlib.
+        MisconfigurationException: Without a layer.
+
+    Example:
+        >>> from lightning_cvxsnn import LayerHealth, plots
+        >>> figure = plots.layers([LayerHealth("net.1", units=8, rate=0.2, silent=2, saturated=0, distinct=5)])
+        >>> ", ".join(axes.get_ylabel() for axes in figure.axes)
+        'firing rate, dead units, probe'
+    """
+    if not every:
+        raise MisconfigurationException("There is no layer to draw. Expected at least one, such as diagnose() finds.")
+    figure = _figure(2.5 + max(1.0 * len(every), 4.0), 6.5)
+    panels = figure.subplots(3, 1, sharex=True)
+    places = range(len(every))
+    rates = [layer.rate for layer in every]
+    panels[0].bar(places, rates, color=_BLUE)
+    panels[0].set_ylim(0, max(0.1, 1.1 * max(rates)))  # where nearly nothing fires it shall look so
+    panels[0].set_ylabel("firing rate")
+
+    shares = {
+        "silent": (_GREY, [layer.silent / layer.units for layer in every]),
+        "saturated": (_RED, [layer.saturated / layer.units for layer in every]),
+    }
+    below = [0.0] * len(every)
+    for label, (color, values) in shares.items():
+        panels[1].bar(places, values, bottom=below, color=color, label=label)
+        below = [a + b for a, b in zip(below, values, strict=True)]
+    panels[1].set_ylim(0, 1)
+    panels[1].set_ylabel("dead units")
+    panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", frameon=False)
+
+    classes = any(layer.accuracy is not None for layer in every)
+    probes = [layer.accuracy if classes else None if layer.error is None else 1 - layer.error for layer in every]
+    drawn = [(place, probe) for place, probe in zip(places, probes, strict=True) if probe is not None]
+    if drawn:
+        panels[2].plot(*zip(*drawn, strict=True), marker="o", color=_GREEN)
+        panels[2].set_ylabel("probe accuracy" if classes else "probe, variance explained")
+    else:
+        panels[2].set_ylabel("probe")
+    panels[2].set_ylim(0, 1)
+    for axes in panels:
+        axes.grid(alpha=0.25)
+    panels[2].set_xticks(places, [layer.name for layer in every], rotation=45, ha="right")
+    return figure
 
 
 def raster(before: Tensor, after: Tensor | None = None, *, sample: int = 0) -> Figure:

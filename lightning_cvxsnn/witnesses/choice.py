@@ -24,16 +24,14 @@ from lightning_cvxsnn.witnesses.calibration import CalibratedLayer, Manner
 from lightning_cvxsnn.witnesses.kinds import WitnessOptions, calibrate_to_target, repair_dead_layers, wants_pairs
 from lightning_cvxsnn.witnesses.paired import replace_by_pairs, write_pairs
 from lightning_cvxsnn.witnesses.proposers import some_samples
+from lightning_cvxsnn.witnesses.ridge import left_out_error
 from lightning_cvxsnn.witnesses.samplers import is_initialised
 
 First = Literal["scale", "pairs"]
 
 _SCORED = 1000  # samples that candidates are compared on,
 _CALIBRATED = 128  # and rows that they are brought to a firing rate on
-_PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)  # of the ridge readouts, times the largest eigenvalue
 _MARGIN = 0.01  # of the error, by which a candidate that changes more must be better
-_TINY = 1e-12
-_LEAST = 1e-5  # of what leverages leave of 1: rounding of float32
 
 _NAMES: dict[First, str] = {
     "scale": "rescaled weights in the first layer",
@@ -177,39 +175,3 @@ def _values(programme: CapturedProgramme) -> Tensor:
     if targets.dim() > 1:
         return targets.float()
     return F.one_hot(targets, max(programme.num_outputs, 2)).float()
-
-
-def left_out_error(columns: Tensor, values: Tensor, weights: Tensor) -> float:
-    """Share of the variance that the best ridge readout leaves on rows, each left out of the fit in turn.
-
-    Leaving a row out divides its residual by one minus its leverage (Allen's PRESS), so one eigendecomposition does for
-    all rows and penalties.
-
-    Args:
-        columns: ``[n, P]``.
-        values: ``[n, C]``.
-        weights: ``[n]``, of the rows.
-
-    Example:
-        >>> x = torch.arange(8.0)[:, None]
-        >>> left_out_error(x, 3 * x + 1, torch.ones(8)) < 0.02, left_out_error(0 * x, 3 * x + 1, torch.ones(8)) > 1
-        (True, True)
-    """
-    share = weights / weights.sum()
-    root = share.sqrt()[:, None]
-    d, y = ((part - share @ part) * root for part in (columns, values))
-    tall = d.shape[0] > d.shape[1]
-    eigenvalues, vectors = torch.linalg.eigh(d.T @ d if tall else d @ d.T)
-    largest = float(eigenvalues.max().clamp_min(_TINY))
-    eigenvalues = eigenvalues.clamp_min(0.0)
-    if tall:
-        kept = eigenvalues > 1e-6 * largest
-        eigenvalues, vectors = eigenvalues[kept], d @ vectors[:, kept] / eigenvalues[kept].sqrt()
-    projected, squares = vectors.T @ y, vectors.square()
-    errors = []
-    for penalty in _PENALTIES:
-        shrunk = eigenvalues / (eigenvalues + penalty * largest)
-        leverage = squares @ shrunk + share
-        residual = (y - vectors @ (shrunk[:, None] * projected)) / (1 - leverage).clamp_min(_LEAST)[:, None]
-        errors.append(float(residual.square().sum()))
-    return min(errors) / max(float(y.square().sum()), _TINY)

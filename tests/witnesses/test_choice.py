@@ -14,8 +14,9 @@ from lightning_cvxsnn.network.programme import capture_programme
 from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.runtime.progress import no_progress
 from lightning_cvxsnn.runtime.rng import isolate_rng
-from lightning_cvxsnn.witnesses.choice import choose_start, fresh_layers, left_out_error
+from lightning_cvxsnn.witnesses.choice import choose_start, fresh_layers
 from lightning_cvxsnn.witnesses.kinds import WitnessOptions
+from lightning_cvxsnn.witnesses.ridge import left_out_error
 
 
 def started(net, dataset, loss="cross_entropy"):
