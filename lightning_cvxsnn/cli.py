@@ -89,7 +89,8 @@ class _DoctorCLI(CvxsnnCLI):
                 model.load_state_dict(torch.load(ckpt_path, map_location="cpu", weights_only=True)["state_dict"])
             except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
                 raise MisconfigurationException(
-                    f"Found ckpt_path={ckpt_path!r}, which does not load ({error}). Expected a checkpoint of this network."
+                    f"Found ckpt_path={ckpt_path!r}, which does not load ({error}). Expected a checkpoint of this "
+                    "network."
                 ) from error
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
