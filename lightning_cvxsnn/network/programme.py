@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_cvxsnn.convex import Loss, Path, Point, Solution, certificate, mean_loss, path, rho_max, solve
 from lightning_cvxsnn.convex.losses import loss_named
 from lightning_cvxsnn.network.isolation import undisturbed
-from lightning_cvxsnn.network.network import TOGETHER, Network
+from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.rows import TrainingRows, rows_of
 from lightning_cvxsnn.network.spikes import Observed, join, observe
 from lightning_cvxsnn.network.targets import row_targets, row_weights
@@ -243,7 +243,7 @@ def capture_programme(
     reduction, num_outputs = readout.reduction, readout.module.out_features
     targets: list[Tensor] = []
     weights: list[Tensor] = []
-    share = rows.widened(TOGETHER).share()
+    share = rows.share()  # in the batches of training: hooks and weights may depend on them
     with progress(stage, len(share)) as advance:
 
         def inputs() -> Iterator[Any]:

@@ -44,11 +44,11 @@ def reconstruct(model: nn.Module, dataloader: Any, validation: Any = None, **arg
         ...         self.readout = nn.Linear(16, 2)
         ...     def forward(self, x):  # x [N, 2], presented for four steps
         ...         return self.readout(self.hidden(x.expand(4, *x.shape)).mean(0))
-        >>> x = torch.rand(40, 2) * 4
+        >>> x = torch.rand(200, 2) * 4
         >>> rows = DataLoader(TensorDataset(x, (x[:, 0] > x[:, 1]).long()), batch_size=8)
         >>> report = reconstruct(Net(), rows, beta=0.01)
         >>> report.accepted, report.gap < 1e-6, report.rows
-        (True, True, 40)
+        (True, True, 200)
     """
     known = sorted(Settings.__dataclass_fields__)
     if unknown := sorted(set(arguments) - set(known)):

@@ -231,7 +231,8 @@ def test_event_data_time_first():
     (report,) = callback.reports
     assert report.accepted
     assert report.rows == 160
-    assert after.loss + report.rho * after.penalty == pytest.approx(report.dual + report.gap_written, rel=1e-4, abs=1e-7)
+    objective = after.loss + report.rho * after.penalty
+    assert objective == pytest.approx(report.dual + report.gap_written, rel=1e-4, abs=1e-7)
 
 
 class Spoken(nn.Module):
