@@ -194,12 +194,12 @@ class Summary:
         ]
         for task in tasks:
             found, differences = self.figures(task, arm), self.differences(task, arm)
-            if not found.get(arm):
-                continue
+            untuned = self.figures(task, arm, UNTUNED)
+            if not found.get(arm) or len(untuned.get(arm, [])) < len(found[arm]):
+                continue  # not complete
             cells = [" / ".join(f"{_mean([run[name] for run in found[who]]) or 0.0:.1f}" for who in ("SG", arm))
                      for name in MATCHED if name != "half"]  # fmt: skip
             ahead = ["{:+.1f} ± {:.1f}".format(*interval(differences[name])) for name in ("end", "t end")]
-            untuned = self.figures(task, arm, UNTUNED)
             flat = [mean(run["end"] or 0.0 for run in untuned[who]) for who in ("SG", arm)]
             raw = [run["points"][0]["test"] for run in self.paired(task, RAW, (0.0, "")).values()]
             last = [" / ".join(f"{value:.1f}" for value in flat), f"{mean(raw):.1f}" if raw else "-"]
@@ -240,6 +240,7 @@ class Summary:
                 panel.fill_between(seconds, centre - half, centre + half, color=colour, alpha=0.15, linewidth=0)
         panel.set(title=task, xlabel="CPU s", ylabel="test score", ylim=(0, 100))
         panel.set_xscale("symlog", linthresh=0.3)
+        panel.set_xlim(left=0)
 
 
 def tell(title: str, rows: list[dict[str, Any]]) -> None:
