@@ -27,7 +27,7 @@ _PATH_ROWS = 1024  # of the others are fitted to choose a penalty, and at most a
 _ROUGH = 0.1  # to this relative gap: the loss that is compared hardly depends on either,
 _PATH_VALUES, _PATH_RATIO = 13, 1e-6  # at penalties half a decade apart;
 _STEP = 10**0.5  # so far from the last penalty another one is looked for.
-_LITTLE = 0.1  # of what L1 has gained: where the next penalty adds less, it will not overtake ridge at a sane price
+_LITTLE = 0.1  # of what L1 has gained: its walk beside ridge ends where the next penalty adds less
 _GIVEN_AWAY = 0.02  # of what the best L1 penalty gains may be lost to a larger one, which leaves fewer units
 
 
@@ -115,10 +115,6 @@ class CapturedProgramme:
         return mean_loss(
             outputs, self.targets[self.held_out], loss=self.loss, sample_weight=self.weights[self.held_out]
         )
-
-    def found_loss(self) -> float:
-        """The held-out loss of what the network itself answered."""
-        return self.held_out_loss(self.outputs[self.held_out])
 
     def share_right(self, outputs: Tensor) -> float:
         """Share, by weight, of held-out rows that ``outputs`` ``[held-out rows, C]`` decide rightly.

@@ -23,7 +23,6 @@ class TrainerContext:
         epoch: Epochs finished.
         step: Global step.
         batches: Training batches of an epoch, in each process.
-        epochs: Epochs that are planned; None: it is not known.
         watched: Whether something in the fit compares validations.
     """
 
@@ -34,5 +33,4 @@ class TrainerContext:
     epoch: int = 0
     step: int = 0
     batches: int = 0
-    epochs: int | None = None
     watched: bool = False

@@ -110,7 +110,6 @@ def trainer_context(trainer: "pl.Trainer", epoch: int) -> TrainerContext:
         check=partial(check_step_inputs, trainer),
         epoch=epoch,
         step=trainer.global_step,
-        epochs=None if trainer.max_epochs in (None, -1) else trainer.max_epochs,
         watched=bool(watcher(trainer)),
         batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
     )

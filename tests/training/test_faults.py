@@ -302,13 +302,13 @@ def test_a_crash_at_any_step_changes_nothing(tmp_path, convex):
 
 
 class Census(pl.Callback):
-    """Counts what a solve might leave behind, after the 10th, 30th and 50th epoch."""
+    """Counts what a solve might leave behind, after the 10th, 30th and 49th epoch."""
 
     def __init__(self):
         self.counts, self.resident = [], []
 
     def on_train_epoch_end(self, trainer, pl_module):
-        if trainer.current_epoch in (9, 29, 49):
+        if trainer.current_epoch in (9, 29, 48):  # with a shadow each; the last epoch need not leave one
             gc.collect()
             kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_state_dict_hooks")
             hooks = sum(len(getattr(m, kind)) for m in pl_module.modules() for kind in kinds)
@@ -325,9 +325,7 @@ def test_fifty_solves_leave_nothing_behind():
     assert len(callback.reports) == 51
     first, *later = census.counts
     assert first[0] == 0
-    for counts in later:  # hooks, threads, open files, tensors: a shadow has some, and is not always there
-        assert counts[:3] == first[:3]
-        assert counts[3] <= first[3]
+    assert all(counts == first for counts in later)  # hooks, threads, open files, tensors
     assert census.resident[2] - census.resident[0] < 8 * 2**20
 
 
