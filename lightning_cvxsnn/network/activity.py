@@ -1,8 +1,9 @@
 """What the spiking layers of a network do on some rows: which layer feeds which neurons, and how they fire."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,25 @@ from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
 
 _IDLE = 1 / 200  # share of the steps: hardly a spike for a readout to use, or hardly a pause
 _MARKS = 2**24  # sums of as many of these as there are steps are exact, so that equal trains have equal ones
+
+
+@contextmanager
+def watching_neurons(
+    module: nn.Module, see: Callable[[str, nn.Module, tuple[Any, ...], Tensor], None]
+) -> Iterator[None]:
+    """Call ``see(name, neuron, arguments, spikes)`` whenever a spiking layer of ``module`` sends spikes."""
+
+    def hook(name: str, neuron: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        spikes = output[0] if isinstance(output, tuple) else output  # a recurrent layer's last states come second
+        if isinstance(spikes, Tensor):
+            see(name, neuron, args, spikes.detach())
+
+    handles = [part.register_forward_hook(partial(hook, name)) for name, part in followed(module) if is_spiking(part)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass
@@ -125,23 +145,12 @@ class _Statistics:
     @contextmanager
     def collecting(self, module: nn.Module) -> Iterator[None]:
         """See what the neurons of ``module`` send while the context lasts."""
-        handles = [
-            part.register_forward_hook(lambda _module, _args, output, name=name: self._see(name, output))
-            for name, part in followed(module)
-            if is_spiking(part)
-        ]
-        try:
+        with watching_neurons(module, lambda name, _neuron, _args, spikes: self._see(name, spikes)):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _see(self, name: str, output: Any) -> None:
-        spikes = output[0] if isinstance(output, tuple) else output  # a recurrent layer's last states come second
-        if not isinstance(spikes, Tensor):
-            return
+    def _see(self, name: str, spikes: Tensor) -> None:
         axis = self.wiring.axis(name)
-        per_unit = spikes.detach().float().movedim(-1 if axis is None else axis, -1).flatten(0, -2)
+        per_unit = spikes.float().movedim(-1 if axis is None else axis, -1).flatten(0, -2)
         steps = self._steps.get(name, 0)
         draw = torch.Generator().manual_seed(steps)
         marks = torch.randint(_MARKS, (1, len(per_unit)), generator=draw).to(per_unit.device, torch.float64)

@@ -1,8 +1,7 @@
 """Every spiking layer's spikes, averaged over time, and its voltages' spread, in one pass over some rows."""
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from spikingjelly.activation_based import rnn
 from torch import Tensor, nn
 
-from lightning_cvxsnn.network.dataflow import followed, is_spiking
+from lightning_cvxsnn.network.activity import watching_neurons
 from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
 from lightning_cvxsnn.network.neurons import neuron_of
 from lightning_cvxsnn.network.rows import Batch, count_rows
@@ -54,32 +53,17 @@ def measure_firing(module: nn.Module, batches: Iterable[Batch]) -> list[LayerFir
     """
     recorders: dict[str, _Recorder] = {}
     forward = forward_of(module)
-    with _recording(module, recorders):
+
+    def see(name: str, neuron: nn.Module, args: tuple[Any, ...], spikes: Tensor) -> None:
+        recorders.setdefault(name, _Recorder(name, neuron)).see(args[0] if args else None, spikes)
+
+    with watching_neurons(module, see):
         for batch in batches:
             reset_neurons(module)
             forward(batch.x)
             for recorder in recorders.values():
                 recorder.end_batch(count_rows(batch))
     return [recorder.firing() for recorder in recorders.values()]
-
-
-@contextmanager
-def _recording(module: nn.Module, recorders: dict[str, "_Recorder"]) -> Iterator[None]:
-    def see(name: str, neuron: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        spikes = output[0] if isinstance(output, tuple) else output  # a recurrent layer's last states come second
-        if isinstance(spikes, Tensor):
-            recorders.setdefault(name, _Recorder(name, neuron)).see(args[0] if args else None, spikes.detach())
-
-    handles = [
-        part.register_forward_hook(lambda neuron, args, output, name=name: see(name, neuron, args, output))
-        for name, part in followed(module)
-        if is_spiking(part)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Recorder:
