@@ -53,6 +53,7 @@ LIBRARIES = {
     "lightning.pytorch.trainer": {"training"},
     "matplotlib": {"reports", "training"},
     "torchmetrics": {"metrics", "tasks"},
+    "torchvision": {"tasks"},
     "sklearn": {"tasks"},
     "jsonargparse": {"cli"},
     "rich": {"demo"},
@@ -73,6 +74,9 @@ MANY_PARAMETERS = {
     "ConvexReconstruction.__init__": SETTINGS,
     "ParallelSNN.__init__": SETTINGS,
     "AdditionSNN.__init__": SETTINGS,
+    "AutomatonDataModule.__init__": SETTINGS,
+    "AutomatonSNN.__init__": SETTINGS,
+    "TwoHeadedAdditionSNN.__init__": SETTINGS,
 }
 
 
