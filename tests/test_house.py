@@ -29,6 +29,7 @@ HOUSE = {
     "metrics": {"patterns", "convex"},
     "training": {"runtime", "patterns", "convex", "network", "reports", "reconstruction"},
     "tasks": {"network"},
+    "ablation": {"runtime", "network", "witnesses"},
 }
 #: The public face, and the commands, which import nothing else of the package.
 ROOF = {"__init__": set(HOUSE), "demo": {"__init__"}, "cli": {"__init__", "demo"}}
@@ -45,7 +46,7 @@ LIBRARIES = {
     "scipy": {"witnesses"},
     "spikingjelly": {"network", "tasks"},
     "lightning": {*HOUSE, *ROOF} - {"patterns", "convex"},
-    "lightning.pytorch.callbacks": {"training"},
+    "lightning.pytorch.callbacks": {"training", "ablation"},
     "lightning.pytorch.cli": {"cli"},
     "lightning.pytorch.loggers": {"reports", "training"},
     "lightning.pytorch.plugins": {"training"},
