@@ -235,8 +235,10 @@ class TwoHeadedAdditionSNN(AdditionSNN):
 
     def convex_forward(self, x: Tensor) -> dict[str, Tensor]:
         """The logits of each readout."""
-        both = self(x).unflatten(-1, (2, self.base))
-        return {"digit": both.logsumexp(-2), "carry": both.logsumexp(-1)}
+        reset_neurons(self.branches)
+        seen = self._seen(x.transpose(0, 1))
+        reset_neurons(self.branches)
+        return {"digit": self.readout(seen).transpose(0, 1), "carry": self.carry_readout(seen).transpose(0, 1)}
 
     def convex_batch(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Inputs and a target for each readout."""

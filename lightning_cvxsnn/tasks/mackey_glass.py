@@ -11,6 +11,7 @@ _DELAY, _SUBSTEPS = 17, 10
 _TRAJECTORIES = 100
 _MEAN, _DEVIATION = 0.927, 0.227  # of the series, measured over 100,000 steps
 _FORGET = 200  # first steps, which the random past still shows in
+_SHIFT = 200  # at most, each trajectory by its own: all have begun alike
 
 
 class MackeyGlassDataModule(Splits):
@@ -71,7 +72,9 @@ def series(steps: int, generator: torch.Generator) -> Tensor:
     """Trajectories float64 ``[100, steps]`` of the Mackey-Glass equation, each from a random past."""
     late = _DELAY * _SUBSTEPS
     past = list(1.2 + 0.4 * (torch.rand(late + 1, _TRAJECTORIES, dtype=torch.float64, generator=generator) - 0.5))
-    for _ in range((_FORGET + steps) * _SUBSTEPS):
+    for _ in range((_FORGET + _SHIFT + steps) * _SUBSTEPS):
         delayed = past[-late - 1]
         past.append(past[-1] + (0.2 * delayed / (1 + delayed**10) - 0.1 * past[-1]) / _SUBSTEPS)
-    return torch.stack(past[::-_SUBSTEPS][:steps][::-1], 1)
+    values = torch.stack(past[::-_SUBSTEPS][: _SHIFT + steps][::-1], 1)
+    first = torch.randint(_SHIFT, (_TRAJECTORIES, 1), generator=generator)
+    return values.gather(1, first + torch.arange(steps))

@@ -128,7 +128,11 @@ class ParallelSNN(Classifier):
         return spikes[-1] if self.reduction == "last" else spikes.mean(0)
 
     def _read(self, steps: Tensor) -> Tensor:
-        return self.answer(torch.cat([self.features(branch, steps) for branch in self.branches], -1))
+        return self.answer(self._seen(steps))
+
+    def _seen(self, steps: Tensor) -> Tensor:
+        """What the readout sees of all branches."""
+        return torch.cat([self.features(branch, steps) for branch in self.branches], -1)
 
     def answer(self, features: Tensor) -> Tensor:
         """Logits of what the readout sees, ``[..., last_width]``."""

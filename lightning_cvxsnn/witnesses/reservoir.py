@@ -2,7 +2,8 @@
 
 The measure is the branching ratio of Beggs and Plenz, "Neuronal avalanches in neocortical circuits" (J. Neurosci.
 2003), estimated by regression as by Wilting and Priesemann (Nature Communications 2018); the search over leak,
-threshold and input scale is that of the liquid state machines which Udupi, Yang, Zhai, arXiv 2605.08022 (2026), compare with.
+threshold and input scale is that of the liquid state machines which Udupi, Yang, Zhai, arXiv 2605.08022 (2026),
+compare with.
 """
 
 from collections.abc import Sequence
