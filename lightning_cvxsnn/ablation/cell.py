@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import sys
 import threading
 import time
@@ -22,6 +23,8 @@ from lightning_cvxsnn.ablation.parts import see_part
 from lightning_cvxsnn.ablation.reading import read_yaml
 from lightning_cvxsnn.ablation.recorder import Recorder
 from lightning_cvxsnn.ablation.state import State, is_finished, is_held, read_json, read_state, write_json, write_state
+
+_ORPHAN = 3  # exit status of what has lost its runner
 
 
 def config_name(stage: int) -> str:
@@ -58,7 +61,7 @@ def run_cell(folder: Path) -> bool:
             "machine": _machine(),
         }
         write_state(folder, state)
-        started = time.monotonic()
+        started = time.monotonic() - time.process_time()  # imports of this process included
         try:
             write_json(folder / "result.json", _train(folder, read_json(folder / "cell.json")))
             state["state"] = "finished"
@@ -119,16 +122,43 @@ def _end_with(lock: Path) -> None:
     """End this process when the runner that started it is no more: it holds ``lock`` as long as it lives."""
     while is_held(lock):
         time.sleep(0.5)
-    os._exit(3)
+    os._exit(_ORPHAN)
 
 
-def main() -> None:
-    """Run the cell that the arguments name."""
-    if len(sys.argv) > 2:
-        threading.Thread(target=_end_with, args=(Path(sys.argv[2]),), daemon=True).start()
+def command(folder: Path, lock: Path) -> list[str]:
+    """What starts a cell's process."""
+    return [sys.executable, "-m", "lightning_cvxsnn.ablation.cell", str(folder.resolve()), str(lock.resolve())]
+
+
+def run_forked(arguments: list[str], cwd: str) -> "subprocess.CompletedProcess[str]":
+    """``subprocess.run`` of a `command` without the seconds that its imports take: in a fork of this process.
+
+    Only for a process that has done nothing but import: threads and CUDA do not survive a fork.
+    """
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            os.chdir(cwd)
+            with open(os.devnull) as nothing:
+                os.dup2(nothing.fileno(), 0)
+            status = main(arguments[3:])
+        finally:  # whatever is raised ends here: the caller's frames belong to the parent
+            os._exit(status)
+    while not (ended := os.waitpid(process, os.WNOHANG))[0]:
+        time.sleep(0.1)
+        if not is_held(Path(arguments[4])):  # the cell ends by itself; this worker would wait for work for ever
+            os._exit(_ORPHAN)
+    return subprocess.CompletedProcess(arguments, os.waitstatus_to_exitcode(ended[1]), "", "")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the cell that the arguments name, and after it the runner's lock; the exit status."""
+    if len(arguments) > 1:
+        threading.Thread(target=_end_with, args=(Path(arguments[1]),), daemon=True).start()
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
-    sys.exit(0 if run_cell(Path(sys.argv[1])) else 1)
+    return 0 if run_cell(Path(arguments[0])) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

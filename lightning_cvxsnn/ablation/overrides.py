@@ -59,7 +59,9 @@ def _child(node: Any, part: str, key: str, where: str) -> Any:
     """The mapping or list to which ``part`` of a dotted key leads; class names on the way become mappings."""
     place: Any = _place(node, part, key, where) if isinstance(node, list) else part
     child = node[place] if isinstance(node, list) else node.get(part)
-    if child is None:
+    if part == "callbacks" and not isinstance(child, list):
+        child = [] if child is None else [child]
+    elif child is None:
         child = {}
     elif isinstance(child, str):
         child = {"class_path": child}

@@ -44,6 +44,7 @@ class Recorder(Callback):
         self._before: list[dict[str, Any]] = []  # reports of finished fits
         self._lines: list[dict[str, Any]] = []
         self._started: float | None = None
+        self._ahead = False  # in the validation before training
 
     # -- CPU time -------------------------------------------------------------------------------------------------
 
@@ -69,14 +70,14 @@ class Recorder(Callback):
         """The line before training."""
         self.trained_parameters = max(self.trained_parameters, sum(p.numel() for p in _trained(pl_module)))
         self._stop()
-        steps, trainer.num_sanity_val_steps = trainer.num_sanity_val_steps, inf
+        self._ahead, steps, trainer.num_sanity_val_steps = True, trainer.num_sanity_val_steps, inf
         data = getattr(trainer, "datamodule", None)
         try:
             # Lightning's own pass before training, in which callbacks and loggers neither save nor compare.
             with isolate_rng(), undisturbed(pl_module), put_back([] if data is None else [data]):
                 trainer._run_sanity_check()
         finally:
-            trainer.num_sanity_val_steps = steps
+            self._ahead, trainer.num_sanity_val_steps = False, steps
         self._start()
 
     @override
@@ -89,11 +90,9 @@ class Recorder(Callback):
         """A line."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if trainer.sanity_checking:
-            self._write(trainer, 0, metrics)
-        else:
-            self._write(trainer, _epochs(trainer), metrics)
+        if self._ahead or not trainer.sanity_checking:
+            self._write(trainer, 0 if self._ahead else _epochs(trainer))
+        if not self._ahead:
             self._start()
 
     @override
@@ -107,7 +106,8 @@ class Recorder(Callback):
 
     # -- files ----------------------------------------------------------------------------------------------------
 
-    def _write(self, trainer: "pl.Trainer", epochs: float, metrics: dict[str, float]) -> None:
+    def _write(self, trainer: "pl.Trainer", epochs: float) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         stage = {"stage": self.stage} if self.stages > 1 else {}
         place = {"epoch": self.epochs + epochs, "step": self.steps + trainer.global_step}
         self._lines.append({**place, **stage, "cpu_seconds": round(self.cpu_seconds, 4), **metrics})

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import joblib
 import yaml
@@ -20,16 +20,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lightning_cvxsnn.ablation.cell import config_name
+from lightning_cvxsnn.ablation.cell import command, config_name, run_forked
 from lightning_cvxsnn.ablation.choice import choose_values
 from lightning_cvxsnn.ablation.estimate import show_plan, spoken
 from lightning_cvxsnn.ablation.fits import check_cells
-from lightning_cvxsnn.ablation.overrides import Config
-from lightning_cvxsnn.ablation.reading import read_yaml
 from lightning_cvxsnn.ablation.state import (
     State,
     is_finished,
     metric_of,
+    read_json,
     read_state,
     write_json,
     write_state,
@@ -79,24 +78,20 @@ class Run:
         Raises:
             MisconfigurationException: If one has finished with another configuration.
         """
-        for cell in cells:
+        texts = [[yaml.safe_dump(config, sort_keys=False) for config in cell.configs] for cell in cells]
+        for cell, configs in zip(cells, texts, strict=True):
             place = self.place(cell)
-            if not is_finished(place):
-                continue
-            for stage, config in enumerate(cell.configs):
-                old = place / config_name(stage)
-                if not old.exists() or read_yaml(old) != _through_yaml(config):
-                    raise MisconfigurationException(
-                        f"Found the finished cell '{place}', which had another configuration. Expected the sweep that "
-                        "made it: use another --output, or delete that folder to train it again."
-                    )
-        for cell in cells:
+            if is_finished(place) and not _trained_with(place, cell.parts, configs):
+                raise MisconfigurationException(
+                    f"Found the finished cell '{place}', which had another configuration. Expected the sweep that made "
+                    "it: use another --output, or delete that folder to train it again."
+                )
+        for cell, configs in zip(cells, texts, strict=True):
             place = self.place(cell)
-            if not is_finished(place):
-                place.mkdir(parents=True, exist_ok=True)
-                for stage, config in enumerate(cell.configs):
-                    write_text(place / config_name(stage), yaml.safe_dump(config, sort_keys=False))
-                write_json(place / "cell.json", cell.record())
+            place.mkdir(parents=True, exist_ok=True)
+            for stage, text in enumerate(configs):
+                write_text(place / config_name(stage), text)
+            write_json(place / "cell.json", cell.record())
 
     def train(self, cells: list[Cell], what: str) -> None:
         """Run all cells that are not finished, and say how each ended."""
@@ -109,7 +104,7 @@ class Run:
             *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()),
             *(TextColumn("left:"), TimeRemainingColumn()),
         )
-        with Progress(*columns, console=self.console, transient=True, speed_estimate_period=float("inf")) as progress:
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             task = progress.add_task(what, total=len(waiting))
             started = time.monotonic()
             for count, process in enumerate(self._processes(waiting), 1):
@@ -120,16 +115,16 @@ class Run:
                 progress.advance(task)
 
     def _processes(self, cells: list[Cell]) -> Iterator["subprocess.CompletedProcess[str]"]:
-        """The processes of cells as they end. Workers only start them, and import nothing of this package."""
-        start = joblib.delayed(subprocess.run)
-        options = {"capture_output": True, "text": True, "cwd": os.getcwd(), "stdin": subprocess.DEVNULL}
+        """The processes of cells as they end. Workers only start them."""
+        options: dict[str, Any] = {"cwd": os.getcwd()}
+        if self.backend == "loky" and sys.platform == "linux":
+            start = joblib.delayed(run_forked)
+        else:  # workers of a cluster have threads; they need nothing of this package
+            start = joblib.delayed(subprocess.run)
+            options |= {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
         with _cluster(self.backend, self.address, self.jobs):
             parallel = joblib.Parallel(self.jobs, batch_size=1, return_as="generator_unordered")
-            yield from parallel(start(self._command(cell), **options) for cell in cells)
-
-    def _command(self, cell: Cell) -> list[str]:
-        place, lock = self.place(cell).resolve(), self.lock.resolve()
-        return [sys.executable, "-m", "lightning_cvxsnn.ablation.cell", str(place), str(lock)]
+            yield from parallel(start(command(self.place(cell), self.lock), **options) for cell in cells)
 
     def _line(self, place: Path) -> str:
         state = read_state(place)
@@ -195,6 +190,8 @@ def ablate(
     sys.path.insert(0, os.getcwd())  # classes of the user's own, as cells find them
     sweep = read_sweep(config)
     folder = Path(output) if output else Path("runs") / Path(config).stem
+    if jobs == -1 and backend == "loky":
+        jobs = max(1, joblib.cpu_count() // sweep.threads)
     run = Run(sweep, folder, jobs, backend, address, _shard(shard))
     tried, cells = sweep.choosing(), sweep.cells()
     check_cells([*tried, *cells])
@@ -227,6 +224,14 @@ def _all(run: Run, tried: list[Cell]) -> bool:
             write_state(run.place(cell), failed_state(missing[cell.arm]))
     run.train(ready, "cells")
     return run.finish([*tried, *cells])
+
+
+def _trained_with(place: Path, parts: list[list[int] | None], configs: list[str]) -> bool:
+    """Whether a finished cell's folder has these configurations."""
+    files = [place / config_name(stage) for stage in range(len(configs))]
+    if read_json(place / "cell.json")["parts"] != parts or not all(file.exists() for file in files):
+        return False
+    return [file.read_text(encoding="utf-8") for file in files] == configs
 
 
 def failed_state(error: str, attempts: int = 0) -> State:
@@ -269,7 +274,8 @@ def _cluster(backend: Backend, address: str | None, jobs: int) -> Iterator[None]
             f"Found no {backend} for --backend={backend} ({error}). Expected it here and on the cluster: install "
             f"{'dask[distributed]' if backend == 'dask' else 'ray'}."
         ) from error
-    with joblib.parallel_config(backend=backend):
+    options = {"idle_worker_timeout": 10} if backend == "loky" else {}  # those of a killed runner go soon
+    with joblib.parallel_config(backend=backend, **options):
         yield
 
 
@@ -278,7 +284,3 @@ def _shard(text: str) -> tuple[int, int]:
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise MisconfigurationException(f"Found --shard={text}. Expected i/n with i from 1 to n, such as 1/4.")
     return int(found[1]), int(found[2])
-
-
-def _through_yaml(config: Config) -> Config:
-    return yaml.safe_load(yaml.safe_dump(config))

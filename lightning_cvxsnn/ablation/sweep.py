@@ -88,7 +88,7 @@ class Sweep:
         check_keys(given, _KEYS, "the sweep")
         if not given.get("methods"):
             raise MisconfigurationException("Found no methods. Expected 'methods:', names with their overrides.")
-        self.base = with_overrides({}, mapping_of(given.get("base"), "base"), "base")
+        self.base = with_overrides({}, mapping_of(given.get("base") or {}, "base"), "base")
         self.methods = named(given["methods"], "methods")
         self.tasks = named(given.get("tasks") or {_task_of(self.base): {}}, "tasks")
         self.grid, self.list = given.get("grid") or {}, given.get("list") or []
