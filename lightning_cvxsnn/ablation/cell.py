@@ -1,5 +1,6 @@
 """One cell in a process of its own: ``python -m lightning_cvxsnn.ablation.cell FOLDER [RUNNERS_LOCK]``."""
 
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -67,12 +68,19 @@ def run_cell(folder: Path) -> bool:
             state["state"] = "finished"
         except Exception as error:
             traceback.print_exc()
-            state["state"], state["error"] = "failed", " ".join(f"{type(error).__name__}: {error}".split())
+            state["state"], state["error"] = "failed", _told(error)
         state["seconds"] = round(time.monotonic() - started, 3)
         sys.stdout.flush()
         sys.stderr.flush()
         write_state(folder, state)
         return state["state"] == "finished"
+
+
+def _told(error: BaseException) -> str:
+    """In one line what went wrong first: Lightning tidies up after an error, which may fail in turn."""
+    while error.__cause__ is None and error.__context__ is not None and not error.__suppress_context__:
+        error = error.__context__
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _train(folder: Path, cell: dict[str, Any]) -> dict[str, Any]:
@@ -140,6 +148,8 @@ def run_forked(arguments: list[str], cwd: str) -> "subprocess.CompletedProcess[s
         status = 1
         try:
             os.chdir(cwd)
+            sys.path.insert(0, cwd)  # as ``python -m`` does
+            multiprocessing.set_start_method(None, force=True)  # loky has set its own, for loaders' workers too
             with open(os.devnull) as nothing:
                 os.dup2(nothing.fileno(), 0)
             status = main(arguments[3:])
