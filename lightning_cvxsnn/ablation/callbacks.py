@@ -1,11 +1,13 @@
-"""Callbacks that methods of a sweep are made of: no training, new weights, a reservoir."""
+"""Callbacks that methods of a sweep are made of: no training, new weights, a reservoir, the best weights."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 from lightning_cvxsnn.network import undisturbed
@@ -109,6 +111,46 @@ class TunedReservoir(Callback):
             f"TunedReservoir leak {found.leak:g}, threshold {found.threshold:g}, weights times {found.scale:g}: "
             f"branching ratio {found.ratio:.3f}"
         )
+
+
+class BestWeights(Callback):
+    """Leaves the weights of the best validation in the network as a fit ends, without a file.
+
+    Args:
+        monitor: The metric that compares validations.
+        mode: Whether the lowest or the highest is best.
+
+    Raises:
+        MisconfigurationException: At the first validation, if there is no such metric.
+    """
+
+    def __init__(self, monitor: str = "val_loss", mode: Literal["min", "max"] = "min") -> None:
+        self.monitor, self.mode = monitor, mode
+        self._best: tuple[float, dict[str, Any]] | None = None
+
+    @override
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Those of another fit do not count."""
+        self._best = None
+
+    @override
+    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Keep them if they are the best so far, the first of equals."""
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            raise MisconfigurationException(
+                f"Found no metric {self.monitor!r}. Expected one of {sorted(trainer.callback_metrics)}."
+            )
+        value = float(trainer.callback_metrics[self.monitor]) * (1 if self.mode == "min" else -1)
+        if self._best is None or value < self._best[0]:
+            self._best = value, {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+
+    @override
+    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Put them in."""
+        if self._best is not None:
+            pl_module.load_state_dict(self._best[1])
 
 
 def _network(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> Network:

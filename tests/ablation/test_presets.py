@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_cvxsnn import ConvexReconstruction, DigitsDataModule, LitSNN, ParallelSNN, XORDataModule
-from lightning_cvxsnn.ablation.callbacks import FreshWeights, StopBeforeTraining, TunedReservoir
+from lightning_cvxsnn.ablation.callbacks import BestWeights, FreshWeights, StopBeforeTraining, TunedReservoir
 from lightning_cvxsnn.ablation.cell import config_name, run_cell
 from lightning_cvxsnn.ablation.fits import check_cells
 from lightning_cvxsnn.ablation.reading import presets
@@ -104,6 +104,29 @@ def test_random_witnesses_are_those_of_their_kind(kind):
     assert not net.layers[0].bias.any()
     readout = LitSNN(hidden=[32]).readout.weight
     assert float(net.readout.weight.abs().max()) <= float(readout.abs().max()) * 1.2  # its constructor's
+
+
+class Losses(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_validation_end(self, trainer, pl_module):
+        self.seen.append(float(trainer.callback_metrics["val_loss"]))
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", min), ("max", max)])
+def test_the_weights_of_the_best_validation_are_left(mode, best):
+    """Losses fall here: the highest is that of the first epoch."""
+    losses = Losses()
+    net, fit = trained([BestWeights("val_loss", mode), losses])
+    assert losses.seen[0] == max(losses.seen) > losses.seen[-1]
+    (metrics,) = fit.validate(net, datamodule=DigitsDataModule(), verbose=False)
+    assert metrics["val_loss"] == pytest.approx(best(losses.seen[:3]), rel=1e-5)
+
+
+def test_a_metric_that_is_not_there_is_told():
+    with pytest.raises(MisconfigurationException, match=r"no metric 'val_los'. Expected one of \['train_loss'"):
+        trained([BestWeights("val_los")])
 
 
 def test_a_reservoir_is_there_before_the_solve_and_stays():
