@@ -1,9 +1,11 @@
 """The shipped methods and tasks: they are valid, each method runs, and does what it says."""
 
 import json
+import struct
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -18,7 +20,7 @@ from lightning_cvxsnn.ablation.callbacks import (
     TunedReservoir,
 )
 from lightning_cvxsnn.ablation.cell import config_name, run_cell
-from lightning_cvxsnn.ablation.fits import check_cells
+from lightning_cvxsnn.ablation.fits import check_cells, fit_of
 from lightning_cvxsnn.ablation.reading import presets
 from lightning_cvxsnn.ablation.sweep import Sweep, read_sweep
 
@@ -32,6 +34,33 @@ SMALL = {
 
 def test_every_task_is_valid():
     check_cells(Sweep({"base": BASE, "tasks": list(presets("tasks")), "methods": ["sg", "hybrid"]}).cells())
+
+
+def write_images(folder):
+    """MNIST's files, of 30 random images."""
+    folder.mkdir()
+    values = {"images-idx3": np.random.default_rng(0).integers(0, 256, (30, 28, 28), dtype=np.uint8)}
+    values["labels-idx1"] = np.arange(30, dtype=np.uint8) % 10
+    for name, array in values.items():
+        header = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+        (folder / f"t10k-{name}-ubyte").write_bytes(header + array.tobytes())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("task", sorted(presets("tasks")))
+def test_every_task_trains_and_is_tested(tmp_path, monkeypatch, task):
+    """A batch of ten samples, at the paper's size: model and data fit together."""
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "mnist")
+    few = {} if task == "digits" else {"data.init_args.sizes": [10, 10, 10]}
+    base = {"trainer": {"accelerator": "cpu", "max_epochs": 1, "limit_train_batches": 1, "limit_test_batches": 1}}
+    (cell,) = Sweep({"base": base, "tasks": {task: {"preset": task, **few}}, "methods": ["sg"]}).cells()
+    fit = fit_of(cell.configs[0], str(tmp_path), Callback())
+    fit.trainer.fit(fit.model, datamodule=fit.datamodule)
+    metrics = fit.trainer.test(fit.model, datamodule=fit.datamodule, verbose=False)
+    assert all(name.startswith("test_") and value >= 0 for each in metrics for name, value in each.items())
+    lengths = {"addition": 4, "tomita": 4, "automata": 4}
+    assert len(metrics) == next((n for name, n in lengths.items() if task.startswith(name)), 1)
 
 
 def test_every_method_is_valid():
