@@ -105,7 +105,8 @@ def _ablate(arguments: list[str]) -> None:
     told = inspect.cleandoc(ablate.__doc__ or "").partition("\n\nArgs:")[0]
     parser = ArgumentParser(prog="cvxsnn ablate", description=told, exit_on_error=False)
     parser.add_argument("-c", "--config", required=True, metavar="SWEEP", help="The sweep, a YAML file.")
-    parser.add_function_arguments(ablate, as_group=False, skip={"config"})
+    parser.add_function_arguments(ablate, as_group=False, skip={"config", "dry_run"})
+    parser.add_argument("--dry-run", action="store_true", help="List the cells and estimate the time, train nothing.")
     if not ablate(**parser.parse_args(arguments).as_dict()):
         sys.exit(1)
 
