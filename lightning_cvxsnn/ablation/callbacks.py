@@ -113,31 +113,6 @@ class TunedReservoir(Callback):
         )
 
 
-class FrozenLayers(Callback):
-    """Keeps the weights of some layers as they are when training starts: such as copies that send spikes upward.
-
-    Put it behind callbacks that write weights as a fit starts.
-
-    Args:
-        layers: Dotted names of modules, such as ``branches.0.6``.
-
-    Raises:
-        MisconfigurationException: As the fit starts, if there is no such module.
-    """
-
-    def __init__(self, layers: list[str]) -> None:
-        self.layers = layers
-
-    @override
-    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Freeze them."""
-        known = dict(pl_module.named_modules())
-        for name in self.layers:
-            if name not in known:
-                raise MisconfigurationException(f"Found no module {name!r}. Expected one of {list(known)[1:]}.")
-            known[name].requires_grad_(False)
-
-
 class BestWeights(Callback):
     """Leaves the weights of the best validation in the network as a fit ends, without a file.
 

@@ -15,7 +15,6 @@ from lightning_cvxsnn import ConvexReconstruction, DigitsDataModule, LitSNN, Par
 from lightning_cvxsnn.ablation.callbacks import (
     BestWeights,
     FreshWeights,
-    FrozenLayers,
     StopBeforeTraining,
     TunedReservoir,
 )
@@ -139,21 +138,6 @@ def test_random_witnesses_are_those_of_their_kind(kind):
     assert not net.layers[0].bias.any()
     readout = LitSNN(hidden=[32]).readout.weight
     assert float(net.readout.weight.abs().max()) <= float(readout.abs().max()) * 1.2  # its constructor's
-
-
-def test_frozen_layers_are_not_trained_and_the_others_are():
-    net, fresh = LitSNN(hidden=[32, 16]), None
-
-    class Keep(Callback):
-        def on_train_start(self, trainer, pl_module):
-            nonlocal fresh
-            fresh = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
-
-    trained([ConvexReconstruction(witnesses="calibrated"), FrozenLayers(["layers.2"]), Keep()], net)
-    same = {name for name, p in net.named_parameters() if torch.equal(p, fresh[name])}
-    assert same == {"layers.2.weight", "layers.2.bias"}
-    with pytest.raises(MisconfigurationException, match=r"no module 'layers\.9'"):
-        trained([FrozenLayers(["layers.9"])])
 
 
 class Losses(Callback):
