@@ -172,7 +172,8 @@ def choose_start(network: Network, options: WitnessOptions) -> list[CalibratedLa
     if behind:
         trial.attempt(f"{_NAMES[below]}, and pairs in the last", partial(trial.calibrated, below, "scale", paired=True))
     layers = trial.write_best()
-    network.refresh_norms()
+    if layers:  # else the statistics are those of the network as found
+        network.refresh_norms()
     return layers
 
 
