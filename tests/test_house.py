@@ -29,7 +29,7 @@ HOUSE = {
     "metrics": {"patterns", "convex"},
     "training": {"runtime", "patterns", "convex", "network", "reports", "reconstruction"},
     "tasks": {"network"},
-    "ablation": {"runtime", "network", "reports", "training"},
+    "ablation": {"runtime", "network", "witnesses", "reports", "training"},
 }
 #: The public face, and the commands.
 ROOF = {
@@ -58,6 +58,7 @@ LIBRARIES = {
     "lightning.pytorch.trainer": {"training", "ablation"},
     "matplotlib": {"reports", "training"},
     "torchmetrics": {"metrics", "tasks"},
+    "torchvision": {"tasks"},
     "sklearn": {"tasks"},
     "jsonargparse": {"cli"},
     "rich": {"demo", "ablation"},
@@ -84,6 +85,9 @@ MANY_PARAMETERS = {
     "ConvexReconstruction.__init__": SETTINGS,
     "ParallelSNN.__init__": SETTINGS,
     "AdditionSNN.__init__": SETTINGS,
+    "AutomatonDataModule.__init__": SETTINGS,
+    "AutomatonSNN.__init__": SETTINGS,
+    "TwoHeadedAdditionSNN.__init__": SETTINGS,
 }
 
 
