@@ -1,4 +1,4 @@
-"""The ``cvxsnn`` command: LightningCLI for ``fit``, ``validate``, ``test`` and ``predict``; ``doctor``, ``demo``."""
+"""The ``cvxsnn`` command: LightningCLI for ``fit``, ``validate``, ``test`` and ``predict``, and commands of our own."""
 
 import os
 import pickle
@@ -10,23 +10,26 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser, auto_cli
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
 from typing_extensions import override
 
 import lightning_cvxsnn  # LightningCLI finds classes that are imported by their bare names
 
 _USAGE = """\
-usage: cvxsnn [--version] {demo,doctor,fit,validate,test,predict} ...
+usage: cvxsnn [--version] {compare,demo,doctor,fit,predict,report,test,validate} ...
 
+  compare    set the logs of two runs side by side: compare FOLDER FOLDER [--output FILE.png]
   demo       train on scikit-learn's digits with and without convex reconstruction, print the comparison
   doctor     examine the network that fit would train, layer by layer; takes the options of fit, writes nothing
   fit        train; LightningCLI: --config FILE, --model CLASS, --data CLASS, --trainer.callbacks+=CLASS, ...
   validate   evaluate on the validation set
   test       evaluate on the test set
   predict    answer the test set; answers go to predictions_<rank>.pt in the run's folder
+  report     write tables, figures and report.html of an ablation: report FOLDER [FOLDER ...] [--output FOLDER]
 
 Each command answers --help. `cvxsnn fit --print_config` writes a configuration to start from. A wrong value ends the
 command with one line and status 2; set CVXSNN_TRACEBACK=1 to see where it was found.
@@ -125,6 +128,8 @@ def _run(arguments: list[str]) -> None:
         from lightning_cvxsnn.demo import show_demo
 
         auto_cli(show_demo, args=arguments[1:], as_positional=False, prog="cvxsnn demo", exit_on_error=False)
+    elif arguments[0] in ("compare", "report"):
+        _read_runs(arguments[0], arguments[1:])
     else:
         doctor = arguments[0] == "doctor"
         (_DoctorCLI if doctor else CvxsnnCLI)(
@@ -136,6 +141,31 @@ def _run(arguments: list[str]) -> None:
             subclass_mode_data=True,
             args=["fit", *arguments[1:]] if doctor else arguments,
         )
+
+
+def _read_runs(command: str, arguments: list[str]) -> None:
+    """``compare`` and ``report``."""
+    parser = ArgumentParser(prog=f"cvxsnn {command}", exit_on_error=False)
+    if command == "report":
+        parser.add_argument("folders", nargs="+", help="run folders of cvxsnn ablate: one, or the shards of one sweep")
+        parser.add_argument("--output", type=str | None, help="folder to write to; default: the first run folder")
+    else:
+        parser.add_argument("a", help="a run's folder: a cell of cvxsnn ablate, or logs of Lightning")
+        parser.add_argument("b", help="the other")
+        parser.add_argument("--output", type=str | None, help="file for the curves: .png, .svg or .pdf")
+    given = parser.parse_args(arguments)
+    try:
+        from lightning_cvxsnn.ablation import compare, report
+    except ModuleNotFoundError as error:
+        raise MisconfigurationException(
+            f"Found no package {error.name}. Expected those of ablations: pip install 'lightning-cvxsnn[ablate]'."
+        ) from error
+    if command == "report":
+        print(f"Wrote {report.write_report(*given.folders, output=given.output)}")
+        return
+    Console().print(compare.comparison_table(compare.compare_runs(given.a, given.b)))
+    if given.output is not None:
+        compare.draw_comparison(given.a, given.b, given.output)
 
 
 def _fail(error: Exception) -> NoReturn:
