@@ -124,12 +124,12 @@ def curve_metric(results: Results) -> str | None:
 
 
 def _curve(metric: str, scale: Scale, column: str, looks: dict[str, Line], history: pd.DataFrame) -> Figure:
-    """The metric over ``column``: at each epoch the mean over seeds of both."""
+    """The metric over ``column``: at each validation the mean over seeds of both."""
     figure, axes = _panel(column.replace("cpu_seconds", "CPU seconds"), scale.label)
     for method, lines in history.groupby("method", sort=False):
         points = [
             (group[column].mean(), *(scale.factor * each for each in interval(group[metric])))
-            for _, group in lines.groupby("epoch")
+            for _, group in lines.groupby(lines.groupby("id").cumcount())  # of several fits two share an epoch
         ]
         _band(axes, method, points, looks[method])
     if column == "epoch":

@@ -32,12 +32,15 @@ def _what_was_run(results: Results) -> str:
     parts += [_number(runs["seed"].nunique(), "seed")]
     before = len(results.cells) - len(runs)
     choice = f", after {_number(before, 'run')} that chose {results.chosen}" if before else ""
+    each = finished.groupby("method", sort=False)["cpu_seconds"].mean()
+    means = ", ".join(f"{method} {amount(seconds)}" for method, seconds in each.items())
     cost = f"{amount(results.cells['cpu_seconds'].sum())} CPU seconds"
+    cost += f" (a run: {means})" if 1 < len(each) <= _MOST_NAMED else ""
     better = "larger" if results.mode == "max" else "smaller"
     return (
         f"{len(finished)} of {_number(len(runs), 'run')} finished{choice}: {', '.join(parts[:-1])} and {parts[-1]}, "
         f"compared by {results.metric.replace('_', ' ')} ({better} is better), "
-        f"in {cost} of training."
+        f"trained in {cost}."
     )
 
 

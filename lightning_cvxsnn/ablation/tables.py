@@ -28,7 +28,7 @@ class Entry:
 
 @dataclass
 class Table:
-    """Lines of entries under column names; ``kinds`` are ``"words"``, to be filtered by, or ``"number"``."""
+    """Lines of entries; a column's kind is ``"name"``, ``"words"`` (which one may filter by) or ``"number"``."""
 
     columns: list[str]
     kinds: list[str]
@@ -209,7 +209,7 @@ def cells_table(results: Results) -> Table:
         + ["stage"] * stages
         + ["state", scale.label]
         + ["epochs", "CPU seconds", "trained parameters"],
-        ["words", "words", "words", *("words" for _ in keys), "words"]
+        ["name", "words", "words", *("words" for _ in keys), "words"]
         + ["words"] * stages
         + ["words", "number"]
         + ["number"] * 3,
@@ -234,7 +234,7 @@ def cells_table(results: Results) -> Table:
 
 
 def solves_table(results: Results) -> Table | None:
-    """The solves of every arm that has any: how many, their gap and their seconds; None without a solve.
+    """The solves of every arm that has any: how many, their gaps and their wall-clock seconds; None without a solve.
 
     Args:
         results: Of ``read_results``.
@@ -246,7 +246,7 @@ def solves_table(results: Results) -> Table | None:
     if not len(solves):
         return None
     columns = ["task", "setting", "method", "solves", "accepted", "largest gap", "largest as stored"]
-    table = Table([*columns, "solve seconds a cell"], ["words", "words", "words", *["number"] * 5])
+    table = Table([*columns, "wall seconds a run"], ["words", "words", "words", *["number"] * 5])
     for (task, setting, method), lines in solves.groupby(ARM, sort=False):
         seconds = lines[["seconds_patterns", "seconds_solve"]].sum().sum() / lines["id"].nunique()
         gaps = [lines["gap"].max(), lines["gap_written"].max()]
@@ -307,9 +307,9 @@ def facts(cell: Mapping[str, Any], results: Results) -> list[tuple[str, str]]:
         "seed": words(cell["seed"]),
         "epochs": amount(cell["epochs"]),
         "CPU seconds": amount(cell["cpu_seconds"]),
-        "seconds": amount(cell["seconds"]),
+        "wall seconds": amount(cell["seconds"]),
         "trained parameters": amount(cell["trained_parameters"]),
         "attempts": words(cell["attempts"]),
-        "machine": ", ".join(f"{key} {words(value)}" for key, value in machine.items()),
+        "machine": ", ".join(f"{key} {words(value)}" for key, value in machine.items() if value is not None),
     }
     return [(name, value) for name, value in found.items() if value not in ("", "-")]

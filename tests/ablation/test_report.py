@@ -263,6 +263,27 @@ def test_curves_are_means_and_bands_their_intervals(example_run):
     assert spans == pytest.approx(2 * half, rel=1e-5, abs=1e-9)
 
 
+def test_an_epoch_at_which_one_fit_ends_and_the_next_begins_is_two_points(tmp_path):
+    folder = write_sweep(tmp_path / "run")
+    for seed in range(3):
+        cell = write_cell(folder, "hybrid", seed, 0.8)
+        lines = [
+            "epoch,step,stage,cpu_seconds,val_accuracy",
+            "0,0,1,0,0.1",
+            "2,20,1,2,0.5",
+            "2,20,2,3,0.7",
+            "4,40,2,4,0.8",
+        ]
+        (cell / "history.csv").write_text("\n".join(lines) + "\n")
+        reports = json.loads((cell / "reports.json").read_text())
+        (cell / "reports.json").write_text(json.dumps(reports * 2))
+    with figures.style():
+        drawn = {panel.name: panel.figure.axes[0] for panel in figures.panels(read_results(folder))}
+    (line,) = drawn["digits-val-accuracy-over-epochs"].lines
+    assert line.get_xydata() == pytest.approx(np.array([[0, 10], [2, 50], [2, 70], [4, 80]]))
+    assert drawn["digits-duality-gap-of-solves"].get_xlabel() == "solve"
+
+
 def test_a_metric_over_words_and_over_numbers_far_apart(tmp_path):
     folder = write_sweep(tmp_path / "run")
     for kind in ("calibrated", "pairs"):
