@@ -14,7 +14,6 @@ from jsonargparse import ArgumentParser, auto_cli
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from rich.console import Console
 from typing_extensions import override
 
 import lightning_cvxsnn  # LightningCLI finds classes that are imported by their bare names
@@ -163,7 +162,7 @@ def _read_runs(command: str, arguments: list[str]) -> None:
     if command == "report":
         print(f"Wrote {report.write_report(*given.folders, output=given.output)}")
         return
-    Console().print(compare.comparison_table(compare.compare_runs(given.a, given.b)))
+    compare.print_comparison(compare.compare_runs(given.a, given.b))
     if given.output is not None:
         compare.draw_comparison(given.a, given.b, given.output)
 

@@ -1,1 +1,1 @@
-"""Ablations of methods, tasks and settings: run folders read, compared, and written as one report."""
+"""Ablations: a sweep of methods, tasks, settings and seeds from one YAML file, each cell a process of its own."""

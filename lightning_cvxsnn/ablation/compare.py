@@ -8,6 +8,7 @@ import pandas as pd
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from lightning_cvxsnn.ablation import figures
@@ -46,8 +47,8 @@ def compare_runs(a: str | Path, b: str | Path) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=columns)
 
 
-def comparison_table(frame: pd.DataFrame) -> Table:
-    """``compare_runs`` for a terminal.
+def print_comparison(frame: pd.DataFrame) -> None:
+    """Print ``compare_runs`` as a table.
 
     Args:
         frame: Of ``compare_runs``.
@@ -60,7 +61,7 @@ def comparison_table(frame: pd.DataFrame) -> Table:
         numbers = (f"{value:.4g}" for value in (line.final_a, line.final_b))
         best = (f"{value:.4g} ({line.best})" for value in (line.best_a, line.best_b))
         table.add_row(line.metric, *numbers, f"{line.difference:+.3g}", *best)
-    return table
+    Console().print(table)
 
 
 def draw_comparison(a: str | Path, b: str | Path, output: str | Path) -> None:
