@@ -58,9 +58,9 @@ def _what_is_real(results: Results, frame: pd.DataFrame) -> str:
             said.append(f"{verdict} than {results.baseline} {_be(len(real))} {'; '.join(real[:_MOST_NAMED])}{more}")
     family = f"paired t tests at 5 %, corrected by Holm's method for {_number(tested, 'comparison')}"
     if not said:
-        return f"No difference from {results.baseline} is real ({family})."
+        return f"No difference from {results.baseline} is real, by {family}."
     text = ", and ".join(said)
-    return f"{text[0].upper()}{text[1:]} ({family})."
+    return f"{text[0].upper()}{text[1:]}, by {family}."
 
 
 def _real(compared: pd.DataFrame, verdict: str) -> list[tuple[Any, pd.DataFrame]]:

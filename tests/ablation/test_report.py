@@ -140,7 +140,7 @@ def test_a_baseline_without_a_finished_cell_has_no_differences(tmp_path):
     frame = comparison(read_results(folder))
     assert frame["verdict"].tolist() == ["baseline", FEW]
     assert sentences(folder)[1] == (
-        "No difference from sg is real (paired t tests at 5 %, corrected by Holm's method for 0 comparisons)."
+        "No difference from sg is real, by paired t tests at 5 %, corrected by Holm's method for 0 comparisons."
     )
     assert "3 cells failed" in sentences(folder)[2]
 
