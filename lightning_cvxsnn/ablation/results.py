@@ -219,10 +219,11 @@ def _settings_in_words(cells: Iterable[Mapping[str, Any]], axes: Mapping[str, st
 
 
 def _short_names(keys: Iterable[str]) -> dict[str, str]:
-    """The last part of each dotted key, or all of it where another key ends alike."""
+    """The last part of each dotted key, or all of it where another key, or a column of tables, is called so too."""
     listed = list(keys)
     last = [key.rsplit(".", 1)[-1] for key in listed]
-    return {key: short if last.count(short) == 1 else key for key, short in zip(listed, last, strict=True)}
+    taken = [*last, "task", "method", "seed", "seeds", "epochs", "mean", "low", "high", "p", "pairs"]
+    return {key: short if taken.count(short) == 1 else key for key, short in zip(listed, last, strict=True)}
 
 
 def _metric(cells: Iterable[Mapping[str, Any]]) -> str:

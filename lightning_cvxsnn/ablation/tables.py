@@ -103,7 +103,7 @@ def comparison(results: Results) -> pd.DataFrame:
     settings = results.runs.drop_duplicates("setting").set_index("setting")["settings"]
     for place, (key, name) in enumerate(results.axes.items()):
         values = [words(settings[setting][key]) if key in settings[setting] else "" for setting in frame["setting"]]
-        frame.insert(1 + place, name if name not in frame else key, values)
+        frame.insert(1 + place, name, values)
     frame = frame.drop(columns="setting")
     return frame.rename(columns={"chosen": f"chosen_{results.chosen}"} if results.chosen else {}).drop(
         columns=[] if results.chosen else "chosen"

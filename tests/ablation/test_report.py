@@ -98,8 +98,11 @@ def test_settings_with_the_same_last_name_keep_their_whole_names(tmp_path):
     folder = write_sweep(tmp_path / "run")
     for a in (1, 2):
         for b in (1, 2):
-            write_cell(folder, f"m{a}{b}", 0, 0.5, settings={"model.size": a, "data.size": b, "model.only": 3})
-    assert dict(read_results(folder).axes) == {"model.size": "model.size", "data.size": "data.size"}
+            settings = {"model.size": a, "data.size": b, "model.only": 3, "data.seed": a, "model.width": b}
+            write_cell(folder, f"m{a}{b}", 0, 0.5, settings=settings)
+    whole = {key: key for key in ("model.size", "data.size", "data.seed")}
+    assert dict(read_results(folder).axes) == whole | {"model.width": "width"}
+    assert {*whole, "width"} <= set(comparison(read_results(folder)).columns)
 
 
 def test_settings_that_read_alike_stay_apart(tmp_path):
