@@ -8,7 +8,7 @@ from dataclasses import replace
 import matplotlib
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib import pyplot
 from networks import Net, assert_same_state, loader, rows, state, trainer
@@ -124,6 +124,31 @@ def test_tensorboard_and_csv_get_them(tmp_path):
         expected = [getattr(report, field) for report in callback.reports]
         assert [float(row[f"convex/{field}"]) for row in written] == pytest.approx(expected)
         assert [event.value for event in board.Scalars(f"convex/{field}")] == pytest.approx(expected, rel=1e-6)
+
+
+class OwnLogger(CSVLogger):
+    def log_figure(self, name, figure, step):
+        self.figure = name, type(figure).__name__, step
+
+
+def test_a_logger_of_ones_own_gets_the_figure(tmp_path):
+    own, other = OwnLogger(tmp_path / "own"), CSVLogger(tmp_path / "other")
+    trainer(ConvexReconstruction(beta=0.02), max_epochs=1, logger=[other, own]).fit(Net(), loader())
+    assert own.figure == ("convex/solves", "Figure", 4)
+
+
+def test_mlflow_gets_the_figure(tmp_path):
+    pytest.importorskip("mlflow", reason="MLflow is not installed")
+    logger = MLFlowLogger(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", artifact_location=str(tmp_path / "artifacts"))
+    trainer(ConvexReconstruction(beta=0.02), max_epochs=1, logger=logger).fit(Net(), loader())
+    assert list(tmp_path.rglob("convex/solves.png"))
+
+
+def test_wandb_gets_the_figure(tmp_path):
+    pytest.importorskip("wandb", reason="Weights & Biases is not installed")
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    trainer(ConvexReconstruction(beta=0.02), max_epochs=1, logger=logger).fit(Net(), loader())
+    assert list(tmp_path.rglob("convex/solves*.png"))
 
 
 def test_a_run_without_matplotlib_is_not_disturbed(tmp_path, without_matplotlib):
