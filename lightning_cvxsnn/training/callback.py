@@ -328,7 +328,6 @@ class ConvexReconstruction(Callback):
         """Draw the solves: objective and bound, units, held-out loss and accuracy; see `plots.solves`.
 
         Raises:
-            ModuleNotFoundError: Without matplotlib, the extra ``plot``.
             MisconfigurationException: Before the first solve.
         """
         return plots.solves(self.reports, self.validations)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import sys
 from dataclasses import replace
 
 import matplotlib
@@ -36,12 +35,6 @@ def png(figure):
     stream = io.BytesIO()
     figure.savefig(stream)
     return stream.getvalue()
-
-
-@pytest.fixture
-def without_matplotlib(monkeypatch):
-    for name in ("matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)
 
 
 def test_the_figure_holds_the_reports():
@@ -149,18 +142,6 @@ def test_wandb_gets_the_figure(tmp_path):
     logger = WandbLogger(save_dir=tmp_path, offline=True)
     trainer(ConvexReconstruction(beta=0.02), max_epochs=1, logger=logger).fit(Net(), loader())
     assert list(tmp_path.rglob("convex/solves*.png"))
-
-
-def test_a_run_without_matplotlib_is_not_disturbed(tmp_path, without_matplotlib):
-    callback = ConvexReconstruction(beta=0.02)
-    trainer(callback, max_epochs=1, logger=TensorBoardLogger(tmp_path, name="board", version="v")).fit(Net(), loader())
-    board = EventAccumulator(str(tmp_path / "board/v"))
-    board.Reload()
-    assert board.Tags()["images"] == []
-    assert "convex/gap" in board.Tags()["scalars"]
-    for draw in (callback.plot, lambda: plots.raster(torch.zeros(2, 2, 2))):
-        with pytest.raises(ModuleNotFoundError, match=r"need matplotlib.*pip install 'lightning-cvxsnn\[plot\]'"):
-            draw()
 
 
 def test_without_a_solve_nothing_is_logged(tmp_path):
