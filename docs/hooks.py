@@ -1,6 +1,7 @@
-"""What the site needs beyond its pages: mathematics as MathML, and a page for each object that api.md names.
+"""What the site needs beyond its pages: typeset mathematics, links to the glossary, a page for each object of api.md.
 
-MathML is made while the site is built, so that no page loads a script or a font from elsewhere.
+Formulas become SVG while the site is built, so that no page loads a script or a font from elsewhere, and all browsers
+show the same.
 """
 
 import html
@@ -11,31 +12,43 @@ import typing
 from types import NoneType, UnionType
 from typing import Any
 
-from latex2mathml.converter import convert
+import ziamath
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+ziamath.config.svg2 = False  # whole paths: names of glyphs would be those of the page's first formula
+SIZE = 20.0
 PLAIN = ("glossary.md", "changes.md", "contributing.md")  # without links to the glossary
 ENTRY = re.compile(r"^::: (\S+)\n((?:    .*\n)*)", re.M)
 
 
 def on_page_content(html_text: str, page: Page, **_: Any) -> str:
     """Typeset what the extension arithmatex has marked."""
-    for tag, opening, closing, display in (("span", r"\\\(", r"\\\)", "inline"), ("div", r"\\\[", r"\\\]", "block")):
+    for tag, opening, closing in (("span", r"\\\(", r"\\\)"), ("div", r"\\\[", r"\\\]")):
         pattern = rf'<{tag} class="arithmatex">{opening}(.*?){closing}</{tag}>'
 
-        def typeset(match: re.Match[str], tag: str = tag, display: str = display) -> str:
-            return f'<{tag} class="math">{convert(html.unescape(match[1]), display=display)}</{tag}>'
+        def typeset(match: re.Match[str], tag: str = tag) -> str:
+            return f'<{tag} class="math">{picture(html.unescape(match[1]).strip(), inline=tag == "span")}</{tag}>'
 
         html_text = re.sub(pattern, typeset, html_text, flags=re.S)
     return html_text
 
 
+def picture(latex: str, inline: bool) -> str:
+    """An SVG as large as the text around it, on its baseline."""
+    svg = ziamath.Latex(latex, size=SIZE, inline=inline).svg()
+    _, top, width, height = map(float, re.search(r'viewBox="([^"]*)"', svg)[1].split())  # type: ignore[index]
+    place = f"width:{width / SIZE:.3f}em;height:{height / SIZE:.3f}em;vertical-align:{-(height + top) / SIZE:.3f}em"
+    label = html.escape(" ".join(latex.split()), quote=True)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" style="{place}" ', 1)
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of the API, and list them under it, in the sections of api.md."""
     source = files.get_file_from_path("api.md")
-    assert source is not None and config.nav is not None
+    assert source is not None
+    assert config.nav is not None
     listed: list[Any] = ["api.md"]
     for section in source.content_string.split("\n## ")[1:]:
         entries = ENTRY.findall(section)
