@@ -54,7 +54,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         entries = ENTRY.findall(section)
         listed.append({section.split("\n")[0]: [page_of(name) for name, _ in entries]})
         for name, options in entries:
-            files.append(File.generated(config, page_of(name), content=f"::: {name}\n{options}{literals(name)}"))
+            text = f"---\ntitle: {name.rsplit('.', 1)[1]}\n---\n\n::: {name}\n{options}{literals(name)}"
+            files.append(File.generated(config, page_of(name), content=text))
     config.nav = [{"API": listed} if entry == {"API": "api.md"} else entry for entry in config.nav]
     return files
 
@@ -76,12 +77,11 @@ def linked(markdown: str, files: Files) -> str:
     glossary = files.get_file_from_path("glossary.md")
     assert glossary is not None
     terms = {term.lower() for term in re.findall(r"^## (\w+)$", glossary.content_string, re.M)}
-    lines, fenced = markdown.split("\n"), False
-    for number, line in enumerate(lines):
-        fenced ^= line.startswith("```")
-        if fenced or not re.match(r"[\w*`(]|- |\d\. ", line):
+    blocks = re.split(r"(^```.*?^```$|\n{2,})", markdown, flags=re.M | re.S)
+    for number, block in enumerate(blocks):
+        if not re.match(r"[\w*`(]|- |\d\. ", block) or block.startswith("```"):
             continue
-        parts = re.split(r"(`[^`]*`|!?\[[^\]]*\]\([^)]*\)|\$[^$]*\$)", line)  # code, links and mathematics stay
+        parts = re.split(r"(`[^`]*`|!?\[[^\]]*\]\([^)]*\)|\$[^$]*\$)", block)  # code, links and mathematics stay
         for term in sorted(terms):
             word = rf"\b{term[:-1]}(?:y|ies)\b" if term.endswith("y") else rf"\b{term}(?:e?s)?\b"
             for place in range(0, len(parts), 2):
@@ -91,8 +91,8 @@ def linked(markdown: str, files: Files) -> str:
                     parts[place : place + 1] = [before, link, after]
                     terms.remove(term)
                     break
-        lines[number] = "".join(parts)
-    return "\n".join(lines)
+        blocks[number] = "".join(parts)
+    return "".join(blocks)
 
 
 def found(name: str) -> Any:

@@ -17,7 +17,7 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule
 
 import lightning_cvxsnn
-from lightning_cvxsnn import ConvexReconstruction
+from lightning_cvxsnn import ConvexReconstruction, SolveReport
 from lightning_cvxsnn.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -90,6 +90,20 @@ def test_the_doctors_page_shows_what_is_printed(tmp_path, monkeypatch, capsys):
     words = [re.sub(r"[\d.]+", "0", out).split() for out in (shown, capsys.readouterr().out)]
     assert words[0] == words[1]
     assert (tmp_path / "layers.png").exists()
+
+
+def test_the_report_that_is_annotated_is_one():
+    (shown,) = re.findall(r"^```\n(.*?)```", (ROOT / "docs/pages/report.md").read_text(), re.S | re.M)
+    marks = re.findall(r" \((\d+)\)$", shown, re.M)
+    assert marks == [str(number) for number in range(1, len(marks) + 1)]
+    report = SolveReport(
+        epoch=10, step=180, loss="cross_entropy", beta=0.000457, l1_ratio=0.0, rho=0.00004, primal=0.0797867,
+        dual=0.0797859, gap=8.6e-7, gap_written=8.6e-7, scope="dictionary", rows=1097, columns=128, distinct=128,
+        silent=0, saturated=0, active=128, scale=1.0, relaxation=0.0, judge="validation", accepted=True,
+        reason="final solve: accepted", held_out_loss_before=0.4711, held_out_loss_after=0.4284, seconds_patterns=0.2,
+        seconds_solve=0.2, accuracy_before=0.857, accuracy_after=0.874,
+    )  # fmt: skip
+    assert re.sub(r"\s+\(\d+\)$", "", shown.rstrip(), flags=re.M) == str(report)
 
 
 def solve_own_network(network):

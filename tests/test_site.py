@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 CHROMIUM = Path("/usr/bin/chromium")
 HEIGHT = 900
 WIDTHS = (1280, 390)
+FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 TABLES_CUT = """
     [...document.querySelectorAll('.md-typeset__scrollwrap')].filter(e => e.scrollWidth > e.clientWidth + 1).length
 """
@@ -77,22 +78,24 @@ def browser():
 
 
 def test_pages_fit_and_load_nothing_from_elsewhere(site, address, browser):
-    page = browser.new_page(viewport={"width": max(WIDTHS), "height": HEIGHT})
+    page = browser.new_page(viewport={"width": WIDTHS[0], "height": HEIGHT})
     asked, errors = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     shots = os.environ.get("SCREENSHOTS")  # a folder for a picture of each page, to be looked at
     wide, tables, long = [], [], []
     for name in pages(site):
-        page.goto(f"{address}/{name}/".replace("/./", "/"))
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": HEIGHT})
+            if width == WIDTHS[0]:
+                page.goto(f"{address}/{name}/".replace("/./", "/"))
+            page.evaluate(FRAMES)  # what moves from one width to the other has arrived
             if page.evaluate("document.documentElement.scrollWidth") > width:
                 wide.append((name, width))
             height = page.evaluate("document.querySelector('.md-content').scrollHeight")
             if height > 3 * HEIGHT and not page.locator(".md-nav--secondary .md-nav__link").count():
                 long.append((name, width))
-            if width == max(WIDTHS):  # on a telephone a table may be scrolled by itself
+            if width == WIDTHS[0]:  # on a telephone a table may be scrolled by itself
                 tables += [name] * page.evaluate(TABLES_CUT)
             if shots:
                 page.screenshot(path=f"{shots}/{name.replace('/', '-')}-{width}.png", full_page=True)
