@@ -54,7 +54,7 @@ BEGINNING = re.search(r"```python\n(.*?)```", ERRORS, re.S)[1]
 MESSAGES = [
     pytest.param(code, " ".join(message.split()), id=title)
     for title, code, message in re.findall(
-        r"^### (.*?)\n(?:(?!###).)*?```python\n(.*?)```\n\n```text\n(.*?)```", ERRORS, re.S | re.M
+        r"^### (.*?)\n(?:(?!###).)*?```python\n(.*?)```\n\n``` \{.text .message\}\n(.*?)```", ERRORS, re.S | re.M
     )
 ]
 
