@@ -91,10 +91,45 @@ def witnesses() -> Figure:
     return axes.figure
 
 
+def one_fit() -> Figure:
+    """What is trained and what is shown in a fit of three epochs, as a sketch."""
+    figure = Figure(figsize=(9, 3.1), layout="constrained")
+    axes = figure.subplots()
+    trained, shown, blue = COLOURS["calibrated"], COLOURS["callback"], {"color": COLOURS["callback"]}
+    arrow = {"arrowstyle": "->", "lw": 1.5, "shrinkA": 8, "shrinkB": 8}
+    for epoch in range(4):
+        axes.plot(epoch, 0, "o", color=trained, markersize=11)
+        axes.plot(epoch, 1, "s", color=shown, markersize=11)
+        axes.annotate("", (epoch, 1), (epoch, 0), arrowprops=arrow | blue)
+        axes.annotate("solve", (epoch - 0.03, 0.5), ha="right", va="center", **blue)
+        if epoch < 3:
+            start = epoch + 0.18 * (epoch > 0)
+            axes.plot([start, epoch + 1], [0, 0], color=trained, zorder=0)
+            axes.annotate(f"epoch {epoch + 1}", (epoch + 0.6, -0.08), ha="center", va="top", color=trained)
+        if epoch in (1, 2):
+            axes.annotate("", (epoch + 0.18, 0), (epoch, 1), arrowprops=arrow | blue | {"linestyle": "--"})
+            axes.annotate("drawn 0.3\nof the way", (epoch + 0.14, 0.45), va="center", fontsize="small", **blue)
+    told = (
+        "shown until the\nfirst step",
+        "validated\nand saved",
+        "validated\nand saved",
+        "validated, saved,\nleft at the end",
+    )
+    for epoch, words in enumerate(told):
+        axes.annotate(words, (epoch, 1.12), ha="center", va="bottom", fontsize="small")
+    axes.set(xlim=(-0.4, 3.4), ylim=(-0.35, 1.6))
+    axes.set_yticks([0, 1], ["the trained\nreadout W", "the solution W*"])
+    axes.set_xticks([])
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.tick_params(length=0)
+    return figure
+
+
 def main() -> None:
     """Draw them all, or with ``--results`` those of the results."""
     PICTURES.mkdir(exist_ok=True)
-    for draw in (digits, fair, witnesses):
+    for draw in (digits, fair, witnesses, one_fit):
         draw().savefig(PICTURES / f"{draw.__name__}.png", dpi=90)
     if "--results" not in sys.argv:
         for name in EXAMPLES:
