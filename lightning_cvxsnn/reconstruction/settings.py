@@ -1,7 +1,7 @@
 """The arguments that the callback and `reconstruct` share, checked once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -92,6 +92,12 @@ class Settings:
                     f"Invalid value {name}={getattr(self, name)!r}. Expected True or False."
                 )
 
+    def changed(self) -> str:
+        """The arguments that differ from their defaults, as in ``beta=0.01, seed=1``."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        defaults = {field.name: field.default for field in fields(self)}
+        return ", ".join(f"{name}={value!r}" for name, value in given.items() if value != defaults[name])
+
     @property
     def given_beta(self) -> float | None:
         """``beta``; None: it is to be chosen."""
@@ -100,7 +106,7 @@ class Settings:
     @property
     def witness_options(self) -> WitnessOptions:
         """What a search for hidden weights needs to know of these."""
-        return WitnessOptions(self.witnesses, self.seed, self.backend)
+        return WitnessOptions(self.witnesses, self.seed, self.backend, self.loss)
 
 
 def check_settings(every: Sequence[Settings]) -> None:
