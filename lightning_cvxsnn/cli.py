@@ -1,4 +1,4 @@
-"""The ``cvxsnn`` command: LightningCLI for ``fit``, ``validate``, ``test`` and ``predict``; ``doctor``, ``demo``."""
+"""The ``cvxsnn`` command: LightningCLI for ``fit``, ``validate``, ``test`` and ``predict``, and commands of our own."""
 
 import inspect
 import os
@@ -18,15 +18,17 @@ import lightning_cvxsnn  # LightningCLI finds classes that are imported by their
 from lightning_cvxsnn.training.cli import CvxsnnCLI, SaveConfig, one_line
 
 _USAGE = """\
-usage: cvxsnn [--version] {ablate,demo,doctor,fit,validate,test,predict} ...
+usage: cvxsnn [--version] {ablate,compare,demo,doctor,fit,predict,report,test,validate} ...
 
   ablate     train the methods, tasks, settings and seeds of a sweep file, each in a process; --config SWEEP
+  compare    set the logs of two runs side by side: compare FOLDER FOLDER [--output FILE.png]
   demo       train on scikit-learn's digits with and without convex reconstruction, print the comparison
   doctor     examine the network that fit would train, layer by layer; takes the options of fit, writes nothing
   fit        train; LightningCLI: --config FILE, --model CLASS, --data CLASS, --trainer.callbacks+=CLASS, ...
   validate   evaluate on the validation set
   test       evaluate on the test set
   predict    answer the test set; answers go to predictions_<rank>.pt in the run's folder
+  report     write tables, figures and report.html of an ablation: report FOLDER [FOLDER ...] [--output FOLDER]
 
 Each command answers --help. `cvxsnn fit --print_config` writes a configuration to start from. A wrong value ends the
 command with one line and status 2; set CVXSNN_TRACEBACK=1 to see where it was found.
@@ -86,6 +88,8 @@ def _run(arguments: list[str]) -> None:
         auto_cli(show_demo, args=arguments[1:], as_positional=False, prog="cvxsnn demo", exit_on_error=False)
     elif arguments[0] == "ablate":
         _ablate(arguments[1:])
+    elif arguments[0] in ("compare", "report"):
+        _read_runs(arguments[0], arguments[1:])
     else:
         doctor = arguments[0] == "doctor"
         (_DoctorCLI if doctor else CvxsnnCLI)(
@@ -109,6 +113,31 @@ def _ablate(arguments: list[str]) -> None:
     parser.add_argument("--dry-run", action="store_true", help="List the cells and estimate the time, train nothing.")
     if not ablate(**parser.parse_args(arguments).as_dict()):
         sys.exit(1)
+
+
+def _read_runs(command: str, arguments: list[str]) -> None:
+    """``compare`` and ``report``."""
+    parser = ArgumentParser(prog=f"cvxsnn {command}", exit_on_error=False)
+    if command == "report":
+        parser.add_argument("folders", nargs="+", help="run folders of cvxsnn ablate: one, or the shards of one sweep")
+        parser.add_argument("--output", type=str | None, help="folder to write to; default: the first run folder")
+    else:
+        parser.add_argument("a", help="a run's folder: a cell of cvxsnn ablate, or logs of Lightning")
+        parser.add_argument("b", help="the other")
+        parser.add_argument("--output", type=str | None, help="file for the curves: .png, .svg or .pdf")
+    given = parser.parse_args(arguments)
+    try:
+        from lightning_cvxsnn.ablation import compare, report
+    except ModuleNotFoundError as error:
+        raise MisconfigurationException(
+            f"Found no package {error.name}. Expected those of ablations: pip install 'lightning-cvxsnn[ablate]'."
+        ) from error
+    if command == "report":
+        print(f"Wrote {report.write_report(*given.folders, output=given.output)}")
+        return
+    compare.print_comparison(compare.compare_runs(given.a, given.b))
+    if given.output is not None:
+        compare.draw_comparison(given.a, given.b, given.output)
 
 
 def _fail(error: Exception) -> NoReturn:
