@@ -1,7 +1,5 @@
 """Runs a sweep: its cells as processes, over cores or a cluster, from where it was left."""
 
-import importlib
-import importlib.util
 import os
 import re
 import subprocess
@@ -146,8 +144,10 @@ class Run:
         waiting = len(states) - finished - len(failed)
         told = f", {waiting} wait for other shards" if waiting else ""
         self.console.print(f"{finished} of {len(states)} cells finished, {len(failed)} failed{told}: {self.folder}")
-        if not waiting and finished and importlib.util.find_spec("lightning_cvxsnn.ablation.report"):
-            importlib.import_module("lightning_cvxsnn.ablation.report").write_report(self.folder)
+        if not waiting and finished:
+            from lightning_cvxsnn.ablation.report import write_report  # pandas and matplotlib take seconds
+
+            self.console.print(f"The report: {write_report(self.folder)}")
         return finished == len(states)
 
     @property
