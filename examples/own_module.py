@@ -1,7 +1,10 @@
 """Your own LightningModule, one more line in the Trainer: `python examples/own_module.py`.
 
-A convolutional spiking network with batch norm, single-step, on scikit-learn's digits.
+A convolutional spiking network with batch norm, single-step, on scikit-learn's digits. Draws its solves
+(`own_module.png`).
 """
+
+import sys
 
 import lightning.pytorch as pl
 import torch
@@ -47,23 +50,25 @@ class ConvSNN(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-def main(epochs: int = 3) -> pl.Trainer:
+def main(output: str = "own_module.png", epochs: int = 3) -> pl.Trainer:
     pl.seed_everything(0)
     digits = load_digits()
     x = torch.tensor(digits.images / 16.0, dtype=torch.float32).unsqueeze(1)
     y = torch.tensor(digits.target)
     train = DataLoader(TensorDataset(x[:1400], y[:1400]), batch_size=64, shuffle=True)
     val = DataLoader(TensorDataset(x[1400:], y[1400:]), batch_size=64)
+    callback = ConvexReconstruction()
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
-        callbacks=[ConvexReconstruction()],  # the line
+        callbacks=[callback],  # the line
         logger=False,
         enable_checkpointing=False,
     )
     trainer.fit(ConvSNN(), train, val)
+    callback.plot().savefig(output, dpi=80)
     return trainer
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -68,6 +68,8 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments; None: those of the process.
     """
     arguments = sys.argv[1:] if args is None else args
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # classes of the user's own, as ``python -m`` finds them
     try:
         with warnings.catch_warnings():
             # Lightning's own call of a name that torch has deprecated.

@@ -303,3 +303,11 @@ def test_the_demo_certifies_and_starts_ahead():
     assert hybrid.solves[1] == 2  # the first and the last; the epochs are too short to pay for another
     assert len(default.validation) == len(calibrated.validation) == len(hybrid.validation) == 2
     assert hybrid.seconds > hybrid.seconds_solves > 0
+
+
+def test_a_class_in_the_working_folder_is_found(tmp_path):
+    (tmp_path / "mine.py").write_text("from lightning_cvxsnn import LitSNN\n\n\nclass Net(LitSNN): ...\n")
+    command = [Path(sys.executable).parent / "cvxsnn", "fit", "--model=mine.Net", "--data=DigitsDataModule"]
+    options = ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"]
+    result = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,7 +1,7 @@
 """The arguments that the callback and `reconstruct` share, checked once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -91,6 +91,12 @@ class Settings:
                 raise MisconfigurationException(
                     f"Invalid value {name}={getattr(self, name)!r}. Expected True or False."
                 )
+
+    def changed(self) -> str:
+        """The arguments that differ from their defaults, as in ``beta=0.01, seed=1``."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        defaults = {field.name: field.default for field in fields(self)}
+        return ", ".join(f"{name}={value!r}" for name, value in given.items() if value != defaults[name])
 
     @property
     def given_beta(self) -> float | None:

@@ -101,11 +101,7 @@ class Diagnosis:
         return "\n".join([title, *lines, "", *self._callback()])
 
     def plot(self) -> Figure:
-        """Draw the layers side by side, see `plots.layers`.
-
-        Raises:
-            ModuleNotFoundError: Without matplotlib, the extra ``plot``.
-        """
+        """Draw the layers side by side, see `plots.layers`."""
         return plots.layers(self.layers)
 
     def _callback(self) -> list[str]:

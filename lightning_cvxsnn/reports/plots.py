@@ -1,17 +1,16 @@
-"""Figures of a run's solves, of layers, of spikes and of a dictionary. Needs matplotlib, the extra ``plot``.
+"""Figures of a run's solves, of layers, of spikes and of a dictionary.
 
 Figures are made without pyplot: none is shown, no backend is chosen, and pyplot's state stays as it is.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
@@ -56,7 +55,6 @@ def solves(reports: Sequence[SolveReport], validations: Sequence[Validation] = (
         The figure; ``figure.savefig("solves.png")`` writes it.
 
     Raises:
-        ModuleNotFoundError: Without matplotlib.
         MisconfigurationException: Without a report.
 
     Example:
@@ -152,7 +150,6 @@ def layers(every: Sequence[LayerHealth]) -> Figure:
         The figure; ``figure.savefig("layers.png")`` writes it.
 
     Raises:
-        ModuleNotFoundError: Without matplotlib.
         MisconfigurationException: Without a layer.
 
     Example:
@@ -210,7 +207,6 @@ def raster(before: Tensor, after: Tensor | None = None, *, sample: int = 0) -> F
         The figure; ``figure.savefig("raster.png")`` writes it.
 
     Raises:
-        ModuleNotFoundError: Without matplotlib.
         MisconfigurationException: If these are no spikes of that shape, or there is no such sample.
 
     Example:
@@ -255,7 +251,6 @@ def dictionary(before: SpikeDictionary, after: SpikeDictionary | None = None, *,
         The figure; ``figure.savefig("dictionary.png")`` writes it.
 
     Raises:
-        ModuleNotFoundError: Without matplotlib.
         MisconfigurationException: If ``rows`` is no positive integer.
 
     Example:
@@ -286,7 +281,10 @@ def dictionary(before: SpikeDictionary, after: SpikeDictionary | None = None, *,
 def log_solves(
     loggers: Sequence[Logger], reports: Sequence[SolveReport], validations: Sequence[Validation], step: int
 ) -> None:
-    """Log the figure of `solves` to the TensorBoard loggers among ``loggers``, if matplotlib is installed.
+    """Log the figure of `solves` as ``convex/solves`` to the loggers that take figures.
+
+    These are Lightning's for TensorBoard, Weights & Biases, MLflow and Comet, each by its own method, and any logger
+    of yours with a method ``log_figure(name, figure, step)``.
 
     Args:
         loggers: Those of the Trainer.
@@ -294,19 +292,29 @@ def log_solves(
         validations: Step and metrics of each of its validations.
         step: The Trainer's global step.
     """
-    boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
-    if boards and reports and importlib.util.find_spec("matplotlib"):
-        for board in boards:
-            board.experiment.add_figure("convex/solves", solves(reports, validations), step)
+    takers = [log for log in map(_figure_logging, loggers) if log is not None]
+    if takers and reports:
+        figure = solves(reports, validations)
+        for log in takers:
+            log("convex/solves", figure, step)
+
+
+def _figure_logging(logger: Any) -> Callable[[str, Figure, int], object] | None:
+    """How ``logger`` takes a figure; None: not at all."""
+    if isinstance(logger, TensorBoardLogger):
+        return logger.experiment.add_figure
+    if isinstance(logger, WandbLogger):
+        return lambda name, figure, step: logger.log_image(name, [figure], step)
+    if isinstance(logger, MLFlowLogger):
+        return lambda name, figure, _: logger.experiment.log_figure(logger.run_id, figure, f"{name}.png")
+    if isinstance(logger, CometLogger):
+        return lambda name, figure, step: logger.experiment.log_figure(name, figure, step=step)
+    return getattr(logger, "log_figure", None)
 
 
 def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Figures need matplotlib, which is not installed. Install the extra: pip install 'lightning-cvxsnn[plot]'."
-        ) from error
+    from matplotlib.figure import Figure  # takes half a second, and not every run draws
+
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -128,7 +128,9 @@ class ConvexReconstruction(Callback):
     Example:
         >>> from lightning.pytorch import Trainer
         >>> from lightning_cvxsnn import ConvexReconstruction
-        >>> trainer = Trainer(callbacks=[ConvexReconstruction()], logger=False, enable_checkpointing=False)
+        >>> (callback := ConvexReconstruction(beta=0.01, apply="shadow"))
+        ConvexReconstruction(beta=0.01, apply='shadow')
+        >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
     """
 
     def __init__(
@@ -162,6 +164,10 @@ class ConvexReconstruction(Callback):
         self._in_trainer = False
         self._begin_run()
 
+    @override
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.settings.changed()})"
+
     def _begin_run(self) -> None:
         self.reports: list[SolveReport] = []
         self.validations: list[tuple[int, dict[str, float]]] = []
@@ -181,8 +187,6 @@ class ConvexReconstruction(Callback):
         """Distinct for distinct readouts and losses; before `setup`, which refuses two without a readout, always."""
         own = {} if self._in_trainer or self.settings.readout is not None else {"instance": id(self)}
         return self._generate_state_key(readout=self.settings.readout, loss=self.settings.loss, **own)
-
-    # -- when -----------------------------------------------------------------------------------------------------
 
     def should_solve(self, occasion: Occasion, epoch: int) -> bool:
         """Whether to solve now. Override it for a schedule of your own.
@@ -300,7 +304,7 @@ class ConvexReconstruction(Callback):
 
     @override
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """The figure of all solves to TensorBoard."""
+        """The figure of all solves to the loggers that take figures."""
         if trainer.is_global_zero:
             plots.log_solves(trainer.loggers, self.reports, self.validations, trainer.global_step)
 
@@ -324,12 +328,9 @@ class ConvexReconstruction(Callback):
         """Draw the solves: objective and bound, units, held-out loss and accuracy; see `plots.solves`.
 
         Raises:
-            ModuleNotFoundError: Without matplotlib, the extra ``plot``.
             MisconfigurationException: Before the first solve.
         """
         return plots.solves(self.reports, self.validations)
-
-    # -- what -----------------------------------------------------------------------------------------------------
 
     def _solve(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
@@ -365,8 +366,6 @@ class ConvexReconstruction(Callback):
         for callback in reversed(_solvers(trainer)):
             if callback._reconstructor.shadow is not None:
                 callback._reconstructor.shadow.leave(pl_module)
-
-    # -- checkpoints ----------------------------------------------------------------------------------------------
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -74,3 +74,16 @@ def test_a_typo_is_refused():
         ConvexReconstruction(los="hinge")
     with pytest.raises(MisconfigurationException, match=r"unexpected arguments \['los'\]"):
         reconstruct(nn.Linear(1, 1), [], los="hinge")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ({}, "ConvexReconstruction()"),
+        ({"seed": 1, "loss": "hinge", "beta": "auto"}, "ConvexReconstruction(loss='hinge', seed=1)"),
+        ({"max_overhead": None, "warm_start": False}, "ConvexReconstruction(warm_start=False, max_overhead=None)"),
+    ],
+)
+def test_a_callback_shows_the_arguments_that_are_not_the_defaults(arguments, shown):
+    assert repr(ConvexReconstruction(**arguments)) == shown
+    assert eval(shown).settings == ConvexReconstruction(**arguments).settings

@@ -2,13 +2,12 @@
 
 import csv
 import io
-import sys
 from dataclasses import replace
 
 import matplotlib
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib import pyplot
 from networks import Net, assert_same_state, loader, rows, state, trainer
@@ -36,12 +35,6 @@ def png(figure):
     stream = io.BytesIO()
     figure.savefig(stream)
     return stream.getvalue()
-
-
-@pytest.fixture
-def without_matplotlib(monkeypatch):
-    for name in ("matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)
 
 
 def test_the_figure_holds_the_reports():
@@ -126,16 +119,29 @@ def test_tensorboard_and_csv_get_them(tmp_path):
         assert [event.value for event in board.Scalars(f"convex/{field}")] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_run_without_matplotlib_is_not_disturbed(tmp_path, without_matplotlib):
-    callback = ConvexReconstruction(beta=0.02)
-    trainer(callback, max_epochs=1, logger=TensorBoardLogger(tmp_path, name="board", version="v")).fit(Net(), loader())
-    board = EventAccumulator(str(tmp_path / "board/v"))
-    board.Reload()
-    assert board.Tags()["images"] == []
-    assert "convex/gap" in board.Tags()["scalars"]
-    for draw in (callback.plot, lambda: plots.raster(torch.zeros(2, 2, 2))):
-        with pytest.raises(ModuleNotFoundError, match=r"need matplotlib.*pip install 'lightning-cvxsnn\[plot\]'"):
-            draw()
+class OwnLogger(CSVLogger):
+    def log_figure(self, name, figure, step):
+        self.figure = name, type(figure).__name__, step
+
+
+def test_a_logger_of_ones_own_gets_the_figure(tmp_path):
+    own, other = OwnLogger(tmp_path / "own"), CSVLogger(tmp_path / "other")
+    trainer(ConvexReconstruction(beta=0.02), max_epochs=1, logger=[other, own]).fit(Net(), loader())
+    assert own.figure == ("convex/solves", "Figure", 4)
+
+
+def test_mlflow_gets_the_figure(tmp_path):
+    pytest.importorskip("mlflow", reason="MLflow is not installed")
+    logger = MLFlowLogger(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", artifact_location=str(tmp_path / "artifacts"))
+    trainer(ConvexReconstruction(beta=0.02), max_epochs=1, logger=logger).fit(Net(), loader())
+    assert list(tmp_path.rglob("convex/solves.png"))
+
+
+def test_wandb_gets_the_figure(tmp_path):
+    pytest.importorskip("wandb", reason="Weights & Biases is not installed")
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    trainer(ConvexReconstruction(beta=0.02), max_epochs=1, logger=logger).fit(Net(), loader())
+    assert list(tmp_path.rglob("convex/solves*.png"))
 
 
 def test_without_a_solve_nothing_is_logged(tmp_path):

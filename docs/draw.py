@@ -1,0 +1,142 @@
+"""Draws the pictures of the pages into docs/pages/img: `python docs/draw.py` (about two minutes).
+
+Those of the examples come from the examples themselves, those of the results from benchmarks/results.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parent.parent
+PICTURES = ROOT / "docs/pages/img"
+EXAMPLES = ("quick_start", "dead_layers", "dictionary", "certificate", "own_module", "own_loader")
+COLOURS = {"default": "#999999", "calibrated": "#e69f00", "callback": "#0072b2", "ahead": "#009e73"}
+
+
+def results(name: str) -> Any:
+    """What a benchmark has measured."""
+    found = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+    return found.get("results", found)
+
+
+def panels(width: float, height: float, titles: list[str]) -> Iterator[Any]:
+    """A panel for each title, side by side; after the last one is drawn, a legend above them all."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    for axes, title in zip(figure.subplots(1, len(titles), squeeze=False)[0], titles, strict=True):
+        axes.set_title(title)
+        axes.grid(alpha=0.25)
+        yield axes
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+
+
+def digits() -> Figure:
+    """Validation accuracy over epochs, of two networks, means over seeds."""
+    rows = results("digits")["rows"]
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    for axes, network in zip(panels(9, 3.6, networks), networks, strict=True):
+        for row in rows:
+            if row["network"] != network or "equal time" in row["training"]:
+                continue
+            kind = next(k for k in ("default", "calibrated", "callback") if k in row["training"] or k == "callback")
+            curves = [[run["start"], *run["validation"]] for run in row["runs"]]
+            values = [100 * mean(each) for each in zip(*curves, strict=True)]
+            axes.plot(range(len(values)), values, color=COLOURS[kind], label=row["training"])
+        axes.set(xlabel="epochs", ylim=(0, 100))
+        if network == networks[0]:
+            axes.set_ylabel("validation accuracy, %")
+    return axes.figure
+
+
+def fair() -> Figure:
+    """Test accuracy over epochs on the tasks of the fair comparison, each side at its own best."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from fair_summary import Summary
+    from fair_tasks import TASKS
+
+    arm = "ConvexReconstruction()"
+    summary = Summary(results("fair")["runs"])
+    tasks = [task for task in TASKS if summary.figures(task, arm).get(arm)]
+    for axes, task in zip(panels(3.2 * len(tasks), 3.6, tasks), tasks, strict=True):
+        sg = summary.reference(task)
+        for name, label, colour in ((sg, "SG at its best", "calibrated"), (arm, arm, "callback")):
+            runs = list(summary.paired(task, name, summary.chosen(task, name)).values())
+            epochs = [point["epoch"] for point in runs[0]["points"]]
+            values = [mean(run["points"][k]["test"] for run in runs) for k in range(len(epochs))]
+            axes.plot(epochs, values, ".-", color=COLOURS[colour], label=label)
+        axes.set(xlabel="epochs", ylim=(0, 100))
+    axes.figure.axes[0].set_ylabel("test accuracy, %")
+    return axes.figure
+
+
+def witnesses() -> Figure:
+    """Validation accuracy over epochs from several starts, a panel a network."""
+    networks = {"512": "512 units", "256-512": "256 and 512", "-".join(["256"] * 9): "nine of 256"}
+    networks["conv32"] = "32 channels"
+    kinds = {"SG, default weights": "default", "SG, calibrated weights": "calibrated"}
+    kinds |= {"auto": "callback", "priced": "ahead"}
+    for axes, widths in zip(panels(11, 3.4, list(networks.values())), networks, strict=True):
+        for row in results(f"witnesses-mnist-{widths}")["results"]:
+            if (kind := row["witnesses"]) in kinds:
+                points = sorted((int(epoch), score) for epoch, score in row["validation"].items())
+                axes.plot(*zip(*points, strict=True), ".-", color=COLOURS[kinds[kind]], label=kind)
+        axes.set(xlabel="epochs", ylim=(0, 100))
+    axes.figure.axes[0].set_ylabel("validation accuracy, %")
+    return axes.figure
+
+
+def one_fit() -> Figure:
+    """What is trained and what is shown in a fit of three epochs, as a sketch."""
+    figure = Figure(figsize=(9, 3.1), layout="constrained")
+    axes = figure.subplots()
+    trained, shown, blue = COLOURS["calibrated"], COLOURS["callback"], {"color": COLOURS["callback"]}
+    arrow = {"arrowstyle": "->", "lw": 1.5, "shrinkA": 8, "shrinkB": 8}
+    for epoch in range(4):
+        axes.plot(epoch, 0, "o", color=trained, markersize=11)
+        axes.plot(epoch, 1, "s", color=shown, markersize=11)
+        axes.annotate("", (epoch, 1), (epoch, 0), arrowprops=arrow | blue)
+        axes.annotate("solve", (epoch - 0.03, 0.5), ha="right", va="center", **blue)
+        if epoch < 3:
+            start = epoch + 0.18 * (epoch > 0)
+            axes.plot([start, epoch + 1], [0, 0], color=trained, zorder=0)
+            axes.annotate(f"epoch {epoch + 1}", (epoch + 0.6, -0.08), ha="center", va="top", color=trained)
+        if epoch in (1, 2):
+            axes.annotate("", (epoch + 0.18, 0), (epoch, 1), arrowprops=arrow | blue | {"linestyle": "--"})
+            axes.annotate("drawn 0.3\nof the way", (epoch + 0.14, 0.45), va="center", fontsize="small", **blue)
+    told = (
+        "shown until the\nfirst step",
+        "validated\nand saved",
+        "validated\nand saved",
+        "validated, saved,\nleft at the end",
+    )
+    for epoch, words in enumerate(told):
+        axes.annotate(words, (epoch, 1.12), ha="center", va="bottom", fontsize="small")
+    axes.set(xlim=(-0.4, 3.4), ylim=(-0.35, 1.6))
+    axes.set_yticks([0, 1], ["the trained\nreadout W", "the solution W*"])
+    axes.set_xticks([])
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.tick_params(length=0)
+    return figure
+
+
+def main() -> None:
+    """Draw them all, or with ``--results`` those of the results."""
+    PICTURES.mkdir(exist_ok=True)
+    for draw in (digits, fair, witnesses, one_fit):
+        draw().savefig(PICTURES / f"{draw.__name__}.png", dpi=90)
+    if "--results" not in sys.argv:
+        for name in EXAMPLES:
+            subprocess.run([sys.executable, ROOT / f"examples/{name}.py", PICTURES / f"{name}.png"], check=True)
+        command = [ROOT / "examples/global_optimum.py", "--output", PICTURES / "global_optimum.png"]
+        subprocess.run([sys.executable, *command], check=True)
+
+
+if __name__ == "__main__":
+    main()
