@@ -187,7 +187,6 @@ def ablate(
     """
     if jobs != -1 and jobs < 1:
         raise MisconfigurationException(f"Found --jobs={jobs}. Expected an integer >= 1, or -1: all cores.")
-    sys.path.insert(0, os.getcwd())  # classes of the user's own, as cells find them
     sweep = read_sweep(config)
     folder = Path(output) if output else Path("runs") / Path(config).stem
     if jobs == -1 and backend == "loky":
