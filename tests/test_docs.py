@@ -17,12 +17,8 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule
 
 import lightning_cvxsnn
-<<<<<<< HEAD
-from lightning_cvxsnn import ConvexReconstruction
-from lightning_cvxsnn.ablation.reading import read_yaml
-=======
 from lightning_cvxsnn import ConvexReconstruction, SolveReport
->>>>>>> docs
+from lightning_cvxsnn.ablation.reading import read_yaml
 from lightning_cvxsnn.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -99,7 +95,6 @@ def test_the_doctors_page_shows_what_is_printed(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "layers.png").exists()
 
 
-<<<<<<< HEAD
 def check_sweep(code, folder):
     """A sweep; of parts of one the rest is that of the page's first."""
     text = (ROOT / "docs/pages/ablations.md").read_text()
@@ -114,7 +109,8 @@ def check_sweep(code, folder):
 def read_yaml_text(text, folder):
     (folder / "text.yaml").write_text(text)
     return read_yaml(folder / "text.yaml")
-=======
+
+
 def test_the_report_that_is_annotated_is_one():
     (shown,) = re.findall(r"^```\n(.*?)```", (ROOT / "docs/pages/report.md").read_text(), re.S | re.M)
     marks = re.findall(r" \((\d+)\)$", shown, re.M)
@@ -127,7 +123,6 @@ def test_the_report_that_is_annotated_is_one():
         seconds_solve=0.2, accuracy_before=0.857, accuracy_after=0.874,
     )  # fmt: skip
     assert re.sub(r"\s+\(\d+\)$", "", shown.rstrip(), flags=re.M) == str(report)
->>>>>>> docs
 
 
 def solve_own_network(network):

@@ -24,6 +24,7 @@ from lightning_cvxsnn.ablation.parts import see_part
 from lightning_cvxsnn.ablation.reading import read_yaml
 from lightning_cvxsnn.ablation.recorder import Recorder
 from lightning_cvxsnn.ablation.state import State, is_finished, is_held, read_json, read_state, write_json, write_state
+from lightning_cvxsnn.training.cli import one_line
 
 _ORPHAN = 3  # exit status of what has lost its runner
 
@@ -80,7 +81,10 @@ def _told(error: BaseException) -> str:
     """In one line what went wrong first: Lightning tidies up after an error, which may fail in turn."""
     while error.__cause__ is None and error.__context__ is not None and not error.__suppress_context__:
         error = error.__context__
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    told = str(error)
+    if "Does not validate against any of" in told:  # jsonargparse's, of all types that a value could have had
+        told = one_line(told)
+    return " ".join(f"{type(error).__name__}: {told}".split())
 
 
 def _train(folder: Path, cell: dict[str, Any]) -> dict[str, Any]:

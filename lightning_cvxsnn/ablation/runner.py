@@ -1,7 +1,5 @@
 """Runs a sweep: its cells as processes, over cores or a cluster, from where it was left."""
 
-import importlib
-import importlib.util
 import os
 import re
 import subprocess
@@ -146,8 +144,10 @@ class Run:
         waiting = len(states) - finished - len(failed)
         told = f", {waiting} wait for other shards" if waiting else ""
         self.console.print(f"{finished} of {len(states)} cells finished, {len(failed)} failed{told}: {self.folder}")
-        if not waiting and finished and importlib.util.find_spec("lightning_cvxsnn.ablation.report"):
-            importlib.import_module("lightning_cvxsnn.ablation.report").write_report(self.folder)
+        if not waiting and finished:
+            from lightning_cvxsnn.ablation.report import write_report  # pandas and matplotlib take seconds
+
+            self.console.print(f"The report: {write_report(self.folder)}")
         return finished == len(states)
 
     @property
@@ -187,7 +187,6 @@ def ablate(
     """
     if jobs != -1 and jobs < 1:
         raise MisconfigurationException(f"Found --jobs={jobs}. Expected an integer >= 1, or -1: all cores.")
-    sys.path.insert(0, os.getcwd())  # classes of the user's own, as cells find them
     sweep = read_sweep(config)
     folder = Path(output) if output else Path("runs") / Path(config).stem
     if jobs == -1 and backend == "loky":

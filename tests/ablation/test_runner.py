@@ -104,8 +104,8 @@ def results(run="run"):
     return {name: {k: v for k, v in result.items() if k != "cpu_seconds"} for name, result in found.items()}
 
 
-def spans(run="run"):
-    return {name: (path / "result.json").stat().st_mtime_ns for name, path in cells(run).items()}
+def written(run="run"):
+    return {path.parent.name: path.stat().st_mtime_ns for path in Path(run).glob("cells/*/result.json")}
 
 
 # -- one sweep --------------------------------------------------------------------------------------------------------
@@ -162,14 +162,14 @@ def test_a_sweep_its_folder_and_the_same_command_again(capsys):
 
     shutil.rmtree("run/cells/digits-sg-seed=0")
     write(methods={"sg": {LR: 0.5}, "hybrid": {"trainer.max_epochs": 3}})
-    before = spans()
+    before = written()
     assert ablate() == 2
     error = capsys.readouterr().err
     assert error.startswith(
         "cvxsnn: error: Found the finished cell 'run/cells/digits-hybrid-seed=0', which had another"
     )
     assert error.count("\n") == 1
-    assert spans() == before
+    assert written() == before
     assert "digits-sg-seed=0" not in cells()
 
 
@@ -199,31 +199,35 @@ def test_shards_in_folders_of_their_own_are_copied_together(capsys):
         assert f"{count} of 3 cells finished, 0 failed, {3 - count} wait for other shards" in capsys.readouterr().out
     shutil.copytree("part1", "run")
     shutil.copytree("part2", "run", dirs_exist_ok=True)
-    before = spans()
+    before = written()
     assert ablate() == 0
     assert "3 of 3 cells were finished before" in capsys.readouterr().out
-    assert spans() == before
+    assert written() == before
 
 
 def test_the_best_value_on_validation_rows_is_chosen_for_each_method(capsys):
-    choose = {"key": LR, "values": [-1.0, 0.0, 0.01], "metric": "val_loss", "mode": "min"}
-    write(methods={"sg": {}, "backwards": {"model": "mine.Backwards"}}, choose=choose)
-    Path("mine.py").write_text(
-        "from lightning_cvxsnn import LitSNN\n\n\nclass Backwards(LitSNN):\n"
-        "    def training_step(self, *batch):\n        return -super().training_step(*batch)\n"
+    Path("other.py").write_text(
+        "from lightning_cvxsnn import LitSNN\n\n\nclass Wants(LitSNN):\n"
+        "    def __init__(self, wanted: float, lr: float = 0.1):\n"
+        "        super().__init__(hidden=[8], lr=lr)\n        self.wanted = wanted\n\n"
+        "    def validation_step(self, batch, batch_idx):\n        self.log('val_loss', abs(self.lr - self.wanted))\n"
     )
+    choose = {"key": LR, "values": [-1.0, 0.0, 0.01], "metric": "val_loss", "mode": "min"}
+    wants = {w: {"model": {"class_path": "other.Wants", "init_args": {"wanted": w}}} for w in (0.0, 0.008)}
+    write(methods={"none": wants[0.0], "some": wants[0.008]}, choose=choose)
     assert ablate() == 1  # a negative rate fails, and is told
     found = {name: read(path, "cell.json") for name, path in cells().items()}
     assert len(found) == 8
-    assert found["digits-sg-seed=0"]["chosen"] == {LR: 0.01}
-    assert found["digits-backwards-seed=0"]["chosen"] == {LR: 0.0}
-    tried = cells()["choose-digits-sg-lr=0.01-seed=100"]
+    assert found["digits-some-seed=0"]["chosen"] == {LR: 0.01}
+    assert found["digits-none-seed=0"]["chosen"] == {LR: 0.0}
+    tried = cells()["choose-digits-some-lr=0.01-seed=100"]
     assert "test_accuracy" not in read(tried, "result.json")["metrics"]
-    config = yaml.safe_load((cells()["digits-sg-seed=0"] / "config.yaml").read_text())
-    assert config["model"]["init_args"]["lr"] == 0.01
-    assert "lr=-1.0" in states()["choose-digits-sg-lr=-1-seed=100"]["error"]
+    config = yaml.safe_load((cells()["digits-some-seed=0"] / "config.yaml").read_text())
+    assert config["model"]["init_args"] == {"wanted": 0.008, "lr": 0.01}
+    error = states()["choose-digits-some-lr=-1-seed=100"]["error"]
+    assert error.endswith("Invalid value lr=-1.0. Expected a finite number >= 0.")
 
-    write(choose={**choose, "values": [-1.0]})
+    write(methods={"sg": {}}, choose={**choose, "values": [-1.0]})
     assert ablate("--output=none") == 1
     error = states("none")["digits-sg-seed=0"]["error"]
     assert error == f"No value of {LR} could be chosen: no cell of the choice gave val_loss."
