@@ -75,6 +75,7 @@ def test_every_shipped_sweep_is_valid(path):
 def trained(callbacks, net=None, data=None, **options):
     pl.seed_everything(0, verbose=False)
     net = net or LitSNN(hidden=[32])
+    options.setdefault("enable_checkpointing", False)
     fit = pl.Trainer(
         accelerator="cpu", max_epochs=3, callbacks=callbacks, logger=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, **options,
@@ -98,7 +99,7 @@ def test_a_fit_that_stops_before_training(tmp_path):
         witnesses="gaussian_standard", apply="replace", scale=1.0, every_n_epochs=0, final_solve=False
     )
     hooks = Hooks()
-    net, fit = trained([solve, StopBeforeTraining(), hooks], default_root_dir=tmp_path)
+    net, fit = trained([solve, StopBeforeTraining(), hooks], default_root_dir=tmp_path, enable_checkpointing=True)
     assert hooks.called == ["on_train_start", "on_train_end", "on_fit_end"]
     assert (fit.current_epoch, fit.global_step, len(solve.reports)) == (0, 0, 1)
     assert not list(tmp_path.rglob("*.ckpt"))
