@@ -27,7 +27,9 @@ from lightning_cvxsnn import (
     AdditionSNN,
     DigitsDataModule,
     LitSNN,
+    MackeyGlassDataModule,
     ParallelSNN,
+    RegressionSNN,
     SequentialMNISTDataModule,
     XORDataModule,
 )
@@ -167,19 +169,7 @@ def addition(folder: Path) -> Pool:
 
 @lru_cache
 def mackey_glass(folder: Path) -> Pool:
-    """``[20, 1]``: 20 values of the series with a delay of 17; the target is ten steps ahead. Windows are disjoint.
-
-    Of 100 trajectories from different pasts; those of the test rows are apart.
-    """
-    delay, substeps, window, ahead, windows = 17, 10, 20, 10, 40
-    generator = np.random.default_rng(0)
-    past = list(1.2 + 0.2 * generator.uniform(-1, 1, (delay * substeps + 1, 100)))
-    for _ in range((200 + windows * (window + ahead)) * substeps):
-        late = past[-delay * substeps - 1]
-        past.append(past[-1] + (0.2 * late / (1 + late**10) - 0.1 * past[-1]) / substeps)
-    values = np.stack(past[::-substeps][::-1])[-windows * (window + ahead) :].T
-    cut = ((values - values.mean()) / values.std()).reshape(-1, window + ahead, 1)
-    return split(as_rows(cut[:, :window], cut[:, -1].astype(np.float32)), 1000)
+    return pooled(MackeyGlassDataModule())
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------
@@ -243,21 +233,6 @@ class RecurrentSNN(LitSNN):
         super().__init__(hidden=[width], num_classes=classes)
         units = layer.LinearRecurrentContainer(lif("s"), width, width, step_mode="m")
         self.layers = nn.Sequential(layer.Linear(inputs, width, step_mode="m"), units)
-
-
-class RegressionSNN(LitSNN):
-    """One real target, by the mean squared error."""
-
-    def __init__(self, inputs: int, hidden: list[int]) -> None:
-        super().__init__(inputs, hidden)
-        self.readout = nn.Linear(hidden[-1], 1)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        x, y = batch
-        return F.mse_loss(self(x), y)
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.log("val_loss", self.training_step(batch, batch_idx))
 
 
 # -- tasks: cheap and diverse ones first, so that a run that is cut short tells most ----------------------------------

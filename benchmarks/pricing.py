@@ -50,7 +50,7 @@ def search(net: LitSNN, loader: DataLoader, settings: LayerSearchSettings, beta:
             network, loss="cross_entropy", seed=seed, progress=no_progress, stage="patterns as found"
         )
         assert programme is not None
-        proposer = propose_units(network, programme, WitnessOptions("priced", seed, "auto"), settings)
+        proposer = propose_units(network, programme, WitnessOptions("priced", seed, "auto", "cross_entropy"), settings)
         found = ColumnGeneration(proposer).search(None if beta == "auto" else beta / proposer.width**0.5)
         proposer.write(network, found)
     return found

@@ -1,5 +1,6 @@
-"""The ``cvxsnn`` command: LightningCLI for ``fit``, ``validate``, ``test`` and ``predict``; ``doctor``, ``demo``."""
+"""The ``cvxsnn`` command: LightningCLI for ``fit``, ``validate``, ``test`` and ``predict``, and commands of our own."""
 
+import inspect
 import os
 import pickle
 import sys
@@ -10,23 +11,24 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
-from jsonargparse import auto_cli
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info
+from jsonargparse import ArgumentParser, auto_cli
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from typing_extensions import override
 
 import lightning_cvxsnn  # LightningCLI finds classes that are imported by their bare names
+from lightning_cvxsnn.training.cli import CvxsnnCLI, SaveConfig, one_line
 
 _USAGE = """\
-usage: cvxsnn [--version] {demo,doctor,fit,validate,test,predict} ...
+usage: cvxsnn [--version] {ablate,compare,demo,doctor,fit,predict,report,test,validate} ...
 
+  ablate     train the methods, tasks, settings and seeds of a sweep file, each in a process; --config SWEEP
+  compare    set the logs of two runs side by side: compare FOLDER FOLDER [--output FILE.png]
   demo       train on scikit-learn's digits with and without convex reconstruction, print the comparison
   doctor     examine the network that fit would train, layer by layer; takes the options of fit, writes nothing
   fit        train; LightningCLI: --config FILE, --model CLASS, --data CLASS, --trainer.callbacks+=CLASS, ...
   validate   evaluate on the validation set
   test       evaluate on the test set
   predict    answer the test set; answers go to predictions_<rank>.pt in the run's folder
+  report     write tables, figures and report.html of an ablation: report FOLDER [FOLDER ...] [--output FOLDER]
 
 Each command answers --help. `cvxsnn fit --print_config` writes a configuration to start from. A wrong value ends the
 command with one line and status 2; set CVXSNN_TRACEBACK=1 to see where it was found.
@@ -34,47 +36,6 @@ command with one line and status 2; set CVXSNN_TRACEBACK=1 to see where it was f
 
 
 _OURS = (ArgumentError, MisconfigurationException)
-
-
-class _SaveConfig(SaveConfigCallback):
-    """Saves the configuration into the run's folder; files of earlier runs there are kept: config-v1.yaml is next."""
-
-    @override
-    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        folder, version = str(trainer.log_dir), 0
-        while os.path.exists(os.path.join(folder, self.config_filename)) and not self.already_saved:
-            version += 1
-            self.config_filename = f"config-v{version}.yaml"
-        super().setup(trainer, pl_module, stage)
-
-
-class CvxsnnCLI(LightningCLI):
-    """LightningCLI whose errors are exceptions, and which keeps earlier configurations and saves predictions."""
-
-    @override
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser that raises ``ArgumentError``."""
-        return super().init_parser(exit_on_error=False, **kwargs)
-
-    @override
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Lightning's, without its warning that the process may have other arguments."""
-        self.config = parser.parse_args(args)
-
-    @override
-    def after_instantiate_classes(self) -> None:
-        """Our data are tensors in memory: workers would only slow their loaders down."""
-        if type(self.datamodule).__module__.startswith("lightning_cvxsnn."):
-            warnings.filterwarnings("ignore", message=".*does not have many workers")
-
-    def predict(self, **arguments: Any) -> None:
-        """Run ``Trainer.predict`` and save what it returns."""
-        predictions = self.trainer.predict(**arguments)
-        if predictions:
-            path = os.path.join(str(self.trainer.log_dir), f"predictions_{self.trainer.global_rank}.pt")
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            torch.save(predictions, path)
-            rank_zero_info(f"Saved the predictions, a list of batches: {path}")
 
 
 class _DoctorCLI(CvxsnnCLI):
@@ -127,17 +88,58 @@ def _run(arguments: list[str]) -> None:
         from lightning_cvxsnn.demo import show_demo
 
         auto_cli(show_demo, args=arguments[1:], as_positional=False, prog="cvxsnn demo", exit_on_error=False)
+    elif arguments[0] == "ablate":
+        _ablate(arguments[1:])
+    elif arguments[0] in ("compare", "report"):
+        _read_runs(arguments[0], arguments[1:])
     else:
         doctor = arguments[0] == "doctor"
         (_DoctorCLI if doctor else CvxsnnCLI)(
             pl.LightningModule,
             pl.LightningDataModule,
-            save_config_callback=None if doctor else _SaveConfig,
+            save_config_callback=None if doctor else SaveConfig,
             seed_everything_default=0,  # what Lightning sets where none is given, with a warning
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=["fit", *arguments[1:]] if doctor else arguments,
         )
+
+
+def _ablate(arguments: list[str]) -> None:
+    from lightning_cvxsnn.ablation.runner import ablate
+
+    told = inspect.cleandoc(ablate.__doc__ or "").partition("\n\nArgs:")[0]
+    parser = ArgumentParser(prog="cvxsnn ablate", description=told, exit_on_error=False)
+    parser.add_argument("-c", "--config", required=True, metavar="SWEEP", help="The sweep, a YAML file.")
+    parser.add_function_arguments(ablate, as_group=False, skip={"config", "dry_run"})
+    parser.add_argument("--dry-run", action="store_true", help="List the cells and estimate the time, train nothing.")
+    if not ablate(**parser.parse_args(arguments).as_dict()):
+        sys.exit(1)
+
+
+def _read_runs(command: str, arguments: list[str]) -> None:
+    """``compare`` and ``report``."""
+    parser = ArgumentParser(prog=f"cvxsnn {command}", exit_on_error=False)
+    if command == "report":
+        parser.add_argument("folders", nargs="+", help="run folders of cvxsnn ablate: one, or the shards of one sweep")
+        parser.add_argument("--output", type=str | None, help="folder to write to; default: the first run folder")
+    else:
+        parser.add_argument("a", help="a run's folder: a cell of cvxsnn ablate, or logs of Lightning")
+        parser.add_argument("b", help="the other")
+        parser.add_argument("--output", type=str | None, help="file for the curves: .png, .svg or .pdf")
+    given = parser.parse_args(arguments)
+    try:
+        from lightning_cvxsnn.ablation import compare, report
+    except ModuleNotFoundError as error:
+        raise MisconfigurationException(
+            f"Found no package {error.name}. Expected those of ablations: pip install 'lightning-cvxsnn[ablate]'."
+        ) from error
+    if command == "report":
+        print(f"Wrote {report.write_report(*given.folders, output=given.output)}")
+        return
+    compare.print_comparison(compare.compare_runs(given.a, given.b))
+    if given.output is not None:
+        compare.draw_comparison(given.a, given.b, given.output)
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -149,7 +151,7 @@ def _fail(error: Exception) -> NoReturn:
     checked = package in ("jsonargparse", "lightning", "lightning_cvxsnn") and isinstance(cause, (ValueError, OSError))
     if os.environ.get("CVXSNN_TRACEBACK") or not (checked or isinstance(cause, _OURS)):
         raise error
-    message = _shortened(str(error)) if isinstance(error, ArgumentError) else " ".join(str(cause).split())
+    message = one_line(str(error)) if isinstance(error, ArgumentError) else " ".join(str(cause).split())
     sys.stderr.write(f"cvxsnn: error: {message}\n")
     sys.exit(2)
 
@@ -160,17 +162,3 @@ def _raised_in(error: Exception) -> str:
     while where is not None and where.tb_next is not None:
         where = where.tb_next
     return "" if where is None else str(where.tb_frame.f_globals["__name__"]).partition(".")[0]
-
-
-def _shortened(message: str) -> str:
-    """One line of a parser's message: of several types that a value could have had, the first one's complaint."""
-    lines = [line for line in message.splitlines() if line.strip()]
-    depths = [len(line) - len(line.lstrip()) for line in lines]
-    first = next((i for i, line in enumerate(lines) if line.lstrip().startswith("- ")), len(lines))
-    after = next((i for i in range(first + 1, len(lines)) if depths[i] <= depths[first]), len(lines))
-    kept = lines[:after]
-    if after < len(lines) and not set("([{") & set(lines[-1]):  # the value itself, if it is a plain one
-        kept.append(lines[-1])
-    noise = ("Does not validate against any of", "Subtypes:", "Errors:", "Given value type:")
-    told = [line.strip().removeprefix("- ") for line in kept if not line.strip().startswith(noise)]
-    return "; ".join(told).replace(":; ", ": ")

@@ -18,6 +18,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 import lightning_cvxsnn
 from lightning_cvxsnn import ConvexReconstruction, SolveReport
+from lightning_cvxsnn.ablation.reading import read_yaml
 from lightning_cvxsnn.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +43,8 @@ def test_code_blocks(language, code, tmp_path, monkeypatch):
     elif language == "yaml":
         (tmp_path / "config.yaml").write_text(code)
         monkeypatch.setattr(sys, "argv", ["cvxsnn"])
+        if not {"model", "trainer"} & yaml.safe_load(code).keys():
+            return check_sweep(code, tmp_path)
         main(["fit", "--config=config.yaml", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"])
     elif language == "bash":
         check_shell(code)
@@ -90,6 +93,22 @@ def test_the_doctors_page_shows_what_is_printed(tmp_path, monkeypatch, capsys):
     words = [re.sub(r"[\d.]+", "0", out).split() for out in (shown, capsys.readouterr().out)]
     assert words[0] == words[1]
     assert (tmp_path / "layers.png").exists()
+
+
+def check_sweep(code, folder):
+    """A sweep; of parts of one the rest is that of the page's first."""
+    text = (ROOT / "docs/pages/ablations.md").read_text()
+    whole = read_yaml_text(re.search(r"```yaml\n(.*?)```", text, re.S).group(1), folder)
+    part = read_yaml_text(code, folder)
+    if "methods" in part:
+        del whole["baseline"]  # a method of the page's first
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(whole | part, sort_keys=False))
+    main(["ablate", "--config=sweep.yaml", "--dry-run"])
+
+
+def read_yaml_text(text, folder):
+    (folder / "text.yaml").write_text(text)
+    return read_yaml(folder / "text.yaml")
 
 
 def test_the_report_that_is_annotated_is_one():

@@ -29,9 +29,12 @@ def test_the_wheel_holds_the_package_its_types_and_its_licence(tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    files = [p for p in (ROOT / "lightning_cvxsnn").rglob("*") if p.suffix in (".py", ".cu", ".h")]
+    files = [p for p in (ROOT / "lightning_cvxsnn").rglob("*") if p.suffix in (".py", ".cu", ".h", ".yaml")]
     assert {str(p.relative_to(ROOT)) for p in files} <= set(names)
     assert {"lightning_cvxsnn/patterns/kernels.cu", "lightning_cvxsnn/patterns/neuron.h"} <= set(names)
+    assert {"lightning_cvxsnn/ablation/templates/report.html", "lightning_cvxsnn/ablation/templates/report.css"} <= set(
+        names
+    )
     assert "lightning_cvxsnn/py.typed" in names
     assert any(name.endswith("LICENSE") for name in names)
     assert not any(name.startswith(("tests", "benchmarks")) for name in names)

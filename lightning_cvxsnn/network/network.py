@@ -1,5 +1,6 @@
 """The user's network with its training rows: what a reconstruction asks of the two together."""
 
+import copy
 from functools import cached_property
 from typing import Any
 
@@ -66,6 +67,12 @@ class Network:
         if isinstance(self._sought, Readout):
             return self._sought
         return find_readout(self.module, self.first().x, self._sought, self.tolerance)
+
+    def over(self, rows: TrainingRows) -> "Network":
+        """The same network with other rows."""
+        other = copy.copy(self)
+        other.rows = rows
+        return other
 
     def first(self) -> Batch:
         """The first training batch, read anew.

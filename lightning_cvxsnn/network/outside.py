@@ -76,7 +76,7 @@ def _cell(cell: types.CellType) -> Iterator[Save]:
 
 def _save_names(function: types.FunctionType) -> Callable[[], None]:
     """The attributes of a function, and the globals that it assigns."""
-    names = {i.argval for i in dis.get_instructions(function) if i.opname == "STORE_GLOBAL"}
+    names = _assigned_globals(function.__code__)
     attributes = dict(vars(function))
     assigned = {name: function.__globals__[name] for name in names if name in function.__globals__}
 
@@ -86,6 +86,11 @@ def _save_names(function: types.FunctionType) -> Callable[[], None]:
         function.__globals__.update(assigned)
 
     return restore
+
+
+@functools.lru_cache(maxsize=4096)
+def _assigned_globals(code: types.CodeType) -> frozenset[str]:
+    return frozenset(i.argval for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL")
 
 
 def _generators(thing: Any, seen: set[int]) -> Iterator[Save]:

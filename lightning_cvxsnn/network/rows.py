@@ -69,6 +69,7 @@ class TrainingRows:
         self._transfer = transfer
         self._seed = seed
         self._first = 0
+        self._unpacked = False
         epoch = Epoch(limit=limit, max_samples=max_samples, seed=seed, ranks=self.ranks, count=self._count)
         self._read = epoch.batches(dataloader)
 
@@ -116,18 +117,23 @@ class TrainingRows:
         """The same rows in batches of at least ``size`` where torch composes them: fewer passes cost less."""
         return self._of(self._read.widened(size))
 
-    def sample(self, count: int) -> list[Batch]:
-        """At least ``count`` rows drawn at random by the seed (all if there are fewer), as batches.
+    def some(self, count: int) -> "TrainingRows":
+        """At least ``count`` rows drawn at random by the seed (all if there are fewer), in memory, for this process.
 
         Of batches that a loader of one's own, a stream or a list gives, the first.
         """
-        batches, rows = [], 0
+        batches: list[Batch] = []
         for batch in self._batches(self._read.sample(count, self._seed)):
             batches.append(batch)
-            rows += count_rows(batch)
-            if rows >= count:
+            if sum(map(count_rows, batches)) >= count:
                 break
-        return batches
+        some = self._of(Held(batches))
+        some.ranks, some._unpacked = Ranks(alone=True), True
+        return some
+
+    def sample(self, count: int) -> list[Batch]:
+        """The rows of `some`, as unpacked batches."""
+        return list(self.some(count))
 
     def _of(self, read: Held) -> "TrainingRows":
         part = copy.copy(self)
@@ -140,7 +146,7 @@ class TrainingRows:
     def _batches(self, read: Held) -> Iterator[Batch]:
         seed_generators(self._seed)
         for index, batch in enumerate(read.read(self._seed), self._first):
-            yield unpack(self._module, self._transfer(batch), index)
+            yield batch if self._unpacked else unpack(self._module, self._transfer(batch), index)
 
     def raw(self) -> Iterator[Any]:
         """The batches as ``training_step`` gets them."""

@@ -33,7 +33,7 @@ from lightning_cvxsnn.runtime.ranks import checksum
 from lightning_cvxsnn.runtime.rng import isolate_rng
 from lightning_cvxsnn.runtime.work import counting
 from lightning_cvxsnn.witnesses.calibration import CalibratedLayer
-from lightning_cvxsnn.witnesses.choice import fresh_layers
+from lightning_cvxsnn.witnesses.choice import choose_start, fresh_layers
 from lightning_cvxsnn.witnesses.kinds import repair_dead_layers
 from lightning_cvxsnn.witnesses.replace import Replacement, replace_witnesses
 
@@ -234,27 +234,31 @@ class Reconstructor:
         """Bring dead layers to life, calibrate, or give hidden weights new values, as the settings say."""
         settings, fresh = self.settings, policy.may_change_hidden
         network.synchronise()
-        replaced = fresh and settings.witnesses not in ("auto", "keep", "calibrated")
-        if policy.starts_training and settings.witnesses == "auto":
-            replaced = bool(fresh_layers(network))
+        searched = fresh and settings.witnesses not in ("auto", "keep", "calibrated")
+        chosen = policy.starts_training and settings.witnesses == "auto" and bool(fresh_layers(network))
         as_found, judges = None, None
-        if replaced:
+        if searched:
             as_found, judges = self._captures.take(network, context, "patterns as found", validation)
-        elif network.norms:
+        elif chosen or network.norms:
             judges = self._captures.judges(network, context, "patterns as found", validation)
         network.refresh_norms()
         tensors: list[tuple[Tensor, Tensor]] = []
         done = Replacement([])
-        if replaced:
+        if searched or chosen:
             tensors = [(t, t.detach().clone()) for t in (*network.module.parameters(), *network.constants)]
-            if as_found is not None:  # on rank 0, whose parameters the others then take over
+            if network.rows.ranks.rank == 0:  # whose parameters the others then take over
                 with context.progress("witnesses", None):
-                    done = replace_witnesses(network, as_found, settings.witness_options, settings.given_beta)
+                    if as_found is None:
+                        done = Replacement(choose_start(network, settings.witness_options))
+                    else:
+                        done = replace_witnesses(network, as_found, settings.witness_options, settings.given_beta)
         elif settings.witnesses != "keep":
             everything = fresh and settings.witnesses == "calibrated"
             done = Replacement(repair_dead_layers(network, only_dead=not everything, untrained=fresh))
         network.synchronise()
-        return Prepared(None if judges is None else judges.found(), replaced, tensors, done.layers, done.statistics)
+        return Prepared(
+            None if judges is None else judges.found(), bool(tensors), tensors, done.layers, done.statistics
+        )
 
     @torch.no_grad()
     def _take_back(self, network: Network, prepared: Prepared) -> list[CalibratedLayer]:

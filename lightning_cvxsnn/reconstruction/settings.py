@@ -106,7 +106,7 @@ class Settings:
     @property
     def witness_options(self) -> WitnessOptions:
         """What a search for hidden weights needs to know of these."""
-        return WitnessOptions(self.witnesses, self.seed, self.backend)
+        return WitnessOptions(self.witnesses, self.seed, self.backend, self.loss)
 
 
 def check_settings(every: Sequence[Settings]) -> None:

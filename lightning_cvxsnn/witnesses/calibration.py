@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from lightning_cvxsnn.network.activity import LayerActivity, measure_activity
 from lightning_cvxsnn.network.dataflow import has_rows, is_spiking
 from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
-from lightning_cvxsnn.network.network import CALIBRATION_ROWS, Network
+from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.neurons import neuron_of
 from lightning_cvxsnn.network.writable import why_not_writable
 
@@ -80,7 +80,6 @@ def calibrate_layers(
     rate: float,
     only_dead: bool,
     skip_last: bool = False,
-    rows: int = CALIBRATION_ROWS,
     also: Callable[[nn.Module, LayerActivity], bool] = lambda affine, layer: False,
     manner: Callable[[nn.Module, LayerActivity], Manner] = lambda affine, layer: "scale",
 ) -> list[CalibratedLayer]:
@@ -95,7 +94,6 @@ def calibrate_layers(
         rate: Target firing rate per unit, spikes per step, in (0, 1).
         only_dead: Leave layers alone that carry information (``LayerActivity.alive``).
         skip_last: Leave the last spiking layer alone.
-        rows: Training rows that firing rates are measured on.
         also: Whether ``only_dead`` also changes the layer behind an affine layer, though it carries information.
         manner: How an affine layer is changed, see `Manner`. ``copy_below`` is for linear layers and convolutions that
             receive the spikes of another layer no wider; elsewhere, and if half of what it sends is then lost, rows are
@@ -109,7 +107,7 @@ def calibrate_layers(
             is frozen, or carries no more information afterwards. A dead layer that only other spiking layers feed, or
             that receives the same on every row, is left as it is, with a warning.
     """
-    changed, module, inputs = [], network.module, network.inputs(rows)
+    changed, module, inputs = [], network.module, network.inputs()
     activities = measure_activity(module, inputs)
     for position in range(len(activities) - skip_last):
         before = activities[position]

@@ -18,18 +18,19 @@ from torch.nn import functional as F
 from lightning_cvxsnn.network.activity import LayerActivity, measure_activity
 from lightning_cvxsnn.network.dataflow import is_spiking
 from lightning_cvxsnn.network.network import TOGETHER, Network
-from lightning_cvxsnn.network.programme import CapturedProgramme
+from lightning_cvxsnn.network.programme import CapturedProgramme, capture_programme
 from lightning_cvxsnn.network.spikes import capture
+from lightning_cvxsnn.runtime.progress import no_progress
 from lightning_cvxsnn.witnesses.calibration import CalibratedLayer, Manner
 from lightning_cvxsnn.witnesses.kinds import WitnessOptions, calibrate_to_target, repair_dead_layers, wants_pairs
 from lightning_cvxsnn.witnesses.paired import replace_by_pairs, write_pairs
-from lightning_cvxsnn.witnesses.proposers import some_samples
 from lightning_cvxsnn.witnesses.ridge import left_out_error
 from lightning_cvxsnn.witnesses.samplers import is_initialised
 
 First = Literal["scale", "pairs"]
 
-_SCORED = 1000  # samples that candidates are compared on,
+_SCORED = 500  # rows of the dictionary that candidates are compared on,
+_FEWEST = 5  # of at least so many samples,
 _CALIBRATED = 128  # and rows that they are brought to a firing rate on
 _MARGIN = 0.01  # of the error, by which a candidate that changes more must be better
 
@@ -58,16 +59,19 @@ class _Start:
 class _Trial:
     """Writes candidates, each over the weights as found, and keeps the best."""
 
-    def __init__(self, network: Network, programme: CapturedProgramme, options: WitnessOptions) -> None:
-        self._network, self._programme, self._options = network, programme, options
+    def __init__(self, network: Network, options: WitnessOptions) -> None:
+        self._options = options
         self._fresh = fresh_layers(network)
-        per_sample = network.readout.reduction.rows_per_sample
-        samples = some_samples(network, programme, max(_SCORED // per_sample, 1), options.seed)
-        rows, own = network.rows.widened(TOGETHER).subset(samples)
-        self._inputs = [batch.x for batch in rows]
-        self._own = own.repeat_interleave(per_sample)
-        self._part = programme.subset(samples.repeat_interleave(per_sample))
-        self._tensors = [*network.module.parameters(), *network.constants]
+        rows = network.rows.widened(TOGETHER)
+        self._network = network.over(rows.some(max(_SCORED // network.readout.reduction.rows_per_sample, _FEWEST)))
+        self._few = network.over(rows.some(_CALIBRATED))
+        programme = capture_programme(
+            self._network, loss=options.loss, seed=options.seed, progress=no_progress, stage="patterns as found"
+        )
+        assert programme is not None  # of rows that are this process's alone
+        self._programme = programme
+        self._inputs = [batch.x for batch in self._network.rows]
+        self._tensors = [*network.module.parameters(), *network.constants, *network.statistics]
         self._found = [t.clone() for t in self._tensors]
         self.best: _Start | None = None
 
@@ -75,11 +79,17 @@ class _Trial:
         """Write a candidate and score it; whether it is the best so far."""
         self._put(self._found)
         layers = write()
+        if self.best is not None and all(map(torch.equal, self._tensors, self.best.values)):
+            return False
         error = self._error()
         if self.best is not None and error >= (1 - _MARGIN) * self.best.error:
             return False
         self.best = _Start(name, error, layers, [t.clone() for t in self._tensors])
         return True
+
+    def repaired(self) -> list[CalibratedLayer]:
+        """Bring what is dead to life, as a network that is not fresh is repaired."""
+        return repair_dead_layers(self._few, only_dead=True, untrained=True)
 
     def calibrated(self, first: First, behind: Manner, *, paired: bool = False) -> list[CalibratedLayer]:
         """Bring fresh layers to the firing rate, the first in one manner and those behind another layer in another.
@@ -89,7 +99,6 @@ class _Trial:
             behind: Of the others.
             paired: Whether the last layer gets pairs instead.
         """
-        network = self._network
         if first == "pairs":
             self._write_first_pairs()
 
@@ -99,10 +108,10 @@ class _Trial:
             return behind if layer.source else "scale"
 
         layers = calibrate_to_target(
-            network, only_dead=True, rows=_CALIBRATED, skip_last=paired,
+            self._few, only_dead=True, skip_last=paired,
             also=lambda affine, layer: affine in self._fresh, manner=manner,
         )  # fmt: skip
-        return [*layers, replace_by_pairs(network, self._programme, self._options)] if paired else layers
+        return [*layers, replace_by_pairs(self._network, self._programme, self._options)] if paired else layers
 
     def write_best(self) -> list[CalibratedLayer]:
         """Leave the best candidate in the network, and say which it is."""
@@ -115,26 +124,26 @@ class _Trial:
         return self.best.layers
 
     def _write_first_pairs(self) -> None:
-        inputs = self._network.inputs(_CALIBRATED)
-        for position, layer in enumerate(measure_activity(self._network.module, inputs[:1])):
-            affine = self._network.module.get_submodule(layer.affine_name) if layer.affine_name else None
+        network, x = self._few, self._few.first().x
+        for position, layer in enumerate(measure_activity(network.module, [x])):
+            affine = network.module.get_submodule(layer.affine_name) if layer.affine_name else None
             if affine in self._fresh and (position == 0 or (isinstance(affine, nn.Linear) and not layer.source)):
-                write_pairs(self._network, layer, inputs[0], self._options.seed)
+                write_pairs(network, layer, x, self._options.seed)
 
     def _put(self, values: list[Tensor]) -> None:
         for tensor, value in zip(self._tensors, values, strict=True):
             tensor.copy_(value)
-        self._network.refresh_norms()
 
     def _error(self) -> float:
-        network, part = self._network, self._part
-        captured = capture(network.module, network.readout, self._inputs)
-        columns = captured.dictionary.rows(self._own).to_dense(torch.float32)
-        return left_out_error(columns, _values(part), part.weights.float())
+        programme = self._programme
+        captured = capture(self._network.module, self._network.readout, self._inputs)
+        return left_out_error(
+            captured.dictionary.to_dense(torch.float32), _values(programme), programme.weights.float()
+        )
 
 
 @torch.no_grad()
-def choose_start(network: Network, programme: CapturedProgramme, options: WitnessOptions) -> list[CalibratedLayer]:
+def choose_start(network: Network, options: WitnessOptions) -> list[CalibratedLayer]:
     """Write the hidden weights over which a ridge readout errs least on rows that it is not fitted to.
 
     Only layers that hold their constructor's weights get others; of somebody's own, dead units are repaired. Of nearly
@@ -142,8 +151,7 @@ def choose_start(network: Network, programme: CapturedProgramme, options: Witnes
 
     Args:
         network: The network, changed in place; its batch norms are estimated anew.
-        programme: The programme as found: the rows' targets and weights.
-        options: Seed and backend of what is drawn.
+        options: Seed and backend of what is drawn, and the loss, which tells what targets are.
 
     Returns:
         What was done to each layer.
@@ -152,11 +160,8 @@ def choose_start(network: Network, programme: CapturedProgramme, options: Witnes
         MisconfigurationException: If a dead layer cannot be repaired.
     """
     behind = sum(map(is_spiking, network.module.modules())) > 1 and wants_pairs(network)
-    trial = _Trial(network, programme, options)
-    trial.attempt(
-        "its hidden weights, repaired",
-        lambda: repair_dead_layers(network, only_dead=True, untrained=True, rows=_CALIBRATED),
-    )
+    trial = _Trial(network, options)
+    trial.attempt("its hidden weights, repaired", trial.repaired)
     below: First = "scale"
     for first in get_args(First):
         try:
@@ -166,7 +171,10 @@ def choose_start(network: Network, programme: CapturedProgramme, options: Witnes
             continue
     if behind:
         trial.attempt(f"{_NAMES[below]}, and pairs in the last", partial(trial.calibrated, below, "scale", paired=True))
-    return trial.write_best()
+    layers = trial.write_best()
+    if layers:  # else the statistics are those of the network as found
+        network.refresh_norms()
+    return layers
 
 
 def _values(programme: CapturedProgramme) -> Tensor:

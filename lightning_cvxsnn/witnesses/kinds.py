@@ -9,10 +9,11 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from lightning_cvxsnn.convex import Loss
 from lightning_cvxsnn.network.activity import LayerActivity
 from lightning_cvxsnn.network.dataflow import is_spiking
 from lightning_cvxsnn.network.isolation import undisturbed
-from lightning_cvxsnn.network.network import CALIBRATION_ROWS, Network
+from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.network.transaction import all_or_nothing
 from lightning_cvxsnn.patterns import Backend
@@ -52,15 +53,17 @@ class WitnessOptions:
         kind: Which witnesses.
         seed: Seed of what is drawn.
         backend: Engine of candidates' patterns, see `resolve_backend`.
+        loss: Loss of the programme.
     """
 
     kind: Witnesses
     seed: int
     backend: Backend
+    loss: Loss
 
 
 def repair_dead_layers(
-    network: Network, *, only_dead: bool, untrained: bool, skip_last: bool = False, rows: int = CALIBRATION_ROWS
+    network: Network, *, only_dead: bool, untrained: bool, skip_last: bool = False
 ) -> list[CalibratedLayer]:
     """Change the weights that feed dead layers, or all layers, so that they fire at `TARGET_RATE`.
 
@@ -76,7 +79,6 @@ def repair_dead_layers(
         untrained: Whether training has yet to begin: a layer that is half dead then counts as dead if it holds its
             constructor's weights. Later its other half is somebody's work.
         skip_last: Leave the last spiking layer as it is: it gets new witnesses.
-        rows: Training rows that firing rates are measured on.
 
     Returns:
         What was done to each layer, in the order reached.
@@ -94,7 +96,7 @@ def repair_dead_layers(
         return "shift_bias" if shallow or not layer.source else "copy_below"
 
     return calibrate_to_target(
-        network, only_dead=only_dead, skip_last=skip_last, rows=rows,
+        network, only_dead=only_dead, skip_last=skip_last,
         also=lambda affine, layer: untrained and not layer.healthy and is_initialised(affine), manner=manner,
     )  # fmt: skip
 

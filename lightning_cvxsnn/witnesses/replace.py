@@ -10,7 +10,6 @@ from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.witnesses.branches import Branched
 from lightning_cvxsnn.witnesses.calibration import CalibratedLayer
-from lightning_cvxsnn.witnesses.choice import choose_start
 from lightning_cvxsnn.witnesses.column_generation import ColumnGeneration
 from lightning_cvxsnn.witnesses.kinds import WitnessOptions, calibrate_to_target, repair_dead_layers
 from lightning_cvxsnn.witnesses.paired import replace_by_pairs
@@ -36,7 +35,7 @@ class Replacement:
 def replace_witnesses(
     network: Network, programme: CapturedProgramme, options: WitnessOptions, beta: float | None
 ) -> Replacement:
-    """Write the hidden weights of ``options.kind``; for ``"auto"``, those of `choose_start`.
+    """Write the hidden weights of ``options.kind``.
 
     Args:
         network: The network, changed in place; its batch norms are estimated anew after each change.
@@ -45,8 +44,6 @@ def replace_witnesses(
         beta: L1 penalty of a search, in the paper's units; None: it chooses one.
     """
     module, kind = network.module, options.kind
-    if kind == "auto":
-        return Replacement(choose_start(network, programme, options))
     _warn_of_others(network)
     if kind in get_args(GaussianKind):
         names = affine_names(module, network.inputs()[0], network.readout.module)

@@ -21,7 +21,7 @@ from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
 from lightning_cvxsnn.reconstruction.settings import Settings
 from lightning_cvxsnn.runtime.progress import no_progress
-from lightning_cvxsnn.tasks.models import LitSNN
+from lightning_cvxsnn.tasks.stack import LitSNN
 
 
 def dictionary_of(net, dataloader):

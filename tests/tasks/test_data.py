@@ -7,7 +7,14 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from sklearn.datasets import load_digits
 
-from lightning_cvxsnn import AdditionDataModule, DigitsDataModule, SequentialMNISTDataModule, XORDataModule
+from lightning_cvxsnn import (
+    AdditionDataModule,
+    AutomatonDataModule,
+    DigitsDataModule,
+    MackeyGlassDataModule,
+    SequentialMNISTDataModule,
+    XORDataModule,
+)
 
 
 def splits(data):
@@ -69,7 +76,17 @@ def test_addition(base):
     assert [len(loader.dataset[0][0]) for loader in data.test_dataloader()] == [6, 11, 26, 51]
 
 
-@pytest.mark.parametrize("module", [XORDataModule, AdditionDataModule])
+def test_addition_with_a_random_carry_into_the_first_column():
+    data = AdditionDataModule(5, random_carry=True, sizes=(1000, 10, 10))
+    data.setup("fit")
+    x, y = data.train.tensors
+    columns = (x * 4).round().long()
+    assert 400 < int(columns[:, 0, 2].sum()) < 600
+    assert torch.equal(columns.sum(-1), y)
+    assert torch.equal(columns[:, 1:, 2], y[:, :-1] // 5)
+
+
+@pytest.mark.parametrize("module", [XORDataModule, AdditionDataModule, AutomatonDataModule, MackeyGlassDataModule])
 def test_generated_data_depends_on_the_seed_only(module):
     first, same, other = (module(seed=seed, sizes=(50, 20, 20)) for seed in (1, 1, 2))
     for data in (first, same, other):
@@ -113,6 +130,25 @@ def test_sequential_mnist(tmp_path, compress, ending):
     assert not torch.equal(other[0][1], parts[0][1])
 
 
+@pytest.mark.parametrize("steps", [4, 14, 28, 56])
+def test_images_in_steps_and_permuted(tmp_path, steps):
+    images = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
+    write(tmp_path, images, np.arange(60, dtype=np.uint8))
+    rows = {}
+    for permuted, seed in ((False, 0), (True, 0), (True, 1)):
+        data = SequentialMNISTDataModule(str(tmp_path), sizes=(40, 10, 10), steps=steps, permuted=permuted, seed=seed)
+        parts = splits(data)
+        x, y = (torch.cat(each) for each in zip(*parts, strict=True))
+        assert x.shape == (60, steps, 784 // steps)
+        rows[permuted, seed] = x[y.argsort()].flatten(1)
+    plain = torch.from_numpy(images).flatten(1).float() / 255
+    assert torch.equal(rows[False, 0], plain)
+    assert torch.equal(rows[True, 0], rows[True, 1])  # the pixels' places are the task's, the split is the seed's
+    assert not torch.equal(rows[True, 0], plain)
+    order = [int((column == plain.T).all(1).nonzero()[0]) for column in rows[True, 0].T]
+    assert sorted(order) == list(range(784))
+
+
 def damaged(path, change):
     path.write_bytes(change(path.read_bytes()))
 
@@ -121,10 +157,22 @@ def damaged(path, change):
     ("damage", "message"),
     [
         (lambda folder: (folder / "t10k-labels-idx1-ubyte").unlink(), "Found neither t10k-labels-idx1-ubyte nor"),
-        (lambda folder: damaged(folder / "t10k-images-idx3-ubyte", lambda b: b[:-1]), "Expected 16 of header and 7840"),
-        (lambda folder: damaged(folder / "t10k-images-idx3-ubyte", lambda b: b[:9]), "holds 9 bytes"),
-        (lambda folder: damaged(folder / "t10k-images-idx3-ubyte", lambda b: b"\0\0\x0d" + b[3:]), "00 00 0d 03"),
-        (lambda folder: damaged(folder / "t10k-labels-idx1-ubyte", lambda b: b"<html>"), "begins with the bytes 3c 68"),
+        (
+            lambda folder: damaged(folder / "t10k-images-idx3-ubyte", lambda b: b[:-1]),
+            "is no IDX file",
+        ),
+        (
+            lambda folder: damaged(folder / "t10k-images-idx3-ubyte", lambda b: b[:9]),
+            "is no IDX file",
+        ),
+        (
+            lambda folder: damaged(folder / "t10k-images-idx3-ubyte", lambda b: b"\0\0\x0d" + b[3:]),
+            "is no IDX file",
+        ),
+        (
+            lambda folder: damaged(folder / "t10k-labels-idx1-ubyte", lambda b: b"<html>"),
+            "is no IDX file",
+        ),
         (lambda folder: write(folder, np.zeros((9, 28, 28), np.uint8), np.zeros(10, np.uint8), bytes, ""), "labels of"),
         (
             lambda folder: write(folder, np.zeros((10, 8, 8), np.uint8), np.zeros(10, np.uint8), bytes, ""),
@@ -145,7 +193,7 @@ def test_a_cut_gzip_file_and_a_folder_that_is_not_there(tmp_path):
         SequentialMNISTDataModule(str(tmp_path / "nowhere")).setup("fit")
     write(tmp_path, np.zeros((10, 28, 28), np.uint8), np.zeros(10, np.uint8))
     damaged(tmp_path / "t10k-images-idx3-ubyte.gz", lambda b: b[:-20])
-    with pytest.raises(MisconfigurationException, match="is not a whole gzip file"):
+    with pytest.raises(MisconfigurationException, match=r"is no IDX file \(EOFError"):
         SequentialMNISTDataModule(str(tmp_path)).setup("fit")
 
 
@@ -154,6 +202,8 @@ def test_a_cut_gzip_file_and_a_folder_that_is_not_there(tmp_path):
     [
         (lambda: XORDataModule(1), "steps=1. Expected an integer >= 2"),
         (lambda: XORDataModule(2.5), "steps=2.5"),
+        (lambda: SequentialMNISTDataModule("mnist", steps=5), "steps=5. Expected a divisor of 784"),
+        (lambda: MackeyGlassDataModule(ahead=0), "ahead=0. Expected an integer >= 1"),
         (lambda: AdditionDataModule(1), "base=1. Expected an integer >= 2"),
         (lambda: AdditionDataModule(digits=0), "digits=0. Expected an integer >= 1"),
         (lambda: AdditionDataModule(test_digits=(5, 0)), "digits=0"),

@@ -18,6 +18,7 @@ from lightning_cvxsnn import (
     AdditionSNN,
     ConvexReconstruction,
     ParallelSNN,
+    TwoHeadedAdditionSNN,
     XORDataModule,
     calibrate,
     reconstruct,
@@ -55,7 +56,7 @@ def reference(net, x, **constants):
     return torch.cat(spikes, -1), torch.cat(charges, -1)
 
 
-@pytest.mark.parametrize("reduction", ["last", "mean", "membrane", "all"])
+@pytest.mark.parametrize("reduction", ["last", "mean", "membrane", "voltage", "all"])
 @pytest.mark.parametrize("v_reset", [None, 0.0])
 def test_it_is_a_stack_of_spikingjellys_neurons_bit_for_bit(reduction, v_reset):
     net = network(reduction=reduction, tau=3.0, v_threshold=0.2, reset="soft" if v_reset is None else "hard")
@@ -66,10 +67,17 @@ def test_it_is_a_stack_of_spikingjellys_neurons_bit_for_bit(reduction, v_reset):
         expected = net.readout(spikes).transpose(0, 1)
     else:
         expected = net.readout(
-            {"last": spikes[-1], "mean": spikes.mean(0), "membrane": (charges >= 0).float()}[reduction]
+            {"last": spikes[-1], "mean": spikes.mean(0), "membrane": (charges >= 0).float(), "voltage": charges}[
+                reduction
+            ]
         )
     assert torch.equal(net(x), expected)
     assert torch.equal(net(x), expected)  # no state is left
+
+
+def test_hidden_layers_without_biases():
+    net = network(bias=False)
+    assert [name for name, _ in net.named_parameters() if "bias" in name] == ["readout.bias"]
 
 
 def test_widths_are_split_over_branches():
@@ -114,7 +122,8 @@ assert torch.equal(net(saved["x"]), saved["logits"])
 
 
 @pytest.mark.parametrize(
-    ("reduction", "kind"), [("last", "none"), ("mean", "none"), ("membrane", "none"), ("all", "all")]
+    ("reduction", "kind"),
+    [("last", "none"), ("mean", "none"), ("membrane", "none"), ("voltage", "none"), ("all", "all")],
 )
 def test_its_readout_is_proved(reduction, kind):
     net = network(reduction=reduction)
@@ -123,7 +132,7 @@ def test_its_readout_is_proved(reduction, kind):
     assert (found.name, found.reduction.kind) == ("readout", kind)
 
 
-@pytest.mark.parametrize("reduction", ["last", "mean", "membrane", "all"])
+@pytest.mark.parametrize("reduction", ["last", "mean", "membrane", "voltage", "all"])
 def test_every_layer_gets_a_gradient(reduction):
     net = network(reduction=reduction, tau=3.0, v_threshold=0.2)
     net(torch.randn(30, 9, 2)).square().sum().backward()
@@ -241,3 +250,40 @@ def test_calibration_reaches_every_branch():
     assert [layer.name for layer in layers] == [f"branches.{k}.{i}" for k in (0, 1) for i in (1, 3)]
     assert all(layer.after.rate == pytest.approx(0.2, abs=0.07) for layer in layers)
     functional.reset_net(net.branches)
+
+
+def test_two_heads_are_trained_and_solved_together(recwarn):
+    torch.manual_seed(0)
+    net = TwoHeadedAdditionSNN(base=3, last_width=300, branches=2, tau=1 / 0.9, carry_weight=0.5)
+    data = AdditionDataModule(base=3, sizes=(300, 150, 100), test_digits=(5, 10), random_carry=True)
+    data.setup("fit")
+    x, y = data.train.tensors
+    heads = net.convex_forward(x)
+    digit = F.cross_entropy(heads["digit"].flatten(0, 1), (y % 3).flatten())
+    carry = F.cross_entropy(heads["carry"].flatten(0, 1), (y // 3).flatten())
+    assert float(net._loss_of(*net._rows((x, y)))) == pytest.approx(float(digit + 0.5 * carry), rel=1e-5)
+    answers = net(x).argmax(-1)
+    assert torch.equal(answers, heads["digit"].argmax(-1) + 3 * heads["carry"].argmax(-1))
+    callbacks = [ConvexReconstruction(readout=name, l1_ratio=0.0) for name in ("readout", "carry_readout")]
+    run = trainer(*callbacks, max_epochs=1, num_sanity_val_steps=0)
+    run.fit(net, data)
+    assert all(callback.reports[0].accepted for callback in callbacks)
+    metrics = run.test(net, datamodule=data, verbose=False)[1]
+    assert metrics["test_accuracy_10_digits"] > 0.6
+    assert not [w for w in recwarn if "ConvexReconstruction solves" in str(w.message)]
+
+
+def test_a_carry_of_negative_weight_is_refused():
+    with pytest.raises(MisconfigurationException, match="carry_weight=-1"):
+        TwoHeadedAdditionSNN(carry_weight=-1)
+
+
+def test_two_heads_are_restored(tmp_path):
+    net = TwoHeadedAdditionSNN(base=3, last_width=8, branches=2, carry_weight=0.25)
+    run = trainer(max_epochs=1)
+    run.strategy.connect(net)
+    run.save_checkpoint(tmp_path / "net.ckpt")
+    twin = TwoHeadedAdditionSNN.load_from_checkpoint(tmp_path / "net.ckpt")
+    assert twin.carry_weight == 0.25
+    x = torch.rand(3, 4, 3)
+    assert torch.equal(net(x), twin(x))

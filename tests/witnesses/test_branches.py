@@ -249,7 +249,7 @@ def test_branches_are_chosen_on_some_samples_and_their_own_targets(reduction):
     with undisturbed(net):
         asked = Network(net.eval(), rows_of(net, batches))
         captured = capture_programme(asked, loss="cross_entropy", seed=0, progress=no_progress, stage="patterns")
-        found = propose_branches(asked, net, captured, WitnessOptions("pool", 0, "torch"), most=50)
+        found = propose_branches(asked, net, captured, WitnessOptions("pool", 0, "torch", "cross_entropy"), most=50)
     chosen, labels = found.inputs, found.programme.problem.targets
     assert chosen.shape == (50, STEPS, 3)
     assert len(chosen.unique(dim=0)) == 50

@@ -26,7 +26,7 @@ def started(net, dataset, loss="cross_entropy"):
     with isolate_rng(), undisturbed(net):
         net.eval()
         before = capture()
-        layers = choose_start(network, before, WitnessOptions("auto", 0, "auto"))
+        layers = choose_start(network, WitnessOptions("auto", 0, "auto", loss))
         after = capture()
     errors = [
         left_out_error(p.dictionary.to_dense(torch.float32), one_hot(p), p.weights.float()) for p in (before, after)

@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_cvxsnn.network import TimeReduction, undisturbed
 from lightning_cvxsnn.network.readout import find_readout
-from lightning_cvxsnn.tasks.models import LitSNN
+from lightning_cvxsnn.tasks.stack import LitSNN
 from lightning_cvxsnn.witnesses.find_layer import find_witness_layer
 
 X = rows(40)[0]

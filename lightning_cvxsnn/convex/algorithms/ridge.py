@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule, smooth
 from lightning_cvxsnn.convex.algorithms.products import Products
-from lightning_cvxsnn.convex.algorithms.spectrum import Spectrum, spectrum_of
+from lightning_cvxsnn.convex.algorithms.spectrum import Spectrum, gram, spectrum_of
 from lightning_cvxsnn.convex.losses import SmoothLoss
 from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
@@ -30,7 +30,9 @@ __all__ = ["RidgeNewton"]
 _FORCING = 0.03  # share of the gap that a Newton step may leave of its model
 _FINAL = 0.2  # share of the tolerance that it need not go below
 _LEVELS = 2  # Newton steps of the intercepts alone
-_STEPS = 500  # of conjugate gradients
+_STEPS = 500  # of conjugate gradients,
+_FACTORED = 4096  # unknowns up to which a Hessian is formed and factored where these do not do
+_SINGULAR = 1e-14  # of its largest entry, added: a softmax does not see a shift of all intercepts
 _SLOW = 0.5  # share of the gap that an iteration must take off for float32 to be good enough
 
 
@@ -67,6 +69,7 @@ class _Descent:
         programme.kept["ridge"] = self.model
         self.rough, self.exact = self.model.rough, self.model.exact
         self.columns = self.exact.columns
+        self.factors = False  # whether conjugate gradients have failed, at a penalty that hardly bends the objective
         self._begin(start)
 
     def _begin(self, start: Point) -> None:
@@ -130,6 +133,8 @@ class _Descent:
     def _newton(self, gradient: Tensor, enough: float) -> Tensor:
         """The step to where the model's own gap is ``enough``, or near it."""
         local = self.loss.local(self.outputs, self.encoded)
+        if self.factors:
+            return self._factored(gradient, local)
         inverse = self.model.spectrum.preconditioner(self.loss.mean_bend(local, self.weight), self.ridge)
         local, weight = local.to(self.rough.dtype), self.weight.to(self.rough.dtype)[:, None]
 
@@ -152,7 +157,26 @@ class _Descent:
             residual = residual - product / curvature * curved
             if self._gap(residual) <= enough:
                 break
+        else:
+            self.factors = gradient.numel() <= _FACTORED and self.exact.copy is not None
         return step.to(gradient)
+
+    def _factored(self, gradient: Tensor, local: Tensor) -> Tensor:
+        """The whole Newton step, by a factorisation of the Hessian."""
+        outputs, unknowns = gradient.shape
+        every = torch.arange(unknowns, device=gradient.device)
+        penalty = torch.where(every < self.columns, self.ridge, 0.0).to(gradient)
+        if self.loss.coupled(outputs):
+            owner = torch.arange(outputs, device=gradient.device).repeat_interleave(unknowns)
+            hessians = [self.loss.joint_hessian(self.exact, self.weight, local, every.repeat(outputs), owner)]
+        else:
+            roots = (self.weight[:, None] * local).sqrt()
+            hessians = [gram(self.exact.entries_of(every) * root[:, None]) for root in roots.T]
+        steps: list[Tensor] = []
+        for hessian, slope in zip(hessians, torch.split(gradient.flatten(), [len(h) for h in hessians]), strict=True):
+            hessian.diagonal().add_(penalty.repeat(len(hessian) // unknowns) + _SINGULAR * hessian.diagonal().max())
+            steps.append(-torch.linalg.solve(hessian, slope))
+        return torch.cat(steps).reshape(gradient.shape)
 
     def _move(self, step: Tensor, value: float, slope: float) -> bool:
         """Backtrack until the objective falls by a share of what the slope promises; whether it ever does."""

@@ -1,0 +1,66 @@
+"""LightningCLI as the commands use it: wrong values are exceptions, with one line to say what is wrong."""
+
+import os
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the configuration into the run's folder; files of earlier runs there are kept: config-v1.yaml is next."""
+
+    @override
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        folder, version = str(trainer.log_dir), 0
+        while os.path.exists(os.path.join(folder, self.config_filename)) and not self.already_saved:
+            version += 1
+            self.config_filename = f"config-v{version}.yaml"
+        super().setup(trainer, pl_module, stage)
+
+
+class CvxsnnCLI(LightningCLI):
+    """LightningCLI whose errors are exceptions, and which keeps earlier configurations and saves predictions."""
+
+    @override
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser that raises ``ArgumentError``."""
+        return super().init_parser(exit_on_error=False, **kwargs)
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Lightning's, without its warning that the process may have other arguments."""
+        self.config = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(args)
+
+    @override
+    def after_instantiate_classes(self) -> None:
+        """Our data are tensors in memory: workers would only slow their loaders down."""
+        if type(self.datamodule).__module__.startswith("lightning_cvxsnn."):
+            warnings.filterwarnings("ignore", message=".*does not have many workers")
+
+    def predict(self, **arguments: Any) -> None:
+        """Run ``Trainer.predict`` and save what it returns."""
+        predictions = self.trainer.predict(**arguments)
+        if predictions:
+            path = os.path.join(str(self.trainer.log_dir), f"predictions_{self.trainer.global_rank}.pt")
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            torch.save(predictions, path)
+            rank_zero_info(f"Saved the predictions, a list of batches: {path}")
+
+
+def one_line(message: str) -> str:
+    """A parser's message in one line: of several types that a value could have had, the first one's complaint."""
+    lines = [line for line in message.splitlines() if line.strip()]
+    depths = [len(line) - len(line.lstrip()) for line in lines]
+    first = next((i for i, line in enumerate(lines) if line.lstrip().startswith("- ")), len(lines))
+    after = next((i for i in range(first + 1, len(lines)) if depths[i] <= depths[first]), len(lines))
+    kept = lines[:after]
+    if after < len(lines) and not set("([{") & set(lines[-1]):  # the value itself, if it is a plain one
+        kept.append(lines[-1])
+    noise = ("Does not validate against any of", "Subtypes:", "Errors:", "Given value type:")
+    told = [line.strip().removeprefix("- ") for line in kept if not line.strip().startswith(noise)]
+    return "; ".join(told).replace(":; ", ": ")
