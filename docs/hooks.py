@@ -8,10 +8,12 @@ import html
 import importlib
 import inspect
 import re
+import sys
 import typing
 from types import NoneType, UnionType
 from typing import Any
 
+import griffe
 import ziamath
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -21,6 +23,15 @@ ziamath.config.svg2 = False  # whole paths: names of glyphs would be those of th
 SIZE = 20.0
 PLAIN = ("glossary.md", "changes.md", "contributing.md")  # without links to the glossary
 ENTRY = re.compile(r"^::: (\S+)\n((?:    .*\n)*)", re.M)
+
+
+class PluralExamples(griffe.Extension):
+    """Sections ``Example:`` are shown as code too, which mkdocstrings does of ``Examples:`` alone."""
+
+    def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Rename the section in the docstring."""
+        if obj.docstring is not None:
+            obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.M)
 
 
 def on_page_content(html_text: str, page: Page, **_: Any) -> str:
@@ -115,8 +126,11 @@ def literals(name: str) -> str:
         return ""
     lines = []
     for argument, kind in inspect.get_annotations(function).items():
-        if isinstance(kind, str):  # of a module that postpones annotations, all of which are figures
-            continue
+        if isinstance(kind, str):  # of a module that postpones annotations
+            try:
+                kind = eval(kind, sys.modules[thing.__module__].__dict__)
+            except NameError:  # imported for type checkers alone, as the class of figures is
+                continue
         words = [word for word in _words(kind) if word is not None]
         if words and argument != "return":
             shown = ", ".join(f"`{word!r}`".replace("'", '"') for word in words)

@@ -266,3 +266,21 @@ def test_the_networks_benchmark_runs(tmp_path):
     assert refused == ["Parametric LIF net, MNIST, batch 8"]
     assert [row["verdict"] for row in rows].count("works") == len(chosen) - 1
     assert all(bool(row["refusal"]) == (row["verdict"] == "refused") for row in rows)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_benchmark_of_small_networks_runs_and_draws(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = importlib.import_module("small_networks")
+    for name, value in {"EPOCHS": 8, "WIDTH": 64, "BETAS": (0.1, 0.03), "STEPS": (2, 4)}.items():
+        monkeypatch.setattr(module, name, value)
+    results = {part.__name__: module.averages([part(0)]) for part in (module.sparse, module.converted, module.probe)}
+    trained, ridge, few, more = results["sparse"]
+    assert trained["units"] == ridge["units"] == 64 > more["units"] > few["units"]
+    assert ridge["test"] > trained["test"]
+    coarse, fine = results["converted"]
+    assert coarse["reconstructed"] > coarse["converted"]
+    assert fine["converted"] > coarse["converted"]
+    assert results["probe"][2]["test"] > results["probe"][1]["test"]
+    module.draw(results, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000

@@ -174,6 +174,15 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) < 100
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_outside_the_site_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]+)#?([^)]*)\)", (ROOT / page).read_text()):
+        text = (ROOT / target).read_text() if target.endswith(".md") else ""
+        assert (ROOT / target).exists()
+        headings = [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)", text, re.M)]
+        assert not anchor or anchor in headings
+
+
 def test_the_table_of_digits_is_the_committed_result():
     results = json.loads((ROOT / "benchmarks/results/digits.json").read_text())
     text = (ROOT / "docs/pages/results.md").read_text()

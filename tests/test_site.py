@@ -47,6 +47,9 @@ def test_every_page_is_there(site):
     callback = (site / "api/ConvexReconstruction/index.html").read_text()
     assert "gaussian_orthogonal" in callback  # literal values are listed
     assert '<code>relaxation</code>: <code>"auto"</code> or a number' in callback
+    assert '<code>solver</code>: <code>"own"</code>' in (site / "api/solve/index.html").read_text()
+    assert "&gt;&gt;&gt;" in callback  # examples are code
+    assert "<blockquote>" not in callback
     method = (site / "method/index.html").read_text()
     assert method.count("<svg role=") >= 20
     assert "arithmatex" not in method
@@ -106,7 +109,7 @@ def test_pages_fit_and_load_nothing_from_elsewhere(site, address, browser):
 
 @pytest.mark.parametrize(
     ("word", "expected"),
-    [("dead", "doctor"), ("gap", "glossary"), ("resume", "running"), ("GPU", "gpu"), ("ablation", "install")],
+    [("dead", "doctor"), ("gap", "glossary"), ("resume", "running"), ("GPU", "gpu"), ("ablation", "ablation")],
 )
 def test_search_finds(address, browser, word, expected):
     page = browser.new_page(viewport={"width": 1280, "height": HEIGHT})
