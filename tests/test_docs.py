@@ -323,3 +323,18 @@ def test_the_table_of_networks_is_the_committed_result():
     assert f"{works} of {len(rows)} work" in text
     assert len(rows) == 40
     assert works >= 34
+
+
+TABLES = [
+    pytest.param(name, text, id=name)
+    for name, text in re.findall(
+        r"<!-- paper:([\w-]+) -->\n(.*?)<!-- /paper", (ROOT / "docs/pages/paper.md").read_text(), re.S
+    )
+]
+
+
+@pytest.mark.parametrize(("name", "text"), TABLES)
+def test_the_papers_tables_are_the_committed_results(name, text, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    collected = json.loads((ROOT / f"benchmarks/results/paper/{name}.json").read_text())
+    assert text.strip() == importlib.import_module("paper_results").table(collected)

@@ -15,6 +15,8 @@ import pandas as pd
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_cvxsnn.ablation.state import read_json
+
 #: From the best to keep to the worst, where two folders have the same cell.
 STATES = ("finished", "failed", "running", "not started")
 
@@ -113,7 +115,7 @@ def _read_sweep(folder: Path) -> dict[str, Any]:
 
 def _read_cell(folder: Path) -> dict[str, Any] | None:
     """One cell's line; None if the folder is none."""
-    cell, state, result = (_read_json(folder / f"{name}.json") for name in ("cell", "state", "result"))
+    cell, state, result = (_mapping(folder / f"{name}.json") for name in ("cell", "state", "result"))
     if not cell:
         return None
     finished = state.get("state") == "finished"
@@ -138,11 +140,8 @@ def _read_cell(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):  # not written yet, or not to the end
-        return {}
+def _mapping(path: Path) -> dict[str, Any]:
+    found = read_json(path)
     return found if isinstance(found, dict) else {}
 
 
@@ -162,10 +161,7 @@ def read_history(path: Path) -> pd.DataFrame:
 
 def read_reports(folder: Path) -> list[dict[str, Any]]:
     """``reports.json`` of a cell: its solves."""
-    try:
-        found = json.loads((folder / "reports.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return []
+    found = read_json(folder / "reports.json")
     return found if isinstance(found, list) else []
 
 

@@ -172,7 +172,10 @@ def find_readout(module: nn.Module, x: Any, name: str | None = None, tolerance: 
     for (_, candidate), error in errors.items():
         least[candidate.kind] = min(error, least.get(candidate.kind, error))
     misfits = {kind: "of another shape" if e == float("inf") else f"off by {e:.0%}" for kind, e in least.items()}
-    tried = ", ".join(f"{kind} {misfit}" for kind, misfit in misfits.items()) or "no reduction gives its shape"
+    tried = (
+        ", ".join(f"{'as it is' if kind == 'none' else kind} {misfit}" for kind, misfit in misfits.items())
+        or "no reduction gives its shape"
+    )
     shapes = ", ".join(f"shape {list(output.shape)}" for output in outputs.values())
     after = [f"'{n}' ({type(module.get_submodule(n)).__name__})" for n in _followers(module, x, name)]
     raise MisconfigurationException(
