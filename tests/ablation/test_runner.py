@@ -311,7 +311,7 @@ def free(path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
-@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_sweep_killed_and_started_again_gives_the_same_table(kills):
     write(methods=["sg", "hybrid"], seeds=list(range(2 * kills)))
     done = {}
