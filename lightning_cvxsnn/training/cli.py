@@ -1,7 +1,9 @@
 """LightningCLI as the commands use it: wrong values are exceptions, with one line to say what is wrong."""
 
+import difflib
 import os
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -64,3 +66,9 @@ def one_line(message: str) -> str:
     noise = ("Does not validate against any of", "Subtypes:", "Errors:", "Given value type:")
     told = [line.strip().removeprefix("- ") for line in kept if not line.strip().startswith(noise)]
     return "; ".join(told).replace(":; ", ": ")
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """A sentence that names the known word most like a wrong one; empty where none is like it."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
