@@ -121,7 +121,7 @@ class Run:
                 progress.console.print(f"{count}/{len(waiting)} {_line(place, metric)}; about {spoken(left)} left")
                 progress.advance(task)
 
-    def _processes(self, cells: list[Cell]) -> Generator["subprocess.CompletedProcess[str]"]:
+    def _processes(self, cells: list[Cell]) -> Generator["subprocess.CompletedProcess[str]", None, None]:
         """The processes of cells as they end. Workers only start them."""
         options: dict[str, Any] = {"cwd": os.getcwd()}
         if self.backend == "loky" and sys.platform == "linux":

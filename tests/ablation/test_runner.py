@@ -214,7 +214,7 @@ def test_the_best_value_on_validation_rows_is_chosen_for_each_method(capsys):
     )
     choose = {"key": LR, "values": [-1.0, 0.0, 0.01], "metric": "val_loss", "mode": "min"}
     wants = {w: {"model": {"class_path": "other.Wants", "init_args": {"wanted": w}}} for w in (0.0, 0.008)}
-    write(methods={"none": wants[0.0], "some": wants[0.008]}, choose=choose)
+    write(methods={"none": wants[0.0], "some": wants[0.008]}, choose=choose, metric="val_loss", mode="min")
     assert ablate() == 1  # a negative rate fails, and is told
     found = {name: read(path, "cell.json") for name, path in cells().items()}
     assert len(found) == 8
