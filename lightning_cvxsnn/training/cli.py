@@ -79,14 +79,14 @@ def one_line(message: str) -> str:
 def _with_names(text: str) -> str:
     """A parser's complaint about a class that is not there, or an option of one, with the name that may be meant."""
     if option := re.search(r"class_path '([^']+)': Option '([^']+)' is not accepted", text):
-        known = inspect.signature(pkgutil.resolve_name(option[1])).parameters
-        return text.replace(option[0], f"{option[0]}.{meant(option[2], known)}")
+        options = inspect.signature(pkgutil.resolve_name(option[1])).parameters
+        return text.replace(option[0], f"{option[0]}.{meant(option[2], options)}")
     found = re.search(r"Expected a dot import path string: ([^\s;]+)", text) or re.search(
         r"Problem with given class_path '([^']+)': (?:No module named '([^']+)'|.*has no attribute '([^']+)')", text
     )
     if found is None:
         return text
-    path, missing, attribute = (*found.groups(), None, None)[:3]
+    path, (missing, attribute) = found[1], found.groups()[1:] or ("", "")
     module, _, name = path.rpartition(".")
     if (missing and not f"{path}.".startswith(f"{missing}.")) or (attribute and attribute != name):
         return text  # the class is there, and what it imports or does is not
