@@ -137,9 +137,12 @@ def _read_runs(command: str, arguments: list[str]) -> None:
     if command == "report":
         print(f"Wrote {report.write_report(*given.folders, output=given.output)}")
         return
-    compare.print_comparison(compare.compare_runs(given.a, given.b))
+    frame = compare.compare_runs(given.a, given.b)
+    print(f"A = {given.a}, B = {given.b}")
+    compare.print_comparison(frame)
     if given.output is not None:
         compare.draw_comparison(given.a, given.b, given.output)
+        print(f"Wrote {given.output}")
 
 
 def _fail(error: Exception) -> NoReturn:

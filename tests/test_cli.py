@@ -79,7 +79,11 @@ def test_the_printed_configuration_of_an_example_prints_itself(config, tmp_path,
     ("right", "wrong", "message"),
     [
         ("every_n_epochs:", "every_epochs:", "Option 'every_epochs' is not accepted"),
-        ("ConvexReconstruction", "ConvexReconstuction", "has no attribute 'ConvexReconstuction'"),
+        (
+            "ConvexReconstruction",
+            "ConvexReconstuction",
+            "Found no class 'lightning_cvxsnn.ConvexReconstuction'. Expected",
+        ),
         ("hidden:", "hiden:", "Option 'hiden' is not accepted"),
         ("trainer:", "triner:", "does not accept option 'triner"),
     ],
@@ -116,7 +120,7 @@ def test_a_printed_configuration_runs(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--trainer.callbacks.betta=0.5"], "betta"),
+        (["--trainer.callbacks.betta=0.5"], "Option 'betta' is not accepted. Did you mean 'beta'?"),
         (["--trainer.callbacks.loss=mse"], "mse"),
         (["--trainer.callbacks.beta=small"], "small"),
     ],
@@ -252,6 +256,12 @@ CALLBACK = "--trainer.callbacks=ConvexReconstruction"
         ([*VALIDATE, "--trainer.max_epochs=many"], "Parser key \"trainer.max_epochs\": Expected a <class 'int'>"),
         ([*VALIDATE, "--trainer.accelerator=abacus"], "invalid accelerator name"),
         ([*VALIDATE, "--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
+        (
+            ["validate", "--model=mine.ConvNett"],
+            "Found no class 'mine.ConvNett'. Expected the import path of one, such",
+        ),
+        ([*VALIDATE, "--trainer.callbacks+=ConvexReconstrution"], "MyNet. Did you mean 'ConvexReconstruction'?"),
+        ([*VALIDATE, "--trainer.callbacks+=EarlyStoping"], "MyNet. Did you mean 'EarlyStopping'?"),
         (["validate", "--model=LitSNN"], "arguments are required: validate.data"),
         (["validate", "--config=nowhere.yaml"], "File does not exist"),
         (["frobnicate"], "invalid choice: 'frobnicate' (choose from"),
@@ -269,6 +279,14 @@ def test_a_wrong_value_ends_in_one_line(arguments, message, capsys):
     assert message in line
     assert len(line) < 400
     assert "Traceback" not in line
+
+
+def test_what_a_class_cannot_import_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "imports_more.py").write_text("import not_installed")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["validate", "--model=imports_more.Net"])
+    assert "class_path 'imports_more.Net': No module named 'not_installed'" in capsys.readouterr().err
 
 
 def test_the_traceback_of_a_wrong_value(monkeypatch):

@@ -1,6 +1,5 @@
 """YAML read strictly: nothing twice, no key that nobody knows, numbers as numbers."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -9,6 +8,8 @@ from typing import Any
 
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_cvxsnn.training.cli import meant
 
 _PRESETS = Path(__file__).parent / "presets"
 
@@ -74,7 +75,7 @@ def named(given: Any, kind: str) -> dict[str, dict[str, Any]]:
         if wanted is not None and wanted not in presets(kind):
             raise MisconfigurationException(
                 f"Found {wanted!r} in {kind} without overrides. Expected overrides, or one of the presets: "
-                f"{', '.join(presets(kind)) or 'there are none'}.{_meant(wanted, presets(kind))}"
+                f"{', '.join(presets(kind)) or 'there are none'}.{meant(wanted, presets(kind))}"
             )
         result[name] = dict(presets(kind)[wanted]) if wanted else {}
         for key, value in own.items():
@@ -97,7 +98,7 @@ def check_keys(given: Mapping[str, Any], known: Iterable[str], where: str) -> No
     for key in given:
         if key not in known:
             raise MisconfigurationException(
-                f"Found the key {key!r} in {where}. Expected {', '.join(known)}.{_meant(key, known)}"
+                f"Found the key {key!r} in {where}. Expected {', '.join(known)}.{meant(key, known)}"
             )
 
 
@@ -110,8 +111,3 @@ def distinct(values: list[Any], where: str) -> None:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _meant(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), 1)
-    return f" Did you mean {close[0]!r}?" if close else ""

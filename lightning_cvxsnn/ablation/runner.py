@@ -5,8 +5,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from lightning_cvxsnn.ablation.state import (
     write_text,
 )
 from lightning_cvxsnn.ablation.sweep import Cell, Sweep, read_sweep
+from lightning_cvxsnn.training.cli import meant
 
 Backend = Literal["loky", "dask", "ray"]
 
@@ -91,8 +93,13 @@ class Run:
                 write_text(place / config_name(stage), text)
             write_json(place / "cell.json", cell.record())
 
-    def train(self, cells: list[Cell], what: str) -> None:
-        """Run all cells that are not finished, and say how each ended."""
+    def train(self, cells: list[Cell], what: str, metric: str) -> None:
+        """Run all cells that are not finished, and say how each ended.
+
+        Raises:
+            MisconfigurationException: If the first cell that has finished has no such metric.
+        """
+        known = any(_has_metric(self.place(cell), metric) for cell in cells)
         waiting = [cell for cell in cells if not is_finished(self.place(cell))]
         if done := len(cells) - len(waiting):
             self.console.print(f"{done} of {len(cells)} {what} were finished before.")
@@ -102,17 +109,19 @@ class Run:
             *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()),
             *(TextColumn("left:"), TimeRemainingColumn()),
         )
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+        progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        with progress, closing(self._processes(waiting)) as processes:
             task = progress.add_task(what, total=len(waiting))
             started = time.monotonic()
-            for count, process in enumerate(self._processes(waiting), 1):
+            for count, process in enumerate(processes, 1):
                 place = Path(process.args[3])
                 _note_crash(place, process)
+                known = known or _has_metric(place, metric)
                 left = (time.monotonic() - started) / count * (len(waiting) - count)
-                progress.console.print(f"{count}/{len(waiting)} {self._line(place)}; about {spoken(left)} left")
+                progress.console.print(f"{count}/{len(waiting)} {_line(place, metric)}; about {spoken(left)} left")
                 progress.advance(task)
 
-    def _processes(self, cells: list[Cell]) -> Iterator["subprocess.CompletedProcess[str]"]:
+    def _processes(self, cells: list[Cell]) -> Generator["subprocess.CompletedProcess[str]", None, None]:
         """The processes of cells as they end. Workers only start them."""
         options: dict[str, Any] = {"cwd": os.getcwd()}
         if self.backend == "loky" and sys.platform == "linux":
@@ -120,19 +129,11 @@ class Run:
         else:  # workers of a cluster have threads; they need nothing of this package
             start = joblib.delayed(subprocess.run)
             options |= {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
-        with _cluster(self.backend, self.address, self.jobs):
+        with _cluster(self.backend, self.address, self.jobs), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*tasks have been successfully executed")  # where it is stopped
+            warnings.filterwarnings("ignore", message=".*tasks which were still being processed")
             parallel = joblib.Parallel(self.jobs, batch_size=1, return_as="generator_unordered")
             yield from parallel(start(command(self.place(cell), self.lock), **options) for cell in cells)
-
-    def _line(self, place: Path) -> str:
-        state = read_state(place)
-        if state is None or state["state"] != "finished":
-            return f"{place.name} failed: {state['error'] if state else ''}"
-        value = next((v for m in self._metrics() if (v := metric_of(place, m)) is not None), None)
-        return f"{place.name}: {'' if value is None else f'{value:.4g} '}in {spoken(state['seconds'])}"
-
-    def _metrics(self) -> tuple[str, ...]:
-        return (self.sweep.metric, *([self.sweep.choose["metric"]] if self.sweep.choose else []))
 
     def finish(self, cells: list[Cell]) -> bool:
         """Say what failed and write the report, if no cell of the sweep waits; whether all have finished."""
@@ -212,7 +213,8 @@ def _all(run: Run, tried: list[Cell]) -> bool:
     mine = run.mine(tried)
     run.write(mine)
     write_text(run.folder / "sweep.yaml", yaml.safe_dump(run.sweep.resolved, sort_keys=False))
-    run.train(mine, "cells of the choice")
+    if run.sweep.choose:
+        run.train(mine, "cells of the choice", run.sweep.choose["metric"])
     choice, missing = choose_values(run.sweep, tried, run.place)
     cells = run.sweep.cells(choice)
     mine = run.mine(cells)
@@ -221,7 +223,7 @@ def _all(run: Run, tried: list[Cell]) -> bool:
     for cell in mine:
         if cell.arm in missing:
             write_state(run.place(cell), failed_state(missing[cell.arm]))
-    run.train(ready, "cells")
+    run.train(ready, "cells", run.sweep.metric)
     return run.finish([*tried, *cells])
 
 
@@ -236,6 +238,25 @@ def _trained_with(place: Path, parts: list[list[int] | None], configs: list[str]
 def failed_state(error: str, attempts: int = 0) -> State:
     """The state of a cell that could not begin or tell."""
     return {"state": "failed", "error": error, "attempts": attempts, "started": "", "seconds": 0.0, "machine": {}}
+
+
+def _line(place: Path, metric: str) -> str:
+    """How a cell ended."""
+    state, value = read_state(place), metric_of(place, metric)
+    if state is None or state["state"] != "finished":
+        return f"{place.name} failed: {state['error'] if state else ''}"
+    return f"{place.name}: {'' if value is None else f'{metric} {value:.3g}, '}{spoken(state['seconds'])}"
+
+
+def _has_metric(place: Path, metric: str) -> bool:
+    """Whether a cell has finished and has this metric; refuse the metric if it has finished without."""
+    if not is_finished(place):
+        return False
+    names = list(read_json(place / "result.json")["metrics"])
+    if metric not in names:
+        expected = f"one of {', '.join(names)}.{meant(metric, names)}" if names else "a module that logs it."
+        raise MisconfigurationException(f"Found no metric '{metric}'. Expected {expected}")
+    return True
 
 
 def _note_crash(place: Path, process: "subprocess.CompletedProcess[str]") -> None:

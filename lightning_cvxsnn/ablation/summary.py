@@ -57,6 +57,8 @@ def _what_is_real(results: Results, frame: pd.DataFrame) -> str:
         if real:
             said.append(f"{verdict} than {results.baseline} {_be(len(real))} {'; '.join(real[:_MOST_NAMED])}{more}")
     family = f"paired t tests at 5 %, corrected by Holm's method for {_number(tested, 'comparison')}"
+    if not tested:
+        return "No difference could be tested: too few seeds (three pairs are needed)."
     if not said:
         return f"No difference from {results.baseline} is real, by {family}."
     text = ", and ".join(said)

@@ -44,7 +44,7 @@ def solves(reports: Sequence[SolveReport], validations: Sequence[Validation] = (
     - *held-out loss* before and after each solve, and over it the validation losses;
     - *held-out accuracy* before and after, for losses that classify, and over it the validation accuracies.
 
-    Solves whose solution was written are marked by filled circles, rejected ones by crosses.
+    Accepted solves are marked by filled circles, rejected ones by crosses.
 
     Args:
         reports: Those of one run, such as ``callback.reports``.
@@ -320,7 +320,7 @@ def _figure(width: float, height: float) -> Figure:
 
 def _mark(axes: Axes, reports: Sequence[SolveReport], values: Sequence[float | None]) -> None:
     """Mark accepted solves by filled circles, rejected ones by crosses."""
-    for accepted, marker, label in ((True, "o", "written"), (False, "x", "rejected")):
+    for accepted, marker, label in ((True, "o", "accepted"), (False, "x", "rejected")):
         points = [(r.step, v) for r, v in zip(reports, values, strict=True) if r.accepted is accepted]
         if points:
             axes.plot(*zip(*points, strict=True), marker, color=_BLUE if accepted else _RED, label=label)

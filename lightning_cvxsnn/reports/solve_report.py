@@ -106,6 +106,8 @@ class SolveReport:
 
     def __str__(self) -> str:
         """A small table."""
+        step = f", trained on after a step of {self.relaxation:g} towards the solution"
+        trains = not self.reason.startswith(("final solve", "single solve"))  # else nothing trains on
         cells = {
             "judged by": f"{self._judges()} rows",
             "held-out loss": f"{self.held_out_loss_before:.4f} -> {self.held_out_loss_after:.4f} ({self.loss})",
@@ -113,7 +115,7 @@ class SolveReport:
             "objective": f"{self.primal:.6g}, at least {self.dual:.6g} over this {self.scope}",
             "duality gap": f"{self.gap:.1e}, as stored {self.gap_written:.1e}",
             "programme": f"{self.rows} rows x {self.columns} columns, beta {self.beta:.3g}, l1_ratio {self.l1_ratio:g}",
-            "readout": f"scale {self.scale:g}, trained on after a step of {self.relaxation:g} towards the solution",
+            "readout": f"scale {self.scale:g}{step if trains else ''}",
             "units": f"{self.active} active, {self.distinct} distinct, "
             f"{self.silent} silent, {self.saturated} saturated",
             "search": f"{self.candidates} candidates" if self.candidates else "",

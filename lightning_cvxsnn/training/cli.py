@@ -1,7 +1,13 @@
 """LightningCLI as the commands use it: wrong values are exceptions, with one line to say what is wrong."""
 
+import difflib
+import inspect
 import os
+import pkgutil
+import re
+import sys
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -55,6 +61,10 @@ class CvxsnnCLI(LightningCLI):
 def one_line(message: str) -> str:
     """A parser's message in one line: of several types that a value could have had, the first one's complaint."""
     lines = [line for line in message.splitlines() if line.strip()]
+    if "Subtypes:" in message:  # classes; that each could be a file with a configuration misleads
+        lines = [
+            line for line in lines if not line.lstrip().startswith(("- Expected a path but", "- Does not validate"))
+        ]
     depths = [len(line) - len(line.lstrip()) for line in lines]
     first = next((i for i, line in enumerate(lines) if line.lstrip().startswith("- ")), len(lines))
     after = next((i for i in range(first + 1, len(lines)) if depths[i] <= depths[first]), len(lines))
@@ -63,4 +73,32 @@ def one_line(message: str) -> str:
         kept.append(lines[-1])
     noise = ("Does not validate against any of", "Subtypes:", "Errors:", "Given value type:")
     told = [line.strip().removeprefix("- ") for line in kept if not line.strip().startswith(noise)]
-    return "; ".join(told).replace(":; ", ": ")
+    return _with_names("; ".join(told).replace(":; ", ": "))
+
+
+def _with_names(text: str) -> str:
+    """A parser's complaint about a class that is not there, or an option of one, with the name that may be meant."""
+    if option := re.search(r"class_path '([^']+)': Option '([^']+)' is not accepted", text):
+        options = inspect.signature(pkgutil.resolve_name(option[1])).parameters
+        return text.replace(option[0], f"{option[0]}.{meant(option[2], options)}")
+    found = re.search(r"Expected a dot import path string: ([^\s;]+)", text) or re.search(
+        r"Problem with given class_path '([^']+)': (?:No module named '([^']+)'|.*has no attribute '([^']+)')", text
+    )
+    if found is None:
+        return text
+    path, (missing, attribute) = found[1], found.groups()[1:] or ("", "")
+    module, _, name = path.rpartition(".")
+    if (missing and not f"{path}.".startswith(f"{missing}.")) or (attribute and attribute != name):
+        return text  # the class is there, and what it imports or does is not
+    homes = [sys.modules[home] for home in (module, "lightning_cvxsnn", pl.callbacks.__name__) if home in sys.modules]
+    known = [each for home in homes for each in getattr(home, "__all__", vars(home))]
+    return (
+        f"{text[: found.start()]}Found no class '{path}'. Expected the import path of one, such as mine.MyNet."
+        f"{meant(name, known)}"
+    )
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """A sentence that names the known word most like a wrong one; empty where none is like it."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -35,8 +35,8 @@ _CALIBRATED = 128  # and rows that they are brought to a firing rate on
 _MARGIN = 0.01  # of the error, by which a candidate that changes more must be better
 
 _NAMES: dict[First, str] = {
-    "scale": "rescaled weights in the first layer",
-    "pairs": "weights that tell pairs of points apart in the first layer",
+    "scale": "a rescaled first layer",
+    "pairs": "a first layer that tells pairs of rows apart",
 }
 
 
@@ -84,6 +84,7 @@ class _Trial:
         error = self._error()
         if self.best is not None and error >= (1 - _MARGIN) * self.best.error:
             return False
+        name = name if layers else "the network's own hidden weights"
         self.best = _Start(name, error, layers, [t.clone() for t in self._tensors])
         return True
 
@@ -118,8 +119,8 @@ class _Trial:
         assert self.best is not None
         self._put(self.best.values)
         rank_zero_info(
-            f"ConvexReconstruction starts from {self.best.name}: over it, a ridge readout leaves {self.best.error:.1%} "
-            "of the variance of rows that it has not seen."
+            f"ConvexReconstruction starts from {self.best.name}; a quick ridge readout over it explains "
+            f"{100 * max(0.0, 1 - self.best.error):.1f} % of the variance of rows that it has not seen."
         )
         return self.best.layers
 
@@ -159,18 +160,22 @@ def choose_start(network: Network, options: WitnessOptions) -> list[CalibratedLa
     Raises:
         MisconfigurationException: If a dead layer cannot be repaired.
     """
-    behind = sum(map(is_spiking, network.module.modules())) > 1 and wants_pairs(network)
+    deep = sum(map(is_spiking, network.module.modules())) > 1
+    passed = ", whose spikes the later layers pass on" if deep else ""
+    pairs_behind = deep and wants_pairs(network)
     trial = _Trial(network, options)
-    trial.attempt("its hidden weights, repaired", trial.repaired)
+    trial.attempt("repaired hidden weights", trial.repaired)
     below: First = "scale"
     for first in get_args(First):
         try:
-            if trial.attempt(f"{_NAMES[first]}, sent upward", partial(trial.calibrated, first, "copy_below")):
+            if trial.attempt(f"{_NAMES[first]}{passed}", partial(trial.calibrated, first, "copy_below")):
                 below = first
         except MisconfigurationException:  # what had to change, the repair has changed
             continue
-    if behind:
-        trial.attempt(f"{_NAMES[below]}, and pairs in the last", partial(trial.calibrated, below, "scale", paired=True))
+    if pairs_behind:
+        trial.attempt(
+            f"{_NAMES[below]}, and pairs in the last layer", partial(trial.calibrated, below, "scale", paired=True)
+        )
     layers = trial.write_best()
     if layers:  # else the statistics are those of the network as found
         network.refresh_norms()

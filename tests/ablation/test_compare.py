@@ -73,7 +73,10 @@ def test_the_command_prints_a_table_and_draws_curves(tmp_path, capsys):
     a = write_csv(tmp_path / "a", val_acc=[0.1, 0.9, 0.8])
     b = write_csv(tmp_path / "b", val_acc=[0.2, 0.7, 0.75])
     main(["compare", str(a), str(b), "--output", str(tmp_path / "curves.svg")])
-    assert "val_acc 0.8 0.75 -0.05 0.9 (max) 0.75 (max)" in " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"A = {a}, B = {b}\n")
+    assert "val_acc 0.8 0.75 -0.05 0.9 (max) 0.75 (max)" in " ".join(printed.split())
+    assert printed.endswith(f"Wrote {tmp_path / 'curves.svg'}\n")
     assert ">val_acc</text>" in (tmp_path / "curves.svg").read_text()
 
 

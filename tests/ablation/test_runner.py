@@ -214,7 +214,7 @@ def test_the_best_value_on_validation_rows_is_chosen_for_each_method(capsys):
     )
     choose = {"key": LR, "values": [-1.0, 0.0, 0.01], "metric": "val_loss", "mode": "min"}
     wants = {w: {"model": {"class_path": "other.Wants", "init_args": {"wanted": w}}} for w in (0.0, 0.008)}
-    write(methods={"none": wants[0.0], "some": wants[0.008]}, choose=choose)
+    write(methods={"none": wants[0.0], "some": wants[0.008]}, choose=choose, metric="val_loss", mode="min")
     assert ablate() == 1  # a negative rate fails, and is told
     found = {name: read(path, "cell.json") for name, path in cells().items()}
     assert len(found) == 8
@@ -231,6 +231,28 @@ def test_the_best_value_on_validation_rows_is_chosen_for_each_method(capsys):
     assert ablate("--output=none") == 1
     error = states("none")["digits-sg-seed=0"]["error"]
     assert error == f"No value of {LR} could be chosen: no cell of the choice gave val_loss."
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"metric": "val_acuracy"}, "val_loss, val_accuracy, test_accuracy"),
+        ({"choose": {"key": LR, "values": [0.1, 0.2, 0.3], "metric": "val_acuracy"}}, "val_loss, val_accuracy"),
+    ],
+)
+def test_a_metric_that_no_cell_has_ends_the_sweep_at_the_first(keys, expected, capsys, recwarn):
+    write(seeds=list(range(6)), **keys)
+    for _ in range(2):  # again, with a cell that was finished before
+        assert ablate("--jobs=1") == 2
+        error = capsys.readouterr().err
+        assert error == (
+            f"cvxsnn: error: Found no metric 'val_acuracy'. Expected one of {expected}. Did you mean 'val_accuracy'?\n"
+        )
+        found = [state["state"] for state in states_so_far().values()]
+        assert found.count("finished") == 1
+        assert len(found) <= 2
+    assert not [str(w.message) for w in recwarn if "tasks" in str(w.message)]
+    assert not Path("run/report.html").exists()
 
 
 def test_the_fits_of_a_method_go_on_from_the_weights_of_the_one_before():

@@ -63,7 +63,7 @@ def test_the_figure_holds_the_reports():
         drawn = lines(axes)
         for when in ("before", "after"):
             assert drawn[when] == [(r.step, getattr(r, f"{field}_{when}")) for r in reports]
-        for label, accepted in (("written", True), ("rejected", False)):
+        for label, accepted in (("accepted", True), ("rejected", False)):
             expected = [(r.step, getattr(r, f"{field}_after")) for r in reports if r.accepted is accepted]
             assert drawn[label] == expected
     assert all(axes.get_legend() is not None for axes in figure.axes)

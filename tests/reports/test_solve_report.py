@@ -1,5 +1,7 @@
 """A report as a person reads it."""
 
+from dataclasses import replace
+
 import pytest
 from networks import Net, loader
 
@@ -15,4 +17,7 @@ def test_a_report_is_a_line_and_a_table():
     assert head.startswith(report.reason)
     assert {len(row) - len(row[2:].split("  ", 1)[1].lstrip()) for row in rows} == {21}  # aligned
     assert report.repaired in str(report)
+    assert "trained on" not in str(report)
+    periodic = replace(report, reason="periodic solve: accepted", relaxation=0.5)
+    assert "trained on after a step of 0.5 towards the solution" in str(periodic)
     assert max(map(len, rows)) < 160

@@ -581,5 +581,5 @@ def test_auto_chooses_a_start_for_fresh_weights_alone(caplog):
         with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
             fitted(ConvexReconstruction(every_n_epochs=0, final_solve=False), net, max_epochs=1)
         assert torch.equal(net.hidden[0].weight, before) != replaced
-        assert ("starts from weights that tell pairs of points apart in the first layer" in caplog.text) == replaced
+        assert ("starts from a first layer that tells pairs of rows apart" in caplog.text) == replaced
         caplog.clear()

@@ -1,4 +1,5 @@
 import logging
+import re
 from functools import partial
 
 import pytest
@@ -14,7 +15,7 @@ from lightning_cvxsnn.network.programme import capture_programme
 from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.runtime.progress import no_progress
 from lightning_cvxsnn.runtime.rng import isolate_rng
-from lightning_cvxsnn.witnesses.choice import choose_start, fresh_layers
+from lightning_cvxsnn.witnesses.choice import _NAMES, choose_start, fresh_layers
 from lightning_cvxsnn.witnesses.kinds import WitnessOptions
 from lightning_cvxsnn.witnesses.ridge import left_out_error
 
@@ -154,7 +155,10 @@ def test_a_convolution_may_get_patches_of_two_images(caplog):
     net = ConvNet(channels=12)
     with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         layers, _, after = started(net, TensorDataset(*images(200)))
-    assert "ConvexReconstruction starts from" in caplog.text
+    told = r"starts from (.*); a quick ridge readout over it explains (.*) % of the variance"
+    ((name, explained),) = re.findall(told, caplog.text)
+    assert name in ("repaired hidden weights", *_NAMES.values())
+    assert 0 < float(explained) < 100
     assert after < 1
     assert len(layers) <= 1
 
@@ -183,3 +187,14 @@ def test_pairs_in_the_last_layer_are_tried_where_what_it_receives_fits(fits, mon
         with pytest.raises(pytest.fail.Exception):
             started(net, data)
     assert bool(tried) == fits
+
+
+def test_weights_that_are_kept_as_they_are_are_called_the_networks_own(caplog):
+    torch.manual_seed(0)
+    net = Net()
+    with torch.no_grad():
+        net.hidden[0].weight.mul_(2)  # no constructor draws these
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+        layers, *_ = started(net, TensorDataset(*rows(120)))
+    assert not layers
+    assert "ConvexReconstruction starts from the network's own hidden weights; a quick ridge readout" in caplog.text
