@@ -18,7 +18,7 @@ def strings(alphabet, length):
     return torch.tensor(list(itertools.product(range(alphabet), repeat=length)))
 
 
-def tested(run, net, data):
+def metrics_of(run, net, data):
     """The metrics of all loaders."""
     return {name: value for each in run.test(net, datamodule=data, verbose=False) for name, value in each.items()}
 
@@ -122,7 +122,7 @@ def test_the_network_goes_on_from_its_own_states():
     net.answer = lambda features: F.one_hot(table[seen[-1][:, 3:].argmax(-1), seen[-1][:, :3].argmax(-1)], 5)[None]
     x, y = data.tests[-1].tensors
     assert torch.equal(net.unroll(x[..., :3].argmax(-1), torch.zeros(50, dtype=torch.long)), y)
-    metrics = tested(trainer(), net, data)
+    metrics = metrics_of(trainer(), net, data)
     assert metrics["test_accuracy_60_steps"] == metrics["test_sequences_60_steps"] == 1
     assert len(metrics) == 8
 
@@ -131,12 +131,12 @@ def test_both_networks_train_and_are_tested_on_longer_strings():
     run = trainer(ConvexReconstruction(beta=0.01), max_epochs=1, num_sanity_val_steps=0)
     states = AutomatonDataModule(target="state", length=5, sizes=(300, 100, 100))
     run.fit(AutomatonSNN(width=20, last_width=100, tau=1.1, depth=2), states)
-    assert tested(run, run.lightning_module, states)["test_accuracy_5_steps"] > 0.5
+    assert metrics_of(run, run.lightning_module, states)["test_accuracy_5_steps"] > 0.5
     accept = AutomatonDataModule("tomita6", length=5, sizes=(300, 100, 100))
     run = trainer(ConvexReconstruction(beta=0.01), max_epochs=1, num_sanity_val_steps=0)
     net = ParallelSNN(width=20, last_width=100, depth=2)
     run.fit(net, accept)
-    metrics = tested(run, net, accept)
+    metrics = metrics_of(run, net, accept)
     assert set(metrics) == {f"test_accuracy_{steps}_steps" for steps in (5, 10, 25, 50)}
     x, y = accept.tests[2].tensors
     assert metrics["test_accuracy_25_steps"] == pytest.approx(float((net(x).argmax(1) == y).float().mean()), abs=1e-6)
