@@ -23,6 +23,7 @@ def highs(problem: Problem, matrix: Array, tol: float, method: str) -> Point:
     import highspy
 
     def solve(cost: Array, lower: Array, rows: sparse.csc_array) -> Array:
+        highspy.Highs.resetGlobalScheduler(True)  # threads of an earlier call in this process would fail this one
         model, programme = highspy.Highs(), highspy.HighsLp()
         options = {"output_flag": False, "solver": method, "threads": 1, "run_crossover": "off"}
         options |= {"primal_feasibility_tolerance": tol, "dual_feasibility_tolerance": tol}
