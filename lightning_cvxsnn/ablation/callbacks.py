@@ -14,6 +14,7 @@ from lightning_cvxsnn.network import undisturbed
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.runtime.rng import isolate_rng
+from lightning_cvxsnn.witnesses.kinds import calibrate
 from lightning_cvxsnn.witnesses.reservoir import LEAKS, SCALES, THRESHOLDS, Reservoir, set_constants, tune_reservoir
 from lightning_cvxsnn.witnesses.samplers import GaussianKind, affine_names, write_gaussian
 
@@ -64,6 +65,15 @@ class FreshWeights(Callback):
         with isolate_rng(), undisturbed(pl_module):
             names = affine_names(pl_module, network.first().x, network.readout.module)
         write_gaussian(pl_module, names, self.kind, seed)
+
+
+class CalibratedWeights(Callback):
+    """Rescales hidden weights as a fit starts, so that every unit fires; see `calibrate`. The fair start for SG."""
+
+    @override
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Rescale them."""
+        calibrate(pl_module, trainer.train_dataloader)
 
 
 class TunedReservoir(Callback):
