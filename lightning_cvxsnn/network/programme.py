@@ -28,6 +28,7 @@ _ROUGH = 0.1  # to this relative gap: the loss that is compared hardly depends o
 _PATH_VALUES, _PATH_RATIO = 13, 1e-6  # at penalties half a decade apart;
 _STEP = 10**0.5  # so far from the last penalty another one is looked for.
 _LITTLE = 0.1  # of what L1 has gained: its walk beside ridge ends where the next penalty adds less
+_SAMPLED = 256  # rows on which units are looked at one by one
 _GIVEN_AWAY = 0.02  # of what the best L1 penalty gains may be lost to a larger one, which leaves fewer units
 
 
@@ -136,6 +137,17 @@ class CapturedProgramme:
             num_outputs=self.num_outputs,
             sample_weight=part.weights,
         )
+
+    def cancels(self, coef: Tensor) -> bool:
+        """Whether answers ``[P, C]`` are small differences of what units say: each on its own, they would vary more.
+
+        Spikes that training moves change such answers altogether.
+        """
+        rows = torch.randperm(len(self.targets), generator=torch.Generator().manual_seed(0))[:_SAMPLED]
+        spikes = self.dictionary.rows(rows).to_dense(coef.dtype)
+        spikes = spikes - spikes.mean(0)
+        together = (spikes @ coef).square().sum()
+        return bool((spikes.square().sum(0) @ coef.square()).sum() > together)
 
     def choose(self, ratios: Sequence[float], betas: Sequence[float] | None = None) -> "Choice":
         """The penalty that answers best on the rows that judge, fitted to some of the others.

@@ -64,6 +64,11 @@ class Policy:
         return RELAXATION if self.occasion == "periodic solve" else 0.0
 
     @property
+    def draws_to_steady(self) -> bool:
+        """Whether only solutions are drawn to that answer nearly the same once training has moved some spikes."""
+        return self.settings.relaxation == "auto" and 0 < self.relaxation < 1
+
+    @property
     def scale(self) -> float:
         """Factor on the solution as written."""
         if self.settings.scale != "auto":

@@ -334,6 +334,8 @@ class Reconstructor:
         target = judgement.scale * solution.coef, judgement.scale * solution.intercept
         # The objective falls all the way to a linear readout's solution, whatever the rows that judge say.
         drawn = judgement.accepted or (keeps and policy.shows and readout.neuron is None)
+        if policy.draws_to_steady and drawn:
+            drawn = not programme.cancels(solution.coef)
         relaxation = policy.relaxation if drawn else 0.0
         stored, dictionary = readout.read(), programme.dictionary
         if judgement.accepted and self.settings.dry_run:

@@ -94,8 +94,9 @@ class ConvexReconstruction(Callback):
             Hidden weights that were repaired or replaced stay in any case.
         relaxation: How far the trained readout is drawn towards a solution with ``apply="auto"``: ``W`` becomes
             ``W + relaxation (W* - W)``. The programme's objective falls all the way, by convexity; the optimiser keeps
-            its state. ``"auto"``: 0.3 after epochs, 0 before training: hidden weights train best under the readout that
-            the network had.
+            its state. ``"auto"``: 0.3 after epochs, 0 where the units of a solution cancel, so that moved spikes would
+            change its answers altogether, and 0 before training: hidden weights train best under the readout that the
+            network had.
         scale: Factor on the solution as written. ``"auto"``: 0.3 where training goes on from it as a whole (decisions
             stay, hidden layers keep a gradient), 1 elsewhere and for ``squared``; before a spiking output layer the
             factor at which its firing rates decide best on the rows that judge.

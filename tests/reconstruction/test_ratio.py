@@ -135,3 +135,20 @@ def test_the_answer_is_that_of_the_solver_at_this_ratio():
     z = problem.dictionary.to_dense().double() @ expected.coef + expected.intercept
     loss = 0.5 * (z - problem.targets).square().sum(1).mean()
     assert expected.primal == pytest.approx(float(loss + rho * penalty), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_units_cancel_where_their_answers_would_vary_more_if_each_fired_on_its_own(seed):
+    """Against the variances of a dictionary whose columns are permuted one by one."""
+    counts, generator = spikes(seed)
+    twins = counts.clone()
+    twins[:, 1::2] = torch.where(torch.rand(N, P // 2, generator=generator) < 0.9, counts[:, ::2], counts[:, 1::2])
+    coef = torch.randn(P, 3, generator=generator, dtype=torch.float64)
+    alike, opposed = coef.clone(), coef.clone()
+    alike[1::2], opposed[1::2] = coef[::2], -coef[::2]
+    for weights, expected in ((alike, False), (opposed, True)):
+        problem = programme((counts[:, 0] > 2).long(), twins, outputs=3)
+        alone = torch.stack([twins[torch.randperm(N, generator=generator), j] for j in range(P)], 1)
+        variances = [(spiked.double() @ weights).var(0).sum() for spiked in (twins, alone)]
+        assert bool(variances[1] > variances[0]) == expected
+        assert problem.cancels(weights) == expected

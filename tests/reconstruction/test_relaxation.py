@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_cvxsnn import ConvexReconstruction
+from lightning_cvxsnn import ConvexReconstruction, ParallelSNN, XORDataModule
 from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
 from lightning_cvxsnn.reconstruction.settings import Settings
@@ -104,6 +104,19 @@ def test_the_readout_that_is_trained_on_lies_between_the_trained_one_and_the_sol
         before, after = moments.histories["solved"][epoch], moments.histories["stepped"][epoch + 1]
         assert before.keys() == after.keys() == {"step", "exp_avg", "exp_avg_sq"}
         assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(("relaxation", "step"), [("auto", 0.0), (0.3, 0.3)])
+def test_a_solution_whose_units_cancel_is_shown_and_not_drawn_to(relaxation, step):
+    """Of FIRST-LAST-XOR, which small differences of many counts answer."""
+    torch.manual_seed(0)
+    net = ParallelSNN(width=40, last_width=80, depth=3, branches=1, lr=1e-3)
+    callback = ConvexReconstruction(
+        beta=1e-4, l1_ratio=0.0, relaxation=relaxation, max_overhead=None, warm_start=False, final_solve=False
+    )
+    trainer(callback, max_epochs=1).fit(net, XORDataModule(8, sizes=(400, 200, 10), batch_size=32))
+    assert callback.reports[0].accepted
+    assert callback.reports[0].relaxation == step
 
 
 @pytest.mark.parametrize("relaxation", ["auto", 1.0])
