@@ -271,19 +271,21 @@ class Reconstructor:
         self.last, self._solves = None, 0
         return layers
 
-    def _choose(self, programme: CapturedProgramme, occasion: Occasion) -> Choice:
+    def _choose(self, programme: CapturedProgramme, policy: Policy) -> Choice:
         """The penalty of this solve, as given or chosen, and a point to start from."""
         beta, ratio = self.settings.given_beta, self.settings.l1_ratio
         self._solves += 1
         if beta is not None and ratio != "auto":
             return Choice(Penalty(beta, float(ratio)), self.last, None)
         if self.penalty is None or self._solves <= _SEARCHES:
-            ratios = [1.0, 0.0] if ratio == "auto" else [float(ratio)]
+            # A start that is shown, and not trained on, gains nothing from few units.
+            both = [0.0] if policy.occasion == "warm start" and not policy.relaxation else [1.0, 0.0]
+            ratios = both if ratio == "auto" else [float(ratio)]
             with counting() as searching:
                 choice = programme.choose(ratios, None if beta is None else [beta])
             self._once += FLOAT64 * searching.multiply_adds
             return choice if beta is None else replace(choice, penalty=replace(choice.penalty, beta=beta), edge=None)
-        if beta is None and (self._solves & (self._solves - 1) == 0 or occasion == "final solve"):
+        if beta is None and (self._solves & (self._solves - 1) == 0 or policy.occasion == "final solve"):
             return programme.neighbours(self.penalty)  # now and then, as features move less and less
         return Choice(self.penalty, self.last, None)
 
@@ -291,7 +293,7 @@ class Reconstructor:
         self, network: Network, programme: CapturedProgramme, judges: Judges, prepared: Prepared, policy: Policy
     ) -> Solved:
         """Solve on rows that do not judge, judge, and solve what passes on all training rows."""
-        choice = self._choose(programme, policy.occasion)
+        choice = self._choose(programme, policy)
         self.penalty = choice.penalty
         fitted = None if judges.kind == "validation" else ~programme.held_out
         tolerance = policy.tolerance if fitted is None else max(policy.tolerance, SHOWN_TOLERANCE)
