@@ -1,8 +1,8 @@
 """Collects run folders of the sweeps in ``benchmarks/paper/`` for the repository, and prints their tables.
 
 ``cvxsnn ablate -c benchmarks/paper/xor.yaml`` makes ``runs/xor``; ``python benchmarks/paper_results.py runs/xor`` makes
-``results/paper/xor.json`` of it: the metrics, epochs and CPU seconds of each cell, and the largest certified gap of its
-solves. Cells that are not finished are left out. ``--page PAGE`` writes the tables into a page, between marks.
+``results/paper/xor.json`` of it: the metrics, epochs and CPU seconds of each cell, the largest certified gap of its
+solves and the objective of the last one. Cells that are not finished are left out. ``--page PAGE`` writes the tables into a page, between marks.
 """
 
 import argparse
@@ -22,10 +22,12 @@ _KEPT = ("id", "task", "method", "setting", "seed", "value", "metrics", "epochs"
 def collect(results: Results) -> dict[str, Any]:
     """What is kept of a run folder: plain values."""
     finished = results.runs[results.runs["state"] == "finished"]
-    gaps = results.solves.groupby("id")["gap"].max() if len(results.solves) else pd.Series(dtype=float)
+    solves = results.solves if len(results.solves) else pd.DataFrame({"id": [], "gap": [], "primal": []})
+    gaps, objectives = solves.groupby("id")["gap"].max(), solves.groupby("id")["primal"].last()
     cells = json.loads(finished[list(_KEPT)].to_json(orient="records", double_precision=6))
     for cell in cells:
         cell["largest_gap"] = float(gaps[cell["id"]]) if cell["id"] in gaps else None
+        cell["objective"] = float(objectives[cell["id"]]) if cell["id"] in gaps else None
     machines = finished["machine"].tolist()
     return {
         "machine": describe() | {"cells ran on": machines[0] if machines else {}},

@@ -91,6 +91,42 @@ def witnesses() -> Figure:
     return axes.figure
 
 
+def ablations() -> Figure:
+    """The paper's ablations: accuracy over rows, the objective over branches, accuracy over beta and over the leak."""
+    titles = ["rows", "branches", "penalty", "leak"]
+    rows, branches, penalty, leak = panels(12, 3.4, titles)
+    for method, label, colour in (("sg", "SG", "calibrated"), ("hybrid", "ConvexReconstruction()", "callback")):
+        cells = [cell for cell in results("paper/rows")["cells"] if cell["method"] == method]
+        points = sorted((int(cell["setting"].split("=")[-1]), 100 * cell["value"]) for cell in cells)
+        rows.plot(*zip(*points, strict=True), ".-", color=COLOURS[colour], label=label)
+    rows.set(xscale="log", xlabel="training rows", ylabel="accuracy, %")
+    cells = results("paper/branches")["cells"]
+    points = sorted((int(setting(cell)["branches"]), cell["objective"]) for cell in cells)
+    branches.plot(*zip(*points, strict=True), ".-", color=COLOURS["callback"])
+    branches.axvline(201, color=COLOURS["default"], linestyle=":")
+    branches.annotate("n + 1", (201, max(y for _, y in points)), ha="right", va="top")
+    branches.set(xscale="log", xlabel="branches", ylabel="objective")
+    for task, colour in (("digits", "default"), ("xor-t8-l5", "callback")):
+        cells = [cell for cell in results("paper/beta")["cells"] if cell["task"] == task]
+        points = sorted((float(setting(cell)["beta"]), 100 * cell["value"]) for cell in cells)
+        penalty.plot(*zip(*points, strict=True), ".-", color=COLOURS[colour], label=task)
+    penalty.set(xscale="log", xlabel="beta", ylabel="accuracy, %")
+    penalty.legend()
+    cells = [cell for cell in results("paper/neuron")["cells"] if cell["task"] == "addition-base3"]
+    for threshold in sorted({setting(cell)["v_threshold"] for cell in cells}, key=float):
+        own = [cell for cell in cells if setting(cell)["v_threshold"] == threshold]
+        points = sorted((1 - 1 / float(setting(cell)["tau"]), 100 * cell["value"]) for cell in own)
+        leak.plot(*zip(*points, strict=True), ".-", label=f"threshold {threshold}")
+    leak.set(xlabel="share of the voltage that is kept", ylabel="accuracy, %")
+    leak.legend()
+    return leak.figure
+
+
+def setting(cell: dict[str, Any]) -> dict[str, str]:
+    """``a = 1, b = 2`` of a cell by names."""
+    return dict(part.split(" = ") for part in cell["setting"].split(", "))
+
+
 def one_fit() -> Figure:
     """What is trained and what is shown in a fit of three epochs, as a sketch."""
     figure = Figure(figsize=(9, 3.1), layout="constrained")
@@ -129,7 +165,7 @@ def one_fit() -> Figure:
 def main() -> None:
     """Draw them all, or with ``--results`` those of the results."""
     PICTURES.mkdir(exist_ok=True)
-    for draw in (digits, fair, witnesses, one_fit):
+    for draw in (digits, fair, witnesses, ablations, one_fit):
         draw().savefig(PICTURES / f"{draw.__name__}.png", dpi=90)
     if "--results" not in sys.argv:
         for name in EXAMPLES:
