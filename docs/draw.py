@@ -93,13 +93,17 @@ def witnesses() -> Figure:
 
 def ablations() -> Figure:
     """The paper's ablations: accuracy over rows, the objective over branches, accuracy over beta and over the leak."""
-    titles = ["rows", "branches", "penalty", "leak"]
-    rows, branches, penalty, leak = panels(12, 3.4, titles)
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    rows, branches, penalty, leak = figure.subplots(1, 4)
+    for axes, title in zip(figure.axes, ("rows", "branches", "penalty", "leak"), strict=True):
+        axes.set_title(title)
+        axes.grid(alpha=0.25)
     for method, label, colour in (("sg", "SG", "calibrated"), ("hybrid", "ConvexReconstruction()", "callback")):
         cells = [cell for cell in results("paper/rows")["cells"] if cell["method"] == method]
         points = sorted((int(cell["setting"].split("=")[-1]), 100 * cell["value"]) for cell in cells)
         rows.plot(*zip(*points, strict=True), ".-", color=COLOURS[colour], label=label)
     rows.set(xscale="log", xlabel="training rows", ylabel="accuracy, %")
+    rows.legend()
     cells = results("paper/branches")["cells"]
     points = sorted((int(setting(cell)["branches"]), cell["objective"]) for cell in cells)
     branches.plot(*zip(*points, strict=True), ".-", color=COLOURS["callback"])
@@ -119,7 +123,24 @@ def ablations() -> Figure:
         leak.plot(*zip(*points, strict=True), ".-", label=f"threshold {threshold}")
     leak.set(xlabel="share of the voltage that is kept", ylabel="accuracy, %")
     leak.legend()
-    return leak.figure
+    return figure
+
+
+def configurations() -> Figure:
+    """Configurations drawn at random: the callback's end against the better start of surrogate gradients."""
+    for axes, start in zip(
+        panels(8, 4.2, ["default weights", "calibrated weights"]), ("sg", "sg-calibrated"), strict=True
+    ):
+        for name, label, colour in (("robustness", "digits", "callback"), ("robustness-mnist", "MNIST", "ahead")):
+            ends: dict[str, dict[str, float]] = {}
+            for cell in results(f"paper/{name}")["cells"]:
+                ends.setdefault(cell["setting"], {})[cell["method"]] = 100 * cell["value"]
+            points = [(end[start], end["hybrid"]) for end in ends.values() if {start, "hybrid"} <= end.keys()]
+            axes.plot(*zip(*points, strict=True), "o", color=COLOURS[colour], label=label, alpha=0.8)
+        axes.plot([0, 100], [0, 100], color=COLOURS["default"], linestyle=":")
+        axes.set(xlabel="SG, test accuracy, %", xlim=(0, 100), ylim=(0, 100), aspect="equal")
+    axes.figure.axes[0].set_ylabel("ConvexReconstruction(), %")
+    return axes.figure
 
 
 def setting(cell: dict[str, Any]) -> dict[str, str]:
@@ -165,7 +186,7 @@ def one_fit() -> Figure:
 def main() -> None:
     """Draw them all, or with ``--results`` those of the results."""
     PICTURES.mkdir(exist_ok=True)
-    for draw in (digits, fair, witnesses, ablations, one_fit):
+    for draw in (digits, fair, witnesses, ablations, configurations, one_fit):
         draw().savefig(PICTURES / f"{draw.__name__}.png", dpi=90)
     if "--results" not in sys.argv:
         for name in EXAMPLES:
