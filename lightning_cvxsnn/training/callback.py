@@ -67,7 +67,7 @@ class ConvexReconstruction(Callback):
             ``"squared"`` (``0.5 ||z - y||^2``).
         l1_ratio: Share of the L1 term in the penalty, as in scikit-learn: 1 is the paper's L1, which uses few units, 0
             ridge, which answers better on trained spikes. ``"auto"``: L1 where it costs nothing on held-out training
-            rows, else ridge.
+            rows, else ridge; ridge for a start that is not trained on.
         beta: Penalty in the paper's units: with ``rho = beta / sqrt(readout.in_features)`` a weight costs
             ``rho (l1_ratio |W_jc| + (1 - l1_ratio) / 2 W_jc^2)``. ``"auto"``: chosen on held-out training rows along a
             path at the first two solves, then followed a step at a time.
