@@ -2,18 +2,20 @@
 
 ``cvxsnn ablate -c benchmarks/paper/xor.yaml`` makes ``runs/xor``; ``python benchmarks/paper_results.py runs/xor`` makes
 ``results/paper/xor.json`` of it: the metrics, epochs and CPU seconds of each cell, the largest certified gap of its
-solves and the objective of the last one. Cells that are not finished are left out. ``--page PAGE`` writes the tables
-into a page, between marks.
+solves and the objective of the last one. Cells that are not finished are left out. ``results/paper/xor.md`` is the report
+in Markdown, with intervals and verdicts. ``--page PAGE`` writes the tables into a page, between marks.
 """
 
 import argparse
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 from common import RESULTS, describe
 
+from lightning_cvxsnn.ablation.report import write_report
 from lightning_cvxsnn.ablation.results import Results, read_results
 
 FOLDER = RESULTS / "paper"
@@ -79,6 +81,9 @@ def main() -> None:
         if not collected["cells"]:
             continue
         (options.output / f"{run.name}.json").write_text(json.dumps(collected, indent=1) + "\n")
+        with TemporaryDirectory() as folder:
+            write_report(run, output=folder)
+            (options.output / f"{run.name}.md").write_text(Path(folder, "results.md").read_text() + "\n")
         told = f"{len(collected['cells'])} of {collected['cells of the sweep']} cells"
         print(f"\n{run.name}: {collected['metric']}, means over seeds; {told}, {collected['cpu_hours']} CPU hours")
         print(table(collected))
