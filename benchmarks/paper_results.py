@@ -2,8 +2,8 @@
 
 ``cvxsnn ablate -c benchmarks/paper/xor.yaml`` makes ``runs/xor``; ``python benchmarks/paper_results.py runs/xor`` makes
 ``results/paper/xor.json`` of it: the metrics, epochs and CPU seconds of each cell, the largest certified gap of its
-solves and the objective of the last one. Cells that are not finished are left out. ``results/paper/xor.md`` is the report
-in Markdown, with intervals and verdicts. ``--page PAGE`` writes the tables into a page, between marks.
+solves and the objective of the last one. Cells that are not finished are left out. ``results/paper/xor.md`` is the
+report in Markdown, with intervals and verdicts. ``--page PAGE`` writes the tables into a page, between marks.
 """
 
 import argparse

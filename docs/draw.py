@@ -129,7 +129,7 @@ def ablations() -> Figure:
 def configurations() -> Figure:
     """Configurations drawn at random: the callback's end against the better start of surrogate gradients."""
     for axes, start in zip(
-        panels(8, 4.2, ["default weights", "calibrated weights"]), ("sg", "sg-calibrated"), strict=True
+        panels(8, 4.8, ["default weights", "calibrated weights"]), ("sg", "sg-calibrated"), strict=True
     ):
         for name, label, colour in (("robustness", "digits", "callback"), ("robustness-mnist", "MNIST", "ahead")):
             ends: dict[str, dict[str, float]] = {}
