@@ -56,7 +56,7 @@ def digits() -> Figure:
 
 def fair() -> Figure:
     """Test accuracy over epochs on the tasks of the fair comparison, each side at its own best."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
+    sys.path.append(str(ROOT / "benchmarks"))
     from fair_summary import Summary
     from fair_tasks import TASKS
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lightning_cvxsnn.convex.matrix import Matrix, slices
+from lightning_cvxsnn.convex.matrix import Matrix, add_gram, slices
 from lightning_cvxsnn.runtime.work import count_work
 
 __all__ = ["Products"]
@@ -104,6 +104,15 @@ class Products:
         """Yield slices of rows and fresh copies of ``A[rows, index]``; of a copy."""
         for part in slices(self.rows, 2 * _BLOCK // max(index.numel(), 1)):
             yield part, self.entries_of(index, part)
+
+    def gram(self, weight: Tensor) -> Tensor:
+        """``A^T diag(weight) A``, ``[p (+ 1), p (+ 1)]``, on and below the diagonal, of weights ``[n]``."""
+        total = weight.new_zeros([self.columns + self.fit_intercept] * 2, dtype=self.dtype)
+        root = weight.sqrt().to(self.dtype)[:, None]
+        for part, block in self.blocks():
+            entries = root[part] * (block * self.factor - self.shift)
+            add_gram(total, torch.cat([entries, root[part]], 1).T if self.fit_intercept else entries.T)
+        return total
 
     def outputs(self, step: Tensor) -> Tensor:
         """``A step``, ``[n, C]``, of ``step [C, p (+ 1)]``."""

@@ -3,7 +3,7 @@ r"""Smooth losses with a ridge penalty: Newton's method with preconditioned conj
 Coefficients are those of centred columns, so that the intercept hardly meets them, and the Hessian is applied in
 float32 where float64 would cost: it only has to point the right way. Outputs, gradients and objectives are float64, so
 each iteration corrects what the one before left. After Nocedal, Wright, "Numerical Optimization", 2006, chapter 7; the
-preconditioner is that of `spectrum`.
+preconditioner is that of `spectrum`, and once this has taken long enough that of `block_jacobi`.
 
 For a smooth loss the gap of a point and its residuals is ``|gradient|^2 / (2 rho)``, up to what the intercept's
 equality costs: it is known without a certificate, and tells conjugate gradients when to stop.
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule, smooth
+from lightning_cvxsnn.convex.algorithms.block_jacobi import BlockJacobi, blocks_of, work_of_blocks
 from lightning_cvxsnn.convex.algorithms.products import Products
 from lightning_cvxsnn.convex.algorithms.spectrum import Spectrum, gram, spectrum_of
 from lightning_cvxsnn.convex.losses import SmoothLoss
@@ -31,6 +32,8 @@ _FORCING = 0.03  # share of the gap that a Newton step may leave of its model
 _FINAL = 0.2  # share of the tolerance that it need not go below
 _LEVELS = 2  # Newton steps of the intercepts alone
 _STEPS = 500  # of conjugate gradients,
+_PATIENCE = 0.5  # of what blocks take, that is spent on steps before these are formed
+_BLOCKS = 2**24  # entries of blocks at most: of a hundred outputs they cost more than they save
 _FACTORED = 4096  # unknowns up to which a Hessian is formed and factored where these do not do
 _SINGULAR = 1e-14  # of its largest entry, added: a softmax does not see a shift of all intercepts
 _SLOW = 0.5  # share of the gap that an iteration must take off for float32 to be good enough
@@ -69,6 +72,11 @@ class _Descent:
         programme.kept["ridge"] = self.model
         self.rough, self.exact = self.model.rough, self.model.exact
         self.columns = self.exact.columns
+        self.blocks: BlockJacobi | None = None
+        self.steps = 0.0  # of conjugate gradients since these were formed
+        outputs, unknowns = len(start.intercept), self.columns + programme.fit_intercept
+        fits = outputs * unknowns**2 <= _BLOCKS
+        self.patience = _PATIENCE * work_of_blocks(self.exact.rows, unknowns) if fits else float("inf")
         self.factors = False  # whether conjugate gradients have failed, at a penalty that hardly bends the objective
         self._begin(start)
 
@@ -135,7 +143,7 @@ class _Descent:
         local = self.loss.local(self.outputs, self.encoded)
         if self.factors:
             return self._factored(gradient, local)
-        inverse = self.model.spectrum.preconditioner(self.loss.mean_bend(local, self.weight), self.ridge)
+        inverse = self.blocks or self.model.spectrum.preconditioner(self.loss.mean_bend(local, self.weight), self.ridge)
         local, weight = local.to(self.rough.dtype), self.weight.to(self.rough.dtype)[:, None]
 
         def bend(part: slice, change: Tensor) -> Tensor:
@@ -144,10 +152,13 @@ class _Descent:
         residual = -gradient.to(self.rough.dtype)
         step = torch.zeros_like(residual)
         direction, product = residual, 0.0
-        for k in range(_STEPS):
+        for _ in range(_STEPS):
+            self.steps += 1
+            if self.steps > self.patience:
+                inverse, product = self._form_blocks(local) or inverse, 0.0
             turned = inverse(residual)
             before, product = product, float((residual * turned).sum())
-            direction = turned + product / before * direction if k else turned
+            direction = turned + product / before * direction if before else turned
             curved = self.rough.curved(direction, bend)
             curved[:, : self.columns] += self.ridge * direction[:, : self.columns]
             curvature = float((direction * curved).sum())
@@ -160,6 +171,16 @@ class _Descent:
         else:
             self.factors = gradient.numel() <= _FACTORED and self.exact.copy is not None
         return step.to(gradient)
+
+    def _form_blocks(self, local: Tensor) -> BlockJacobi | None:
+        """Form the blocks here, or never again where they have no inverse."""
+        bends = self.weight[:, None] * self.loss.own_bend(local)
+        coupled = self.loss.coupled(bends.shape[1])
+        self.blocks = blocks_of(self.rough, bends, self.ridge, coupled=coupled)
+        self.steps = 0.0
+        if self.blocks is None:
+            self.patience = float("inf")
+        return self.blocks
 
     def _factored(self, gradient: Tensor, local: Tensor) -> Tensor:
         """The whole Newton step, by a factorisation of the Hessian."""

@@ -9,7 +9,8 @@ import torch
 from programmes import counts, make, reference_optimum, scale_of
 
 from lightning_cvxsnn.convex import Limits, Programme, certificate, path, solve
-from lightning_cvxsnn.convex.algorithms import NormalEquations, RidgeNewton
+from lightning_cvxsnn.convex.algorithms import NormalEquations, RidgeNewton, ridge
+from lightning_cvxsnn.convex.algorithms.block_jacobi import blocks_of
 from lightning_cvxsnn.convex.algorithms.spectrum import spectrum_of
 from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.patterns import SpikeDictionary
@@ -122,3 +123,55 @@ def test_the_gap_that_ends_newton_is_that_of_the_certificate() -> None:
     )  # fmt: skip
     assert 0 <= proof.gap <= 1e-7 * 2
     assert proof.gap == pytest.approx(found.gap, abs=1e-12)
+
+
+@pytest.mark.parametrize(("loss", "outputs"), [("cross_entropy", 5), ("cross_entropy", 1), ("squared_hinge", 3)])
+def test_rows_that_a_readout_is_sure_of_cost_little(loss: Any, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only rows near a decision bend the objective, far from what holds for the mean over rows."""
+    generator = torch.Generator().manual_seed(2)
+    matrix = torch.randn(1500, 120, generator=generator) * torch.logspace(0, -1.5, 120)
+    targets = (matrix @ torch.randn(120, max(outputs, 2), generator=generator)).argmax(1)
+    work = []
+    for patience in (1e9, ridge._PATIENCE):
+        monkeypatch.setattr(ridge, "_PATIENCE", patience)
+        found = solve(matrix, targets, loss=loss, rho=1e-7, l1_ratio=0.0, fit_intercept=True, num_outputs=outputs)
+        assert found.converged
+        work.append(found.work)
+    assert work[1] < work[0] / 2
+
+
+def kept(loss: str, outputs: int, intercept: bool) -> Any:
+    """What the ridge programmes over 200 rows share."""
+    programme = Programme(
+        **make(9, loss, rows=200, columns=12, outputs=outputs), fit_intercept=intercept, penalty=RIDGE
+    )
+    programme.solve(0.05, algorithm=RidgeNewton())
+    return programme.presolve.programme.kept["ridge"].exact
+
+
+@pytest.mark.parametrize("intercept", [False, True])
+def test_blocks_invert_the_hessian_of_outputs_that_are_not_coupled(intercept: bool) -> None:
+    products, generator = kept("squared_hinge", 3, intercept), torch.Generator().manual_seed(0)
+    bends = torch.rand(200, 3, dtype=torch.float64, generator=generator)
+    blocks = blocks_of(products, bends, 0.1, coupled=False)
+    assert blocks is not None
+    step = torch.randn(3, products.columns + intercept, dtype=torch.float64, generator=generator)
+    hessian = products.curved(step, lambda part, change: bends[part] * change)
+    hessian[:, : products.columns] += 0.1 * step[:, : products.columns]
+    torch.testing.assert_close(blocks(hessian), step, rtol=1e-3, atol=1e-3)
+
+
+def test_blocks_of_a_softmax_invert_it_in_a_shift_of_all_outputs() -> None:
+    products, generator = kept("cross_entropy", 4, True), torch.Generator().manual_seed(0)
+    shares = torch.randn(200, 4, dtype=torch.float64, generator=generator).softmax(1)
+    blocks = blocks_of(products, shares * (1 - shares), 0.1, coupled=True)
+    assert blocks is not None
+    shift = torch.randn(products.columns + 1, dtype=torch.float64, generator=generator).expand(4, -1)
+    found = blocks(shift)
+    torch.testing.assert_close(found[:, :-1], shift[:, :-1] / 0.1)
+    torch.testing.assert_close(found[:, -1], torch.zeros(4, dtype=torch.float64))
+
+
+def test_blocks_without_an_inverse_are_done_without() -> None:
+    products = kept("squared_hinge", 3, True)
+    assert blocks_of(products, torch.full((200, 3), float("nan")), 0.1, coupled=False) is None
