@@ -186,24 +186,33 @@ class Summary:
         return {"arm": arm} | {name: f"{m:+.1f}±{half:.1f}" for name, (m, half) in cells.items()}
 
     def markdown(self, tasks: Sequence[str], arm: str) -> str:
-        """One table of an arm beside SG, for the docs: scores, the difference at the end, and both at 1e-3."""
+        """One table of an arm beside SG, for the docs: scores, the difference at the end, and both at 1e-3.
+
+        The last row has the means over all tasks of the table that classify, with intervals over tasks.
+        """
         lines = [
             f"| task (seeds) | before training | epoch 1 | epoch 2 | epoch 5 | end | {arm} ahead at the end | at equal "
             "CPU time | end, both at 1e-3 | linear model of the inputs |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
+        both, looks, ahead = ("SG", arm), [name for name in MATCHED if name != "half"], ("end", "t end")
+        every: list[tuple[dict[str, list[float]], dict[str, float]]] = []
         for task in tasks:
-            found, differences = self.figures(task, arm), self.differences(task, arm)
-            untuned = self.figures(task, arm, UNTUNED)
+            found, untuned = self.figures(task, arm), self.figures(task, arm, UNTUNED)
             if not found.get(arm) or len(untuned.get(arm, [])) < len(found[arm]):
                 continue  # not complete
-            cells = [" / ".join(f"{_mean([run[name] for run in found[who]]) or 0.0:.1f}" for who in ("SG", arm))
-                     for name in MATCHED if name != "half"]  # fmt: skip
-            ahead = ["{:+.1f} ± {:.1f}".format(*interval(differences[name])) for name in ("end", "t end")]
-            flat = [mean(run["end"] or 0.0 for run in untuned[who]) for who in ("SG", arm)]
+            row = {look: [_mean([run[look] for run in found[who]]) or 0.0 for who in both] for look in looks}
+            row["flat"] = [mean(run["end"] or 0.0 for run in untuned[who]) for who in both]
+            differences = {name: self.differences(task, arm)[name] for name in ahead}
             raw = [run["points"][0]["test"] for run in self.paired(task, RAW, (0.0, "")).values()]
-            last = [" / ".join(f"{value:.1f}" for value in flat), f"{mean(raw):.1f}" if raw else "-"]
-            lines.append(f"| {' | '.join([f'{task} ({len(found[arm])})', *cells, *ahead, *last])} |")
+            name = f"{task} ({len(found[arm])})"
+            lines.append(_line(name, row, differences, f"{mean(raw):.1f}" if raw else "-"))
+            if TASKS[task].loss != "squared":
+                every.append((row, {name: mean(values) for name, values in differences.items()}))
+        if len(every) > 1:
+            rows, apart = zip(*every, strict=True)
+            row = {look: [mean(each) for each in zip(*(r[look] for r in rows), strict=True)] for look in rows[0]}
+            lines.append(_line(f"mean of {len(rows)} tasks", row, {n: [d[n] for d in apart] for n in ahead}, ""))
         return "\n".join(lines)
 
     # -- picture ------------------------------------------------------------------------------------------------------
@@ -241,6 +250,13 @@ class Summary:
         panel.set(title=task, xlabel="CPU s", ylabel="test score", ylim=(0, 100))
         panel.set_xscale("symlog", linthresh=0.3)
         panel.set_xlim(left=0)
+
+
+def _line(name: str, row: dict[str, list[float]], ahead: dict[str, list[float]], raw: str) -> str:
+    """A row of the table for the docs: SG's score and the arm's, and by how much this is ahead."""
+    *scores, flat = (" / ".join(f"{score:.1f}" for score in both) for both in row.values())
+    differences = ["{:+.1f} ± {:.1f}".format(*interval(values)) for values in ahead.values()]
+    return f"| {' | '.join([name, *scores, *differences, flat, raw])} |"
 
 
 def tell(title: str, rows: list[dict[str, Any]]) -> None:

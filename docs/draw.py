@@ -25,10 +25,15 @@ def results(name: str) -> Any:
     return found.get("results", found)
 
 
-def panels(width: float, height: float, titles: list[str]) -> Iterator[Any]:
-    """A panel for each title, side by side; after the last one is drawn, a legend above them all."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    for axes, title in zip(figure.subplots(1, len(titles), squeeze=False)[0], titles, strict=True):
+def panels(width: float, height: float, titles: list[str], columns: int = 9) -> Iterator[Any]:
+    """A panel for each title, in rows of that height; after the last one is drawn, a legend above them all."""
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in every[len(titles) :]:
+        axes.set_axis_off()
+    for axes, title in zip(every, titles, strict=False):
         axes.set_title(title)
         axes.grid(alpha=0.25)
         yield axes
@@ -63,7 +68,7 @@ def fair() -> Figure:
     arm = "ConvexReconstruction()"
     summary = Summary(results("fair")["runs"])
     tasks = [task for task in TASKS if summary.figures(task, arm).get(arm)]
-    for axes, task in zip(panels(3.2 * len(tasks), 3.6, tasks), tasks, strict=True):
+    for axes, task in zip(panels(12, 2.6, tasks, columns=4), tasks, strict=True):
         sg = summary.reference(task)
         for name, label, colour in ((sg, "SG at its best", "calibrated"), (arm, arm, "callback")):
             runs = list(summary.paired(task, name, summary.chosen(task, name)).values())
@@ -71,7 +76,7 @@ def fair() -> Figure:
             values = [mean(run["points"][k]["test"] for run in runs) for k in range(len(epochs))]
             axes.plot(epochs, values, ".-", color=COLOURS[colour], label=label)
         axes.set(xlabel="epochs", ylim=(0, 100))
-    axes.figure.axes[0].set_ylabel("test accuracy, %")
+    axes.figure.axes[0].set_ylabel("test score, %")
     return axes.figure
 
 
