@@ -372,6 +372,23 @@ def test_another_loss_is_warned_about(loss, train):
         fitted(ConvexReconstruction(loss=loss, beta=0.05, witnesses="keep"), trains(train), max_epochs=1)
 
 
+@pytest.mark.parametrize(
+    "train",
+    [
+        lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1),
+        lambda z, y: F.cross_entropy(z, y, weight=torch.tensor([1.0, 5.0, 0.1])),
+    ],
+)
+def test_another_loss_is_told_by_its_slope_where_answers_are_near_zero(train):
+    net = trains(train)
+    with torch.no_grad():
+        for parameter in net.readout.parameters():
+            parameter.mul_(1e-3)
+    callback = ConvexReconstruction(beta=0.05, witnesses="keep", apply="shadow")
+    with pytest.warns(UserWarning, match="whose slope in the readout differs by"):
+        fitted(callback, net, max_epochs=1)
+
+
 def test_the_comparison_sees_dropout_and_accumulation_as_training_does():
     net = trains(F.cross_entropy)
     net.hidden.insert(1, torch.nn.Dropout(0.5))
