@@ -1,11 +1,14 @@
 """The ``cvxsnn`` command: LightningCLI for ``fit``, ``validate``, ``test`` and ``predict``, and commands of our own."""
 
+import importlib
 import inspect
 import os
 import pickle
 import sys
 import warnings
 from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -105,15 +108,31 @@ def _run(arguments: list[str]) -> None:
         )
 
 
+@contextmanager
+def _extra_packages() -> Iterator[None]:
+    """Say which package of the extra ``ablate`` is missing where an import fails."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MisconfigurationException(
+            f"Found no package {error.name}. Expected those of the extra `ablate`: in the folder of the checkout, "
+            "pip install '.[ablate]'."
+        ) from error
+
+
 def _ablate(arguments: list[str]) -> None:
-    from lightning_cvxsnn.ablation.runner import ablate
+    with _extra_packages():
+        from lightning_cvxsnn.ablation.runner import ablate
 
     told = inspect.cleandoc(ablate.__doc__ or "").partition("\n\nArgs:")[0]
     parser = ArgumentParser(prog="cvxsnn ablate", description=told, exit_on_error=False)
     parser.add_argument("-c", "--config", required=True, metavar="SWEEP", help="The sweep, a YAML file.")
     parser.add_function_arguments(ablate, as_group=False, skip={"config", "dry_run"})
     parser.add_argument("--dry-run", action="store_true", help="List the cells and estimate the time, train nothing.")
-    if not ablate(**parser.parse_args(arguments).as_dict()):
+    given = parser.parse_args(arguments)
+    with _extra_packages():  # those of the report are wanted when all is trained: too late to say so
+        importlib.import_module("lightning_cvxsnn.ablation.report")
+    if not ablate(**given.as_dict()):
         sys.exit(1)
 
 
@@ -128,12 +147,8 @@ def _read_runs(command: str, arguments: list[str]) -> None:
         parser.add_argument("b", help="the other")
         parser.add_argument("--output", type=str | None, help="file for the curves: .png, .svg or .pdf")
     given = parser.parse_args(arguments)
-    try:
+    with _extra_packages():
         from lightning_cvxsnn.ablation import compare, report
-    except ModuleNotFoundError as error:
-        raise MisconfigurationException(
-            f"Found no package {error.name}. Expected those of ablations: pip install 'lightning-cvxsnn[ablate]'."
-        ) from error
     if command == "report":
         print(f"Wrote {report.write_report(*given.folders, output=given.output)}")
         return

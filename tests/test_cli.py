@@ -179,7 +179,8 @@ def test_the_doctor_examines_a_checkpoint(tmp_path, capsys):
     assert tables[0] != tables[1]
     other = {"state_dict": LitSNN(hidden=[8]).state_dict()}
     torch.save(other, "other.ckpt")
-    for wrong in ("none.ckpt", "other.ckpt"):
+    Path("text.ckpt").write_text("no checkpoint\n")
+    for wrong in ("none.ckpt", "other.ckpt", "text.ckpt"):
         with pytest.raises(SystemExit) as stop:
             main(["doctor", *small, f"--ckpt_path={wrong}"])
         assert stop.value.code == 2

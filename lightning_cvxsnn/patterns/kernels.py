@@ -46,7 +46,7 @@ def resolve_backend(backend: Backend, device: torch.device | str) -> Literal["cu
         extra = f"cuda{(torch.version.cuda or '13').split('.')[0]}"
         raise ValueError(
             "backend='cupy' needs CuPy, which is not installed. Install it with "
-            f"`pip install 'lightning-cvxsnn[{extra}]'`, or use backend='torch'."
+            f"`pip install '.[{extra}]'` in the folder of the checkout, or use backend='torch'."
         )
     if backend == "cupy" and device.type != "cuda":
         raise ValueError(

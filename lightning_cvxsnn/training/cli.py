@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import os
+import pickle
 import pkgutil
 import re
 import sys
@@ -14,6 +15,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 
@@ -41,6 +43,17 @@ class CvxsnnCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Lightning's, without its warning that the process may have other arguments."""
         self.config = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(args)
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's, which reads hyperparameters first: a file that is no checkpoint is told as such."""
+        try:
+            super()._parse_ckpt_path()
+        except (AttributeError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+            path = self.config[self.config.subcommand].ckpt_path
+            raise MisconfigurationException(
+                f"Found ckpt_path={str(path)!r}, which does not load ({error}). Expected a checkpoint of Lightning's."
+            ) from error
 
     @override
     def after_instantiate_classes(self) -> None:

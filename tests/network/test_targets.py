@@ -54,7 +54,11 @@ def test_per_step_targets_follow_the_rows_of_the_dictionary():
         (torch.tensor([0.5, 1.0]), {}, "hold fractions such as 0.5"),
         (torch.eye(3).long(), {}, "one class index per row"),
         (torch.eye(2), {}, "one class index per row"),
-        (torch.ones(2, 3), {}, "a row of sum 3 .* sum to 1. Several labels per row are no such thing"),
+        (
+            torch.ones(2, 3),
+            {},
+            "a row of sum 3 .* sum to 1. Other values are for loss='squared'; several labels per row are not",
+        ),
         (LABELS, {"reduction": ALL}, "one output per time step"),
         (torch.randn(3, 2), {"loss": "squared"}, r"2 value\(s\) per row and the readout 3"),
         (torch.tensor([0, 5]), {"loss": "squared"}, "range from 0 to 5"),

@@ -159,7 +159,8 @@ def _normalised(probabilities: Tensor) -> Tensor:
         raise ValueError(
             f"targets of shape {tuple(probabilities.shape)} hold {float(probabilities.min()):g} and a row of sum "
             f"{float(total[worst]):g} (row {worst}); loss 'cross_entropy' expects labels [n], or probabilities [n, C] "
-            "with C > 1 that are not negative and sum to 1. Several labels per row are no such thing."
+            "with C > 1 that are not negative and sum to 1. Other values are for loss='squared'; several labels per "
+            "row are not supported."
         )
     return probabilities / total[:, None]
 
