@@ -181,7 +181,7 @@ def test_cupy_without_a_gpu_is_refused(monkeypatch):
 
 def test_cupy_that_is_not_installed_names_the_extra(monkeypatch):
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"lightning-cvxsnn\[cuda1\d\]"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[cuda1\d\]'"):
         spike_patterns(Neuron(), torch.zeros(1, 1, 1), "last", backend="cupy")
     assert resolve_backend("auto", "cuda") == "torch"
 
