@@ -73,7 +73,7 @@ class _Descent:
         self.rough, self.exact = self.model.rough, self.model.exact
         self.columns = self.exact.columns
         self.blocks: BlockJacobi | None = None
-        self.steps = 0.0  # of conjugate gradients since these were formed
+        self.steps = 0  # of conjugate gradients since these were formed
         outputs, unknowns = len(start.intercept), self.columns + programme.fit_intercept
         fits = outputs * unknowns**2 <= _BLOCKS
         self.patience = _PATIENCE * work_of_blocks(self.exact.rows, unknowns) if fits else float("inf")
@@ -177,7 +177,7 @@ class _Descent:
         bends = self.weight[:, None] * self.loss.own_bend(local)
         coupled = self.loss.coupled(bends.shape[1])
         self.blocks = blocks_of(self.rough, bends, self.ridge, coupled=coupled)
-        self.steps = 0.0
+        self.steps = 0
         if self.blocks is None:
             self.patience = float("inf")
         return self.blocks
