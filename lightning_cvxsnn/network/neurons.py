@@ -8,7 +8,6 @@ import torch
 from spikingjelly.activation_based import neuron as spiking
 from torch import nn
 
-from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.lif import LIF
 from lightning_cvxsnn.patterns.neuron import KLIFNeuron, Neuron
 
@@ -91,9 +90,7 @@ def _voltages(module: Any) -> dict[str, Any]:
     """The voltages that all of spikingjelly's neurons have."""
     if module._neuron_precision is not None:
         raise ValueError(f"{type(module).__name__} keeps its voltage in a precision of its own. Expected float32.")
-    with undisturbed(module):
-        module.reset()
-        initial = module.v
+    initial = module.get_reset_value("v")
     return {"v_threshold": module.v_threshold, "v_reset": module.v_reset, "v_initial": initial}
 
 

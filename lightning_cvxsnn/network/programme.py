@@ -14,6 +14,7 @@ from lightning_cvxsnn.convex import Loss, Path, Point, Solution, certificate, me
 from lightning_cvxsnn.convex.losses import loss_named
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import Network
+from lightning_cvxsnn.network.quick import quick_neurons
 from lightning_cvxsnn.network.rows import TrainingRows, rows_of
 from lightning_cvxsnn.network.spikes import Observed, join, observe
 from lightning_cvxsnn.network.targets import row_targets, row_weights
@@ -350,6 +351,6 @@ def spike_dictionary(
         torch.Size([100, 32])
     """
     network = Network(model, rows_of(model, dataloader, max_samples=max_samples, seed=seed), readout)
-    with isolate_rng(), undisturbed(model):
+    with isolate_rng(), undisturbed(model), quick_neurons(model):
         model.eval()
         return network.capture().dictionary

@@ -160,7 +160,7 @@ class Neuron:
         """The voltage h that the input x makes of the voltage v."""
         if self.tau is None and self.decay is None:
             return v + x
-        above = v - self.resting_voltage
+        above = v - self.resting_voltage if self.resting_voltage else v
         change = x - above if self.decay_input else above
         if self.tau is not None:
             change = _divided(change, self.tau)
@@ -184,6 +184,23 @@ class Neuron:
             fires = self.fire(h)
             yield h, fires
             v = self.reset(h, fires.to(h))
+
+    def run(self, currents: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Run from a voltage on, on a CPU several times as fast as a module that prepares gradients.
+
+        Args:
+            currents: ``[T, *]`` float32, T at least 1.
+            v: ``[*]``, the voltage before.
+
+        Returns:
+            The spikes ``[T, *]``, zeros and ones, and the voltages before and after the last reset.
+        """
+        spikes = torch.empty_like(currents)
+        h = v
+        for x, spike in zip(currents, spikes, strict=True):
+            h = self.charge(v, x)
+            v = self.reset(h, torch.ge(h, self.v_threshold, out=spike))
+        return spikes, h, v
 
     @property
     def kernel_model(self) -> int:
@@ -274,9 +291,12 @@ class KLIFNeuron(Neuron):
 
 def _divided(values: Tensor, by: float) -> Tensor:
     # On a GPU torch multiplies by the reciprocal of a Python number, which rounds twice; by a tensor it divides.
-    return values / values.new_full((), by)
+    return values / (by if values.device.type == "cpu" else values.new_full((), by))
 
 
 def _reset(h: Tensor, spike: Tensor, subtracted: float, v_reset: float | None) -> Tensor:
     # Multiplied out, because spikingjelly does: an infinite voltage leaves NaN behind a hard reset.
-    return h - spike * subtracted if v_reset is None else spike * v_reset + (1 - spike) * h
+    if v_reset is None:
+        return h - spike * subtracted
+    left = (1 - spike) * h
+    return spike * v_reset + left if v_reset else left

@@ -15,6 +15,7 @@ from lightning_cvxsnn.convex import Point
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme, Choice, Penalty
+from lightning_cvxsnn.network.quick import quick_neurons
 from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.network.transaction import Transaction, all_or_nothing
@@ -131,7 +132,7 @@ class Reconstructor:
         if self.shadow is not None:
             self.shadow.leave(module)
         with isolate_rng(), all_or_nothing(module, context.optimizers) as transaction:
-            with (context.precision or nullcontext)(), undisturbed(module):
+            with (context.precision or nullcontext)(), undisturbed(module), quick_neurons(module):
                 module.eval()
                 meter = self._find_readout(network, context)
                 with meter.counting(network.readout.module) as work:

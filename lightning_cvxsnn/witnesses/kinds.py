@@ -14,6 +14,7 @@ from lightning_cvxsnn.network.activity import LayerActivity
 from lightning_cvxsnn.network.dataflow import is_spiking
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import Network
+from lightning_cvxsnn.network.quick import quick_neurons
 from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.network.transaction import all_or_nothing
 from lightning_cvxsnn.patterns import Backend
@@ -175,7 +176,7 @@ def calibrate(model: nn.Module, dataloader: Any, *, rate: float = TARGET_RATE, s
     if not 0 < rate < 1:
         raise MisconfigurationException(f"Invalid value rate={rate!r}. Expected spikes per unit and step, in (0, 1).")
     network = Network(model, rows_of(model, dataloader, seed=seed))
-    with isolate_rng(), all_or_nothing(model), undisturbed(model):
+    with isolate_rng(), all_or_nothing(model), undisturbed(model), quick_neurons(model):
         model.eval()
         network.refresh_norms()
         return calibrate_layers(network, rate=rate, only_dead=False)
