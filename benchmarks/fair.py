@@ -7,9 +7,10 @@ on validation rows. Where these are fewer than 100, three seeds choose, each wit
 
 Scores are percentages of right answers, for a regression 100 (1 - NRMSE), of the weights that a user is shown after an
 epoch. Time is CPU time since before calibration or the fit, without evaluations and Lightning's validations, of one
-process with one thread. Work is counted in multiply-adds, of SG's steps and of the callback's solves; scikit-learn's is
-not. Runs are kept in results/fair.json and not repeated, also where code has changed: delete the file to begin anew.
-`--minutes` ends early, and a later call goes on.
+process with one thread. One arm is the callback for fewer epochs, so that all of it takes no longer than SG. Work is
+counted in multiply-adds, of SG's steps and of the callback's solves; scikit-learn's is not. Runs are kept in
+results/fair.json and not repeated, also where code has changed: delete the file to begin anew. `--minutes` ends early,
+and a later call goes on.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import lightning.pytorch as pl
 import torch
 from common import RESULTS, describe, trainer
 from fair_arms import ARMS, RAW, Weights, flat, prepare, raw, with_norm
-from fair_choice import RATES, Cell, Run, cells, weights_of
+from fair_choice import RATES, Cell, Run, cells, epochs_in_time, weights_of
 from fair_summary import Summary
 from fair_tasks import TASKS, Task
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -100,12 +101,11 @@ class Cosine(pl.Callback):
         self.schedule.step()
 
 
-def run(cell: Cell, weights: Weights, options: argparse.Namespace) -> Run:
+def run(cell: Cell, weights: Weights, epochs: int, options: argparse.Namespace) -> Run:
     """Train one network, or fit the linear model; a refusal is a result."""
     started, task = time.process_time(), TASKS[cell.task]
     parts = task.cut(options.data, cell.seed)
     scored = dict(zip(("validation",) if cell.selects else ("validation", "test"), parts[1:], strict=False))
-    epochs = min(task.epochs, options.epochs)
     pl.seed_everything(cell.seed, verbose=False)
     try:
         with quiet():
@@ -197,7 +197,11 @@ def complete(runs: dict[str, Run], options: argparse.Namespace) -> None:
                     continue
                 if time.process_time() > 60 * options.minutes:
                     return
-                runs[cell.key] = run(cell, weights_of(cell, runs, options.rates), options)
+                epochs = min(TASKS[task].epochs, options.epochs)
+                if long := ARMS[cell.arm].shortened:
+                    seeds = min(options.seeds, TASKS[task].seeds)
+                    epochs = epochs_in_time(task, long, runs, options.rates, seeds)
+                runs[cell.key] = run(cell, weights_of(cell, runs, options.rates), epochs, options)
                 save(options.output, machine, runs)
                 print(f"{cell.key}: {runs[cell.key]['cost']:.1f} s {runs[cell.key].get('error', '')}", flush=True)
 

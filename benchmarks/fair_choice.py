@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
+from math import floor
 from statistics import mean
 from typing import Any
 
@@ -53,6 +54,7 @@ def best_rate(task: str, arm: str, runs: dict[str, Run], rates: Sequence[float])
 
 def choice(task: str, arm: str, runs: dict[str, Run], rates: Sequence[float]) -> tuple[float, str]:
     """Learning rate and schedule, by validation rows alone."""
+    arm = ARMS[arm].shortened or arm
     rate = best_rate(task, arm, runs, rates)
     return rate, max(("cosine", "constant"), key=lambda schedule: validated(task, arm, rate, schedule, runs))
 
@@ -73,6 +75,11 @@ def selecting(task: str, arm: str, runs: dict[str, Run], rates: Sequence[float])
 def cells(task: str, arm: str, runs: dict[str, Run], rates: Sequence[float], seeds: int) -> Iterator[Cell]:
     """All runs of an arm; each is there when the next is asked for."""
     paired = range(min(seeds, TASKS[task].seeds))
+    if long := ARMS[arm].shortened:
+        for each in (SG, CALIBRATED, long):
+            yield from cells(task, each, runs, rates, seeds)
+        yield from (Cell(task, arm, *choice(task, long, runs, rates), seed) for seed in paired)
+        return
     if arm == RAW:
         yield from (Cell(task, arm, 0.0, "", seed) for seed in paired)
         return
@@ -82,6 +89,19 @@ def cells(task: str, arm: str, runs: dict[str, Run], rates: Sequence[float], see
     yield from selecting(task, arm, runs, rates)
     for rate, schedule in dict.fromkeys([choice(task, arm, runs, rates), UNTUNED]):
         yield from (Cell(task, arm, rate, schedule, seed) for seed in paired)
+
+
+def epochs_in_time(task: str, arm: str, runs: dict[str, Run], rates: Sequence[float], seeds: int) -> int:
+    """For how many epochs an arm is to be trained so as to end when SG does, by runs of both that are there."""
+
+    def last(name: str) -> list[dict[str, float]]:
+        keys = [Cell(task, name, *choice(task, name, runs, rates), seed).key for seed in range(seeds)]
+        return [runs[key]["points"][-1] for key in keys]
+
+    sg, own = last(better_sg(task, runs, rates)), last(arm)
+    epochs, seconds = sg[0]["epoch"], mean(point["seconds"] for point in sg)
+    more = mean(point["seconds"] for point in own) - seconds
+    return max(1, floor(epochs * (1 - max(0.0, more) / seconds)))
 
 
 def weights_of(cell: Cell, runs: dict[str, Run], rates: Sequence[float]) -> Weights:

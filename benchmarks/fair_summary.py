@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from common import show
-from fair_arms import ARMS, RAW
+from fair_arms import ARMS, OURS_IN_TIME, RAW
 from fair_choice import RATES, UNTUNED, Cell, Run, better_sg, choice
 from fair_tasks import TASKS
 from scipy import stats
@@ -192,27 +192,30 @@ class Summary:
         """
         lines = [
             f"| task (seeds) | before training | epoch 1 | epoch 2 | epoch 5 | end | {arm} ahead at the end | at equal "
-            "CPU time | end, both at 1e-3 | linear model of the inputs |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            "CPU time | ended in SG's CPU time | end, both at 1e-3 | linear model of the inputs |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         both, looks, ahead = ("SG", arm), [name for name in MATCHED if name != "half"], ("end", "t end")
-        every: list[tuple[dict[str, list[float]], dict[str, float]]] = []
+        every: list[tuple[dict[str, list[float | None]], dict[str, float]]] = []
         for task in tasks:
             found, untuned = self.figures(task, arm), self.figures(task, arm, UNTUNED)
             if not found.get(arm) or len(untuned.get(arm, [])) < len(found[arm]):
                 continue  # not complete
-            row = {look: [_mean([run[look] for run in found[who]]) or 0.0 for who in both] for look in looks}
-            row["flat"] = [mean(run["end"] or 0.0 for run in untuned[who]) for who in both]
+            row = {look: [_mean([run.get(look) for run in found[who]]) for who in both] for look in looks}
+            row["flat"] = [_mean([run["end"] for run in untuned[who]]) for who in both]
             differences = {name: self.differences(task, arm)[name] for name in ahead}
+            differences["shortened"] = self.differences(task, OURS_IN_TIME).get("end", [])
             raw = [run["points"][0]["test"] for run in self.paired(task, RAW, (0.0, "")).values()]
             name = f"{task} ({len(found[arm])})"
             lines.append(_line(name, row, differences, f"{mean(raw):.1f}" if raw else "-"))
             if TASKS[task].loss != "squared":
-                every.append((row, {name: mean(values) for name, values in differences.items()}))
+                every.append((row, {name: mean(values) for name, values in differences.items() if values}))
         if len(every) > 1:
             rows, apart = zip(*every, strict=True)
-            row = {look: [mean(each) for each in zip(*(r[look] for r in rows), strict=True)] for look in rows[0]}
-            lines.append(_line(f"mean of {len(rows)} tasks", row, {n: [d[n] for d in apart] for n in ahead}, ""))
+            row = {look: [_mean(each) for each in zip(*(r[look] for r in rows), strict=True)] for look in rows[0]}
+            names = (*ahead, "shortened")
+            gains = {name: [each[name] for each in apart if name in each] for name in names}
+            lines.append(_line(f"mean of {len(rows)} tasks", row, gains, ""))
         return "\n".join(lines)
 
     # -- picture ------------------------------------------------------------------------------------------------------
@@ -252,10 +255,11 @@ class Summary:
         panel.set_xlim(left=0)
 
 
-def _line(name: str, row: dict[str, list[float]], ahead: dict[str, list[float]], raw: str) -> str:
+def _line(name: str, row: dict[str, list[float | None]], ahead: dict[str, list[float]], raw: str) -> str:
     """A row of the table for the docs: SG's score and the arm's, and by how much this is ahead."""
-    *scores, flat = (" / ".join(f"{score:.1f}" for score in both) for both in row.values())
-    differences = ["{:+.1f} ± {:.1f}".format(*interval(values)) for values in ahead.values()]
+    told = ["-" if None in both else " / ".join(f"{score:.1f}" for score in both) for both in row.values()]
+    *scores, flat = told
+    differences = ["{:+.1f} ± {:.1f}".format(*interval(values)) if values else "-" for values in ahead.values()]
     return f"| {' | '.join([name, *scores, *differences, flat, raw])} |"
 
 

@@ -57,6 +57,12 @@ def test_arms_run_once_and_test_rows_choose_nothing(tmp_path, monkeypatch, capsy
     fair.main(options)
     assert path.read_text() == written
 
+    fair.main([*QUICK, "--output", str(path), "--arms", arms.OURS_IN_TIME, "--markdown"])
+    later = json.loads(path.read_text())["runs"]
+    (added,) = later.keys() - runs.keys()
+    assert later[added]["epochs"] == 1  # the solves of two epochs take longer than one of them
+    assert "ended in SG's CPU time" in capsys.readouterr().out
+
 
 def test_a_run_that_is_cut_short_goes_on(tmp_path, threads):
     path = tmp_path / "fair.json"
