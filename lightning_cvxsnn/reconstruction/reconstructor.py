@@ -1,7 +1,7 @@
 """One convex reconstruction of a network: prepare, capture, solve, judge, write. The callback decides when."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_cvxsnn.convex import Point
 from lightning_cvxsnn.network.isolation import undisturbed
@@ -149,6 +150,7 @@ class Reconstructor:
                 self._lay_out(network, transaction, finished.outcome, policy)
             else:
                 transaction.forget_history(transaction.changed())
+            _tell_untrained(network, transaction, context.optimizers)
             if not all(bool(p.isfinite().all()) for p in module.parameters()):
                 raise RuntimeError(
                     "The reconstruction found weights that hold NaN or infinity, so nothing was written. Expected "
@@ -380,3 +382,15 @@ class Reconstructor:
             if outcome.written and not self.settings.dry_run:
                 readout.write(*stored)
         return outcome
+
+
+def _tell_untrained(network: Network, transaction: Transaction, optimizers: Sequence[Optimizer]) -> None:
+    """Warn of hidden parameters that were changed though no optimiser trains them: a reservoir, perhaps."""
+    trained = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    left = {id(p) for p in transaction.changed()} - trained - {id(p) for p in network.readout.parameters}
+    names = [name for name, p in network.module.named_parameters() if id(p) in left]
+    if trained and names:
+        rank_zero_warn(
+            f"ConvexReconstruction changed hidden parameters that no optimizer trains: {', '.join(names)}. If they are "
+            "meant to stay as they are, use witnesses='keep', or freeze them by requires_grad_(False)."
+        )

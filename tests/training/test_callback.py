@@ -254,6 +254,20 @@ def test_optimizer_history_of_the_written_readout_is_dropped():
     assert any(seen)
 
 
+def test_hidden_weights_that_no_optimizer_trains_are_not_changed_in_silence():
+    class Reservoir(Net):
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.readout.parameters(), lr=self.lr)
+
+    with pytest.warns(UserWarning, match=r"no optimizer trains: hidden\.0\.weight.*witnesses='keep'"):
+        fitted(ConvexReconstruction(), Reservoir(), max_epochs=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted(ConvexReconstruction(witnesses="keep"), Reservoir(), max_epochs=1)
+        fitted(ConvexReconstruction(), max_epochs=1)
+    assert not [w for w in caught if "no optimizer" in str(w.message)]
+
+
 def test_manual_optimisation_and_two_optimisers():
     class Manual(Net):
         automatic_optimization = False
@@ -339,72 +353,6 @@ def test_one_line_for_each_solve(caplog):
     assert len(lines) == 3
     assert "warm start: accepted; cross_entropy on held-out training rows" in lines[0]
     assert "gap" in lines[0]
-
-
-@pytest.mark.parametrize(
-    ("loss", "train"),
-    [
-        ("cross_entropy", lambda z, y: F.cross_entropy(z, y)),
-        ("squared", lambda z, y: F.mse_loss(z, F.one_hot(y, 3).float())),
-        ("squared", lambda z, y: 0.5 * (z - F.one_hot(y, 3)).square().sum(1).mean()),
-        ("hinge", lambda z, y: (1 - (2 * F.one_hot(y, 3) - 1) * z).clamp(min=0).sum(1).mean()),
-        ("squared_hinge", lambda z, y: (1 - (2 * F.one_hot(y, 3) - 1) * z).clamp(min=0).square().sum(1).mean()),
-    ],
-)
-def test_the_same_loss_raises_no_warning(loss, train):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fitted(ConvexReconstruction(loss=loss, beta=0.05), trains(train), max_epochs=1)
-    assert not [w for w in caught if "training_step" in str(w.message)]
-
-
-@pytest.mark.parametrize(
-    ("loss", "train"),
-    [
-        ("cross_entropy", lambda z, y: F.cross_entropy(z, y, label_smoothing=0.2)),
-        ("cross_entropy", lambda z, y: F.cross_entropy(z, y, weight=torch.tensor([1.0, 5.0, 0.1]))),
-        ("cross_entropy", lambda z, y: F.mse_loss(z, F.one_hot(y, 3).float())),
-        ("hinge", lambda z, y: F.multi_margin_loss(z, y)),
-    ],
-)
-def test_another_loss_is_warned_about(loss, train):
-    with pytest.warns(UserWarning, match=rf"solves loss='{loss}'.*`training_step` returned"):
-        fitted(ConvexReconstruction(loss=loss, beta=0.05, witnesses="keep"), trains(train), max_epochs=1)
-
-
-@pytest.mark.parametrize(
-    "train",
-    [
-        lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1),
-        lambda z, y: F.cross_entropy(z, y, weight=torch.tensor([1.0, 5.0, 0.1])),
-    ],
-)
-def test_another_loss_is_told_by_its_slope_where_answers_are_near_zero(train):
-    net = trains(train)
-    with torch.no_grad():
-        for parameter in net.readout.parameters():
-            parameter.mul_(1e-3)
-    callback = ConvexReconstruction(beta=0.05, witnesses="keep", apply="shadow")
-    with pytest.warns(UserWarning, match="whose slope in the readout differs by"):
-        fitted(callback, net, max_epochs=1)
-
-
-def test_the_comparison_sees_dropout_and_accumulation_as_training_does():
-    net = trains(F.cross_entropy)
-    net.hidden.insert(1, torch.nn.Dropout(0.5))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fitted(ConvexReconstruction(beta=0.05), net, max_epochs=1, accumulate_grad_batches=3)
-    assert not [w for w in caught if "training_step" in str(w.message)]
-
-
-def trains(function):
-    class Own(Net):
-        def training_step(self, batch, batch_idx):
-            return function(self(batch[0]), batch[1])
-
-    torch.manual_seed(0)
-    return Own()
 
 
 # -- what it refuses ----------------------------------------------------------------------------------------------
