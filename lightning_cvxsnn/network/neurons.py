@@ -1,6 +1,5 @@
 """The constants of a network's neurons, read from their modules."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from spikingjelly.activation_based import neuron as spiking
 from torch import nn
 
-from lightning_cvxsnn.network.lif import LIF
+from lightning_cvxsnn.network.lif import LIF, why_no_step
 from lightning_cvxsnn.patterns.neuron import KLIFNeuron, Neuron
 
 
@@ -75,14 +74,11 @@ def surrogate_width(module: Any) -> float | None:
 
 def _check_spikes(module: Any) -> None:
     """Refuse a surrogate that gives anything but 0 below the threshold and 1 from it on."""
-    probe = torch.tensor([-math.inf, -1.0, -1e-45, -0.0, 0.0, 1e-45, 1.0, math.inf])
-    with torch.no_grad():
-        fired = module.surrogate_function(probe)
-    if not torch.equal(fired, (probe >= 0).to(probe)):
+    if found := why_no_step(module.surrogate_function):
+        kind = type(module.surrogate_function).__name__
         raise ValueError(
-            f"The surrogate {type(module.surrogate_function).__name__} of {type(module).__name__} gives "
-            f"{fired.tolist()} for voltages {probe.tolist()} above the threshold. Expected 0 below and 1 from it on; "
-            "if it is in non-spiking mode, call set_spiking_mode(True)."
+            f"The surrogate {kind} of {type(module).__name__} gives {found} above the threshold. Expected 0 below and "
+            "1 from it on; if it is in non-spiking mode, call set_spiking_mode(True)."
         )
 
 

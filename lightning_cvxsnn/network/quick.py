@@ -1,6 +1,6 @@
 """Neurons that compute their spikes alone, while nobody asks for gradients."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,21 +19,23 @@ _FORWARD = "multi_step_forward"
 def quick_neurons(module: nn.Module) -> Iterator[None]:
     """Let neurons of known dynamics skip their surrogates inside this context; their spikes are the same, bit for bit.
 
-    That concerns calls over several steps on the CPU, in float32 and without gradients. All others, and neurons whose
-    forward somebody has replaced, are computed as ever. Only a `LIF` may change its constants inside.
+    That concerns calls over several steps on the CPU, in float32 and without gradients. All others, neurons whose
+    forward somebody has replaced, and copies that are made inside, are computed as ever; a `LIF` is quick anyway. The
+    constants of neurons must not change inside.
 
     Args:
         module: The root of the network.
     """
-    neurons: list[Any] = []
+    neurons: list[nn.Module] = []
     for neuron in module.modules():
-        if isinstance(neuron, base.MemoryModule) and vars(neuron).keys().isdisjoint({"forward", _FORWARD}):
+        known = isinstance(neuron, base.MemoryModule) and not isinstance(neuron, LIF)
+        if known and vars(neuron).keys().isdisjoint({"forward", _FORWARD}):
             try:
                 constants = neuron_of(neuron)
             except ValueError:  # its dynamics are not known
                 continue
             neurons.append(neuron)
-            setattr(neuron, _FORWARD, _quick(neuron, constants))
+            setattr(neuron, _FORWARD, _Quick(neuron, constants))
     try:
         yield
     finally:
@@ -41,19 +43,21 @@ def quick_neurons(module: nn.Module) -> Iterator[None]:
             vars(neuron).pop(_FORWARD, None)
 
 
-def _quick(module: Any, constants: Neuron) -> Callable[..., Any]:
-    own, ours = module.multi_step_forward, isinstance(module, LIF)
+class _Quick:
+    """The forward over several steps of one neuron."""
 
-    def forward(x: Tensor, *args: Any) -> Any:
-        now = module.constants if ours else constants
-        v = now.initial_voltage if module.v is None else module.v
+    def __init__(self, module: Any, constants: Neuron) -> None:
+        self._module, self._constants, self._own = module, constants, module.multi_step_forward
+
+    def __call__(self, x: Tensor, *args: Any) -> Any:
+        module, v = self._module, self._module.v
         v = torch.full_like(x[0], v) if isinstance(v, float) else v
         plain = x.dtype == v.dtype == torch.float32 and x.device.type == "cpu" and v.shape == x.shape[1:]
-        if args or not plain or torch.is_grad_enabled() or getattr(module, "store_v_seq", False):
-            return own(x, *args)
-        spikes, charged, module.v = now.run(x, v)
-        if ours:
-            module.charged = charged
+        if args or not plain or torch.is_grad_enabled() or module.store_v_seq:
+            return self._own(x, *args)
+        spikes, _, module.v = self._constants.run(x, v)
         return spikes
 
-    return forward
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo[id(self._module)]  # the module that is being copied comes first
+        return getattr(type(copied), _FORWARD).__get__(copied)

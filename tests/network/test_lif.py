@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from neurons import cases, modules, spikes_of, ties
-from spikingjelly.activation_based import neuron
+from spikingjelly.activation_based import neuron, surrogate
 
 from lightning_cvxsnn.network import LIF
 from lightning_cvxsnn.network.neurons import neuron_of
@@ -27,6 +27,25 @@ def test_spikes_are_those_of_spikingjelly_bit_for_bit(case, step_mode):
     lif = lif_like(node)
     assert torch.equal(spikes_of(lif, currents, step_mode), spikes_of(node, currents))
     assert torch.equal(lif.v.nan_to_num(7.0), node.v.nan_to_num(7.0))
+
+
+@settings(max_examples=100, deadline=None)
+@given(case=cases([neuron.LIFNode]), later=st.booleans())
+def test_without_gradients_spikes_and_both_voltages_are_the_same(case, later):
+    node, currents = case
+    lif, twin = lif_like(node), lif_like(node)
+    for _ in range(1 + later):
+        found = twin(currents)
+        with torch.no_grad():
+            assert torch.equal(lif(currents), found)
+    for name in ("v", "charged"):
+        assert torch.equal(getattr(lif, name).nan_to_num(7.0), getattr(twin, name).nan_to_num(7.0))
+
+
+def test_a_surrogate_that_is_no_step_is_asked_without_gradients_too():
+    lif = LIF(surrogate_function=surrogate.ATan(spiking=False))
+    with torch.no_grad():
+        assert 0 < float(lif(torch.ones(1, 1))) < 1
 
 
 def test_ties_fire_as_in_spikingjelly():
