@@ -59,18 +59,25 @@ def digits() -> Figure:
     return axes.figure
 
 
-def fair() -> Figure:
-    """Test accuracy over epochs on the tasks of the fair comparison, each side at its own best."""
+def compared() -> tuple[Any, list[str]]:
+    """The fair comparison, and the tasks that were run."""
     sys.path.append(str(ROOT / "benchmarks"))
+    from fair_arms import OURS
     from fair_summary import Summary
     from fair_tasks import TASKS
 
-    arm = "ConvexReconstruction()"
     summary = Summary(results("fair")["runs"])
-    tasks = [task for task in TASKS if summary.figures(task, arm).get(arm)]
+    return summary, [task for task in TASKS if summary.figures(task, OURS).get(OURS)]
+
+
+def fair() -> Figure:
+    """Test accuracy over epochs on the tasks of the fair comparison, each side at its own best."""
+    summary, tasks = compared()
+    from fair_arms import OURS
+
     for axes, task in zip(panels(12, 2.6, tasks, columns=4), tasks, strict=True):
         sg = summary.reference(task)
-        for name, label, colour in ((sg, "SG at its best", "calibrated"), (arm, arm, "callback")):
+        for name, label, colour in ((sg, "SG at its best", "calibrated"), (OURS, OURS, "callback")):
             runs = list(summary.paired(task, name, summary.chosen(task, name)).values())
             epochs = [point["epoch"] for point in runs[0]["points"]]
             values = [mean(run["points"][k]["test"] for run in runs) for k in range(len(epochs))]
@@ -78,6 +85,39 @@ def fair() -> Figure:
         axes.set(xlabel="epochs", ylim=(0, 100))
     axes.figure.axes[0].set_ylabel("test score, %")
     return axes.figure
+
+
+def gains() -> Figure:
+    """A line for each task: both sides before training and at the end, and the difference with its interval."""
+    summary, tasks = compared()
+    from fair_arms import OURS, OURS_IN_TIME
+    from fair_summary import interval
+
+    figure = Figure(figsize=(10, 1.3 + 0.27 * len(tasks)), layout="constrained")
+    scores, ahead = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for place, task in enumerate(tasks):
+        found = summary.figures(task, OURS)
+        for arm, label, colour, shift in (("SG", "SG", "calibrated", 0.13), (OURS, OURS, "callback", -0.13)):
+            start, end = (mean(run[look] for run in found[arm]) for look in ("start", "end"))
+            first = {"label": label} if place == 0 else {}
+            scores.plot([start, end], [place + shift] * 2, color=COLOURS[colour], lw=1)
+            scores.plot(start, place + shift, "o", color=COLOURS[colour], mfc="white", ms=4)
+            scores.plot(end, place + shift, "o", color=COLOURS[colour], ms=5, **first)
+        arms = ((OURS, "as many epochs", "callback", 0.13), (OURS_IN_TIME, "as much CPU time", "ahead", -0.13))
+        for arm, label, colour, shift in arms:
+            if differences := summary.differences(task, arm).get("end"):
+                centre, half = interval(differences)
+                first = {"label": label} if place == 0 else {}
+                ahead.errorbar(centre, place + shift, xerr=half, fmt="o", color=COLOURS[colour], ms=4, lw=1, **first)
+    scores.set(xlabel="test score, %: before training (hollow), at the end", xlim=(-3, 100))
+    scores.set_yticks(range(len(tasks)), tasks)
+    scores.invert_yaxis()
+    ahead.axvline(0, color="0.5", lw=1)
+    ahead.set(xlabel="points ahead at the end, with 95 % intervals", xlim=(-15, 25))
+    for axes in (scores, ahead):
+        axes.grid(alpha=0.25)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    return figure
 
 
 def witnesses() -> Figure:
@@ -191,7 +231,7 @@ def one_fit() -> Figure:
 def main() -> None:
     """Draw them all, or with ``--results`` those of the results."""
     PICTURES.mkdir(exist_ok=True)
-    for draw in (digits, fair, witnesses, ablations, configurations, one_fit):
+    for draw in (digits, fair, gains, witnesses, ablations, configurations, one_fit):
         draw().savefig(PICTURES / f"{draw.__name__}.png", dpi=90)
     if "--results" not in sys.argv:
         for name in EXAMPLES:

@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, auto_cli
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lightning_cvxsnn  # LightningCLI finds classes that are imported by their bare names
-from lightning_cvxsnn.training.cli import CvxsnnCLI, SaveConfig, one_line
+from lightning_cvxsnn.training.cli import CvxsnnCLI, SaveConfig, meant, one_line
 
 _USAGE = """\
 usage: cvxsnn [--version] {ablate,compare,demo,doctor,fit,predict,report,test,validate} ...
@@ -38,6 +38,7 @@ command with one line and status 2; set CVXSNN_TRACEBACK=1 to see where it was f
 """
 
 
+_COMMANDS = ("ablate", "compare", "demo", "doctor", "fit", "predict", "report", "test", "validate")
 _OURS = (ArgumentError, MisconfigurationException)
 
 
@@ -87,6 +88,11 @@ def _run(arguments: list[str]) -> None:
         print(_USAGE, end="")
     elif arguments[0] == "--version":
         print(f"cvxsnn {lightning_cvxsnn.__version__}")
+    elif not arguments[0].startswith("-") and arguments[0] not in _COMMANDS:
+        close = meant(arguments[0], _COMMANDS)
+        raise MisconfigurationException(
+            f"Found no command {arguments[0]!r}. Expected one of {', '.join(_COMMANDS)}.{close}"
+        )
     elif arguments[0] == "demo":
         from lightning_cvxsnn.demo import show_demo
 
