@@ -36,6 +36,15 @@ def neuron_of(module: nn.Module) -> Neuron:
             "use the module itself for any other."
         )
     _check_spikes(module)
+    return constants_of(module)
+
+
+def constants_of(module: nn.Module) -> Neuron:
+    """The constants as they are now of a neuron of which `neuron_of` knows the dynamics.
+
+    Raises:
+        ValueError: If a constant is out of range, or the precision is another one.
+    """
     return _READERS[type(module)](module)
 
 

@@ -67,6 +67,22 @@ def test_copies_made_inside_are_their_own():
     assert not copied(x).any()
 
 
+def test_constants_and_surrogates_that_a_forward_changes_are_followed():
+    module, x = counting(v_threshold=1.0), torch.full((1, 2), 0.6)
+    with torch.no_grad(), quick_neurons(module):
+        assert not module(x).any()
+        module.reset()
+        module.v_threshold = 0.5
+        assert module(x).all()
+        module.reset()
+        module.v_threshold = float("inf")  # which is none that we know
+        assert not module(x).any()
+        module.reset()
+        module.v_threshold = 0.5
+        module.surrogate_function = torch.sigmoid
+        assert torch.equal(module(x), torch.full((1, 2), 0.1).sigmoid())
+
+
 def test_surrogates_are_not_asked():
     module, x = counting(), torch.ones(3, 2)
     module(x)
