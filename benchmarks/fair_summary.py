@@ -134,6 +134,12 @@ class Summary:
         names = [name for name in (*MATCHED, *TIMED, *WORKED) if pairs and name in pairs[0][0]]
         return {name: [own[name] - sg[name] for own, sg in pairs] for name in names}  # type: ignore[operator]
 
+    def between(self, task: str, arm: str, other: str) -> list[float]:
+        """Paired differences of two arms at the end, each at its own choice, by seed."""
+        own, theirs = (self.paired(task, name, self.chosen(task, name)) for name in (arm, other))
+        ends = [{seed: run["points"][-1]["test"] for seed, run in runs.items()} for runs in (own, theirs)]
+        return [ends[0][seed] - ends[1][seed] for seed in sorted(own.keys() & theirs.keys())]
+
     # -- tables -------------------------------------------------------------------------------------------------------
 
     def print(self, tasks: Sequence[str]) -> None:

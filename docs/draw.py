@@ -113,7 +113,7 @@ def gains() -> Figure:
     scores.set_yticks(range(len(tasks)), tasks)
     scores.invert_yaxis()
     ahead.axvline(0, color="0.5", lw=1)
-    ahead.set(xlabel="points ahead at the end, with 95 % intervals", xlim=(-15, 25))
+    ahead.set(xlabel="points ahead at the end, with 95 % intervals", xlim=(-30, 30))
     for axes in (scores, ahead):
         axes.grid(alpha=0.25)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
