@@ -201,18 +201,19 @@ class Programme:
         rhos: Sequence[float] | None = None,
         num_values: int = 20,
         ratio: float = 1e-3,
-        least_gain: float = 0.0,
+        walk: Walk | None = None,
         limits: Limits | None = None,
         algorithm: Algorithm | None = None,
     ) -> Path:
         """Solve for decreasing values of rho and score on held-out rows; see :func:`~lightning_cvxsnn.convex.path`.
 
-        ``limits.max_seconds`` is for the whole path, its other limits are for each solve.
+        ``walk`` says when it ends early. ``limits.max_seconds`` is for the whole path, its other limits are for each
+        solve.
         """
         started = time.perf_counter()
         limits = limits or Limits(gap_tolerance=1e-4)
         deadline = started + (math.inf if limits.max_seconds is None else limits.max_seconds)
-        walk = Walk(least_gain)
+        walk = walk or Walk()
         sequence = check_rhos(rhos, num_values, ratio)
         held_out = check_held_out(held_out, self.data)
         fitted, scored = self.subset(~held_out), self.subset(held_out)

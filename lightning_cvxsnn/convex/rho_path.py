@@ -28,7 +28,8 @@ class Path:
         held_out_losses: ``mean_loss`` on the held-out rows, one for each rho.
         solutions: Solutions on the fitted rows (``dual_point`` has one row for each fitted row).
         best: Index of the smallest held-out loss (the first of equals: the largest rho).
-        settled: Whether the path ended by ``least_gain``: not much is to be gained beyond.
+        settled: Whether the path ended by ``least_gain`` or ``max_work``: not much, or not cheaply, is to be gained
+            beyond.
     """
 
     rhos: list[float]
@@ -54,18 +55,26 @@ class Path:
         """The solution at :attr:`rho`."""
         return self.solutions[self.best]
 
+    @property
+    def work(self) -> int:
+        """Multiply-adds of all solves."""
+        return sum(solution.work for solution in self.solutions)
+
 
 class Walk:
     """A path that is being followed.
 
     Args:
         least_gain: Share of what has been gained that a value must add for the path to go on.
+        max_work: Multiply-adds of all solves, after which it ends.
     """
 
-    def __init__(self, least_gain: float) -> None:
+    def __init__(self, least_gain: float = 0.0, max_work: float = math.inf) -> None:
         if not 0 <= real_number(least_gain, "least_gain") < 1:
             raise ValueError(f"least_gain is {least_gain}; expected a share in [0, 1), such as 0.1.")
-        self.least_gain = least_gain
+        if not (isinstance(max_work, (int, float)) and max_work >= 0):
+            raise ValueError(f"max_work is {max_work}; expected a number of multiply-adds >= 0.")
+        self.least_gain, self.max_work = least_gain, max_work
         self.rhos: list[float] = []
         self.losses: list[float] = []
         self.solutions: list[Solution] = []
@@ -81,12 +90,13 @@ class Walk:
         self.rhos.append(rho)
         losses.append(held_out_loss)
         self.solutions.append(solution)
+        self.settled |= self.path().work > self.max_work
         if held_out_loss < losses[self.best]:
             self.best, self.rises = len(losses) - 1, 0
 
     @property
     def ended(self) -> bool:
-        """Whether the last value gained too little, or the loss has risen often or far enough since the best."""
+        """Whether too little was gained or too much done, or the loss has risen often or far enough since the best."""
         risen = self.losses[-1] - self.losses[self.best] > _RISE * self.losses[0]
         return self.rises >= _RISES or risen or self.settled
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,7 +16,7 @@ from lightning_cvxsnn.convex.inputs import Dictionary, check_ratio, check_weight
 from lightning_cvxsnn.convex.losses import Loss, loss_named
 from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.programme import Programme
-from lightning_cvxsnn.convex.rho_path import Path
+from lightning_cvxsnn.convex.rho_path import Path, Walk
 from lightning_cvxsnn.convex.solution import Limits, Point, Solution
 
 __all__ = ["Solver", "certificate", "mean_loss", "path", "rho_max", "solve"]
@@ -135,6 +136,7 @@ def path(
     num_values: int = 20,
     ratio: float = 1e-3,
     least_gain: float = 0.0,
+    max_work: float = math.inf,
     gap_tolerance: float = 1e-4,
     max_iterations: int | None = None,
     max_seconds: float | None = None,
@@ -162,6 +164,8 @@ def path(
         ratio: Last over first of its values, between 0 and 1.
         least_gain: The sequence also ends with a value that adds less than this share to what has been gained in
             held-out loss over the first, once that is a tenth of the first loss. 0: it does not.
+        max_work: The sequence also ends with the value at which all solves together (`Solution.work`) have taken more
+            multiply-adds than this.
         gap_tolerance: Relative gap of each solve.
         max_iterations: Limit for each solve.
         max_seconds: Limit of wall-clock time for the whole path, as for ``solve``. The value at hand ends early, with
@@ -172,7 +176,8 @@ def path(
         The path, at least one value long. If ``W = 0`` is optimal for every rho, it is the single value 1.
 
     Raises:
-        ValueError: As ``solve``; or a bad ``held_out``, ``rhos``, ``num_values``, ``ratio`` or ``least_gain``.
+        ValueError: As ``solve``; or a bad ``held_out``, ``rhos``, ``num_values``, ``ratio``, ``least_gain`` or
+            ``max_work``.
 
     Example:
         >>> D = torch.eye(6, dtype=torch.uint8).repeat(2, 1)
@@ -190,7 +195,7 @@ def path(
         rhos=rhos,
         num_values=num_values,
         ratio=ratio,
-        least_gain=least_gain,
+        walk=Walk(least_gain, max_work),
         limits=Limits(gap_tolerance, max_iterations, max_seconds),
         algorithm=_algorithm(solver),
     )

@@ -1,5 +1,6 @@
 """The convex programme of one network on its training rows: captured in one pass, split for the guard."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +29,8 @@ _PATH_ROWS = 1024  # of the others are fitted to choose a penalty, and at most a
 _ROUGH = 0.1  # to this relative gap: the loss that is compared hardly depends on either,
 _PATH_VALUES, _PATH_RATIO = 13, 1e-6  # at penalties half a decade apart;
 _STEP = 10**0.5  # so far from the last penalty another one is looked for.
-_LITTLE = 0.1  # of what L1 has gained: its walk beside ridge ends where the next penalty adds less
+_LITTLE = 0.1  # of what L1 has gained: its walk beside ridge ends where the next penalty adds less,
+_AFFORDED = 3  # or where it has taken so many times the work of ridge's
 _SAMPLED = 256  # rows on which units are looked at one by one
 _GIVEN_AWAY = 0.02  # of what the best L1 penalty gains may be lost to a larger one, which leaves fewer units
 
@@ -153,11 +155,12 @@ class CapturedProgramme:
     def choose(self, ratios: Sequence[float], betas: Sequence[float] | None = None) -> "Choice":
         """The penalty that answers best on the rows that judge, fitted to some of the others.
 
-        L1 is taken where it costs nothing: where its held-out loss is no higher than that of ridge. Of L1 penalties the
-        largest that is nearly as good as the best is taken; it leaves fewer units.
+        L1 is taken where it costs nothing: where its held-out loss is no higher than that of ridge, and found without
+        much more work. Of L1 penalties the largest that is nearly as good as the best is taken; it leaves fewer
+        units.
 
         Args:
-            ratios: The ``l1_ratio`` to try, the preferred ones first.
+            ratios: The ``l1_ratio`` to try: one, or several, ridge (0) among them, the preferred ones first.
             betas: The penalties to try, decreasing; None: six decades.
         """
         rows = torch.zeros_like(self.held_out)
@@ -170,7 +173,11 @@ class CapturedProgramme:
             rhos = [largest * _PATH_RATIO ** (k / (_PATH_VALUES - 1)) for k in range(_PATH_VALUES)]
         else:
             rhos = [beta / columns**0.5 for beta in betas]
-        walks = [few._path(ratio, rhos, _LITTLE if ratio and len(ratios) > 1 else 0.0) for ratio in ratios]
+        if len(ratios) > 1:
+            ridge = few._path(0.0, rhos)
+            walks = [few._path(r, rhos, _LITTLE, _AFFORDED * ridge.work) if r else ridge for r in ratios]
+        else:
+            walks = [few._path(ratios[0], rhos)]
         walk, ratio = min(zip(walks, ratios, strict=True), key=lambda pair: pair[0].held_out_losses[pair[0].best])
         return Choice(Penalty(walk.rho * columns**0.5, ratio), walk.solution.point, walk.edge)
 
@@ -179,7 +186,7 @@ class CapturedProgramme:
         chosen = self.choose([penalty.l1_ratio], [penalty.beta * _STEP, penalty.beta, penalty.beta / _STEP])
         return replace(chosen, edge=None)
 
-    def _path(self, ratio: float, rhos: Sequence[float], least_gain: float) -> Path:
+    def _path(self, ratio: float, rhos: Sequence[float], least_gain: float = 0.0, max_work: float = math.inf) -> Path:
         walk = path(
             self.dictionary,
             self.targets,
@@ -190,6 +197,7 @@ class CapturedProgramme:
             sample_weight=self.weights,
             rhos=rhos,
             least_gain=least_gain,
+            max_work=max_work,
             gap_tolerance=_ROUGH,
         )
         if ratio == 0 or walk.edge == "smallest":

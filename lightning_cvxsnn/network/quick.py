@@ -49,7 +49,7 @@ class _Quick:
 
     def __call__(self, x: Tensor, *args: Any) -> Any:
         module, v = self._module, self._module.v
-        v = torch.full_like(x[0], v) if isinstance(v, float) else v
+        v = v if isinstance(v, Tensor) else torch.full_like(x[0], v)
         plain = x.dtype == v.dtype == torch.float32 and x.device.type == "cpu" and v.shape == x.shape[1:]
         same = module.surrogate_function is self._surrogate and not module.store_v_seq
         if args or not plain or not same or torch.is_grad_enabled():

@@ -100,6 +100,19 @@ def test_it_ends_where_little_more_is_gained(loss: str, least_gain: float) -> No
     assert (short.settled, short.edge) == (True, None)
 
 
+def test_it_ends_where_it_has_taken_more_work_than_it_may() -> None:
+    problem = make(41, "cross_entropy", rows=100, columns=12)
+    options = {**problem, "fit_intercept": True, "held_out": torch.arange(100) % 4 == 0}
+    whole = path(**options)
+    spent = [solution.work for solution in whole.solutions]
+    assert whole.work == sum(spent)
+    assert len(spent) > 3
+    short = path(**options, max_work=sum(spent[:3]) - 1)
+    assert short.rhos == whole.rhos[:3]
+    assert short.settled is True
+    assert path(**options, max_work=whole.work).rhos == whole.rhos
+
+
 def test_a_slow_beginning_is_not_its_end() -> None:
     """Until a tenth of the loss is gained, gains may yet grow."""
     problem = make(41, "cross_entropy", rows=200, columns=12)
@@ -151,6 +164,7 @@ def test_bad_input() -> None:
         ({"ratio": 1.5}, "ratio is 1.5"),
         ({"least_gain": -0.1}, "least_gain is -0.1"),
         ({"least_gain": 1.0}, "least_gain is 1.0"),
+        ({"max_work": -1}, "max_work is -1"),
         ({"solver": "x"}, "solver is 'x'"),
         ({"rhos": []}, "expected at least one value"),
         ({"rhos": [0.1, 0.2]}, "each smaller than the one before"),
