@@ -7,10 +7,10 @@ on validation rows. Where these are fewer than 100, three seeds choose, each wit
 
 Scores are percentages of right answers, for a regression 100 (1 - NRMSE), of the weights that a user is shown after an
 epoch. Time is CPU time since before calibration or the fit, without evaluations and Lightning's validations, of one
-process with one thread. One arm is the callback for fewer epochs, so that all of it takes no longer than SG. Work is
-counted in multiply-adds, of SG's steps and of the callback's solves; scikit-learn's is not. Runs are kept in
-results/fair.json and not repeated, also where code has changed: delete the file to begin anew. `--minutes` ends early,
-and a later call goes on.
+process with one thread. One arm is the callback for fewer epochs, one at least, so that all of it takes about as long
+as SG. Work is counted in multiply-adds, of SG's steps and of the callback's solves; scikit-learn's is not. Runs are
+kept in results/fair.json and not repeated, also where code has changed: delete the file to begin anew. `--minutes`
+ends early, and a later call goes on.
 """
 
 import argparse

@@ -132,7 +132,7 @@ class Summary:
         found = self.figures(task, arm, setting)
         pairs = list(zip(found.get(arm, []), found.get("SG", []), strict=True))
         names = [name for name in (*MATCHED, *TIMED, *WORKED) if pairs and name in pairs[0][0]]
-        return {name: [own[name] - sg[name] for own, sg in pairs] for name in names}  # type: ignore[operator]
+        return {name: [own[name] - sg[name] for own, sg in pairs] for name in names}  # type: ignore[operator]  # both have them
 
     def between(self, task: str, arm: str, other: str) -> list[float]:
         """Paired differences of two arms at the end, each at its own choice, by seed."""

@@ -20,8 +20,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import lightning_cvxsnn  # LightningCLI finds classes that are imported by their bare names
 from lightning_cvxsnn.training.cli import CvxsnnCLI, SaveConfig, meant, one_line
 
-_USAGE = """\
-usage: cvxsnn [--version] {ablate,compare,demo,doctor,fit,predict,report,test,validate} ...
+_COMMANDS = ("ablate", "compare", "demo", "doctor", "fit", "predict", "report", "test", "validate")
+_USAGE = f"""\
+usage: cvxsnn [--version] {{{",".join(_COMMANDS)}}} ...
 
   ablate     train the methods, tasks, settings and seeds of a sweep file, each in a process; --config SWEEP
   compare    set the logs of two runs side by side: compare FOLDER FOLDER [--output FILE.png]
@@ -38,7 +39,6 @@ command with one line and status 2; set CVXSNN_TRACEBACK=1 to see where it was f
 """
 
 
-_COMMANDS = ("ablate", "compare", "demo", "doctor", "fit", "predict", "report", "test", "validate")
 _OURS = (ArgumentError, MisconfigurationException)
 
 

@@ -245,6 +245,31 @@ def test_the_comparison_with_averaged_weights_is_the_committed_result(monkeypatc
     assert f"weights averaged* as a mean of {len(found)} tasks: {ahead}" in text
 
 
+def test_what_the_pages_count_in_the_fair_comparison(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    summaries, arms, tasks = map(importlib.import_module, ("fair_summary", "fair_arms", "fair_tasks"))
+    summary = summaries.Summary(json.loads((ROOT / "benchmarks/results/fair.json").read_text())["runs"])
+    words = ["none", "one", "two", "three", "four", "five", "six", "seven"]
+
+    def count(differences):
+        """Tasks, those whose interval is wholly above 0, and those wholly below."""
+        found = [summaries.interval(each) for name in tasks.TASKS if (each := differences(name))]
+        return len(found), words[sum(m > half for m, half in found)], words[sum(-m > half for m, half in found)]
+
+    when, results = (" ".join((ROOT / f"docs/pages/{page}.md").read_text().split()) for page in ("when", "results"))
+    number, ahead, behind = count(lambda name: summary.differences(name, arms.OURS).get("end"))
+    assert f"ahead on {ahead} of these {number} tasks" in when
+    assert f"and behind on {behind}." in when
+    assert f"{number} of {len(tasks.TASKS)} tasks were run" in results
+    number, ahead, behind = count(lambda name: summary.differences(name, arms.OURS_IN_TIME).get("end"))
+    assert ahead == "one"
+    assert f"behind for certain on {behind} of {number} tasks" in when
+    assert f"wholly behind on {behind} tasks" in results
+    _, ahead, behind = count(lambda name: summary.between(name, arms.OURS, "SG, weights averaged"))
+    assert behind == "none"
+    assert f"nine layers and on {words[words.index(ahead) - 1]} other tasks" in results
+
+
 def means(table):
     """The last row; before training, after the first epoch, at the end, how far ahead, and both at one rate."""
     lines = [line.strip("|").split("|") for line in table.splitlines()]

@@ -83,11 +83,11 @@ class LIF(base.MemoryModule):
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Spikes ``[T, *]`` of currents ``[T, *]``."""
         neuron = self.constants
-        v = torch.full_like(x_seq[0], neuron.initial_voltage) if self.v is None else self.v
-        plain = x_seq.dtype == v.dtype == torch.float32 and x_seq.device.type == "cpu" and v.shape == x_seq.shape[1:]
-        if plain and not torch.is_grad_enabled() and not why_no_step(self.surrogate_function):
-            spikes, self.charged, self.v = neuron.run(x_seq, v)
-            return spikes
+        if x_seq.dtype == torch.float32 and x_seq.device.type == "cpu" and not torch.is_grad_enabled():
+            v = torch.full_like(x_seq[0], neuron.initial_voltage) if self.v is None else self.v
+            if v.dtype == x_seq.dtype and v.shape == x_seq.shape[1:] and not why_no_step(self.surrogate_function):
+                spikes, self.charged, self.v = neuron.run(x_seq, v)
+                return spikes
         return torch.stack([self._step(x, neuron) for x in x_seq])
 
     def _step(self, x: Tensor, neuron: Neuron) -> Tensor:
