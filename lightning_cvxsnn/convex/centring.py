@@ -64,15 +64,18 @@ def _middle(low: Tensor, high: Tensor) -> Tensor | None:
 def _far_columns(matrix: Matrix) -> Tensor | None:
     if not matrix.dtype.is_floating_point:
         return None
+    count = largest_count(matrix)
+    if count is not None and count <= _LARGE_COUNT:
+        return None  # sums of such counts are exact enough
     low = torch.full((matrix.shape[1],), torch.inf, dtype=torch.float64, device=matrix.device)
     high = -low
     for _, block in matrix.blocks():
         below, above = block.aminmax(dim=0)
         low, high = torch.minimum(low, below), torch.maximum(high, above)
     middle = _middle(low * matrix.source.scale, high * matrix.source.scale)
-    if middle is None or largest_count(matrix) is None:
+    if middle is None or count is None:
         return middle
-    middle = torch.where(middle.abs() > _LARGE_COUNT, middle.round(), 0.0)  # sums of smaller ones are exact enough
+    middle = torch.where(middle.abs() > _LARGE_COUNT, middle.round(), 0.0)
     return middle if bool(middle.any()) else None
 
 

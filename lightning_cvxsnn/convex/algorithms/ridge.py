@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule, smooth
 from lightning_cvxsnn.convex.algorithms.block_jacobi import BlockJacobi, blocks_of, work_of_blocks
+from lightning_cvxsnn.convex.algorithms.line import flat_length
 from lightning_cvxsnn.convex.algorithms.products import Products
 from lightning_cvxsnn.convex.algorithms.spectrum import Spectrum, gram, spectrum_of
 from lightning_cvxsnn.convex.losses import SmoothLoss
@@ -28,9 +29,8 @@ from lightning_cvxsnn.runtime.progress import report_gap
 
 __all__ = ["RidgeNewton"]
 
-_FORCING = 0.03  # share of the gap that a Newton step may leave of its model
+_FORCING = 0.1  # share of the gap that a Newton step may leave of its model
 _FINAL = 0.2  # share of the tolerance that it need not go below
-_LEVELS = 2  # Newton steps of the intercepts alone
 _STEPS = 500  # of conjugate gradients,
 _PATIENCE = 0.5  # of what blocks take, that is spent on steps before these are formed
 _BLOCKS = 2**24  # entries of blocks at most: of a hundred outputs they cost more than they save
@@ -127,15 +127,13 @@ class _Descent:
         return iteration
 
     def _level(self) -> None:
-        """Newton's method for the intercepts alone: the gap is that of the coefficients where these have no slope."""
-        for _ in range(_LEVELS):
-            slope = self.weight @ self.loss.gradient(self.outputs, self.encoded)
-            bend = self.loss.mean_bend(self.loss.local(self.outputs, self.encoded), self.weight)
-            shift = -torch.linalg.pinv(bend, hermitian=True, rtol=1e-13) @ slope
-            x, outputs = self.x.clone(), self.outputs + shift
-            x[:, self.columns] += shift
-            if not self._value(x, outputs) <= self._value(self.x, self.outputs):
-                break
+        """A Newton step of the intercepts alone: the gap is that of the coefficients where these have no slope."""
+        slope = self.weight @ self.loss.gradient(self.outputs, self.encoded)
+        bend = self.loss.mean_bend(self.loss.local(self.outputs, self.encoded), self.weight)
+        shift = -torch.linalg.pinv(bend, hermitian=True, rtol=1e-13) @ slope
+        x, outputs = self.x.clone(), self.outputs + shift
+        x[:, self.columns] += shift
+        if self._value(x, outputs) <= self._value(self.x, self.outputs):
             self.x, self.outputs = x, outputs
 
     def _newton(self, gradient: Tensor, enough: float) -> Tensor:
@@ -200,9 +198,17 @@ class _Descent:
         return torch.cat(steps).reshape(gradient.shape)
 
     def _move(self, step: Tensor, value: float, slope: float) -> bool:
-        """Backtrack until the objective falls by a share of what the slope promises; whether it ever does."""
+        """Go along the step to where the objective is flat enough; whether it falls."""
         change = self.exact.outputs(step)
-        length = 1.0
+        penalised = step[:, : self.columns]
+        lean = self.ridge * float((self.x[:, : self.columns] * penalised).sum())
+        bend = self.ridge * float(penalised.square().sum())
+
+        def steepness(length: float) -> float:
+            rows = self.loss.gradient(self.outputs + length * change, self.encoded)
+            return float(self.weight @ (rows * change).sum(1)) + lean + length * bend
+
+        length = flat_length(steepness, slope)
         while length > 1e-8:
             x, outputs = self.x + length * step, self.outputs + length * change
             if self._value(x, outputs) <= value + 1e-4 * length * slope + 1e-15 * abs(value):
