@@ -40,6 +40,7 @@ _NARROWEST = 1e-6
 _ROUGH_LIMIT = 16  # Newton iterations of an output for a rough start
 _PROXIMAL = 1e-10  # relative; pins directions without curvature
 _FIRST_COLUMNS = 100  # that enter a working set together, or as many as there are already
+_DENSE = 0.3  # share of the columns in use beyond which a rough start costs more than it saves
 _SETTLED = 0.1  # share of the gap that a round's minimum may be missed by
 _ROUNDING = 1e-15  # relative to the objective
 _PATIENCE = 4  # rounds without progress
@@ -72,10 +73,12 @@ class RidgeMultipliers:
 def rough_start(
     programme: ReducedProgramme, penalty: ElasticNet, start: Point, stop: StoppingRule
 ) -> tuple[Point, int]:
-    """A point and multipliers near the optimum, whatever the penalty, and the Newton iterations that it took."""
+    """A point and multipliers near the optimum, and the Newton iterations that it took; the start where it is dense."""
     rounds = _Rounds(programme, penalty, start, stop)
     most = _ROUGH_LIMIT * len(rounds.sign)
     used = rounds.run(most if stop.max_iterations is None else min(most, stop.max_iterations))
+    if rounds.dense:
+        return start, used
     return Point(rounds.best.T, rounds.best_intercept, (rounds.sign * rounds.proof).T), used
 
 
@@ -126,12 +129,19 @@ class _Rounds:
                 self._end_round(alive[settled], share[settled], gap[settled])
                 alive = self._open()
                 continue
+            if self.dense:
+                break
             if used + len(alive) > limit or self.stop.late:
                 self._prove(alive, self.weight * share)
                 break
             self._move(alive, raw, slope, tilt)
             used += len(alive)
         return used
+
+    @property
+    def dense(self) -> bool:
+        """Whether so many columns are in use that working sets save nothing."""
+        return self.penalty.l1 > 0 and int((self.coef != 0).sum()) > _DENSE * self.coef.numel()
 
     def _descent(self, coef: Tensor, slope: Tensor) -> Tensor:
         """Steepest descent of coefficients where the slope of all but the absolute values is known."""
