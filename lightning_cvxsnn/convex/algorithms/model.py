@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_cvxsnn.convex.algorithms.interior import factor
+from lightning_cvxsnn.convex.algorithms.kept import KeptHessian
 from lightning_cvxsnn.convex.algorithms.products import Products
 from lightning_cvxsnn.convex.algorithms.quadratic import minimise_quadratic
-from lightning_cvxsnn.convex.algorithms.spectrum import gram
 from lightning_cvxsnn.convex.losses import SmoothLoss
 from lightning_cvxsnn.convex.penalties import ElasticNet, soft_threshold
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
@@ -23,8 +23,6 @@ _STEPS = 30  # of conjugate gradients on one face
 _DROPS = 3  # times that entries which would enter with the wrong sign are left out of a face
 _LENGTHS = 0.5, 0.25, 0.125, 0.0625  # of a step to another face that does not descend
 _DENSE = 2000  # entries up to which a Hessian is cheaper than conjugate gradients
-_KNOWN = 0.95  # share of the entries of an output that a kept Hessian must have, to precondition
-_NEARLY_ALL = 0.99  # of the curvature of an output, which few rows may hold
 _PROXIMAL = 1e-6  # relative, on the diagonal of the models of faces: directions may be flat
 _RIDGE = 1e-6  # relative, of the preconditioner: a float32 Gram is not more exact
 
@@ -42,7 +40,7 @@ class Columns:
         self.index = self.place[:0]
         self.block = self.rough.of_columns(self.index)
         self.lengths = self.root.new_zeros(0)
-        self.hessians: dict[int, tuple[int, Tensor, Tensor]] = {}  # of outputs: columns there were, places, entries
+        self.hessians: dict[int, KeptHessian] = {}
         quadratic = isinstance(programme.loss, SmoothLoss) and programme.loss.quadratic
         self.gram = self.root.new_zeros(0, 0) if quadratic else None
 
@@ -62,17 +60,12 @@ class Columns:
                 self.gram = torch.cat([torch.cat([self.gram, border[:known]], 1), border.T])
         return self.index
 
-    def kept(self, output: int, place: Tensor, hessian: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Places and their Hessian, of an earlier model if that had nearly all of them: it only preconditions."""
-        size, known, matrix = self.hessians.get(output, (0, place[:0], self.root.new_zeros(0, 0)))
-        position = torch.full((self.index.numel() + 1,), -1, device=place.device)
-        position[torch.where(known == size, self.index.numel(), known)] = torch.arange(len(known), device=place.device)
-        there = position[place] >= 0
-        if int(there.sum()) < _KNOWN * len(place):
-            self.hessians[output] = self.index.numel(), place, hessian(output, place)
-            return place, self.hessians[output][2]
-        inside = position[place[there]]
-        return place[there], matrix[inside][:, inside]
+    def kept(self, output: int, curvature: Tensor, place: Tensor) -> Tensor:
+        """About the Hessian of an output alone at some places, of a curvature ``[n]`` that may be an earlier one."""
+        kept = self.hessians.get(output)
+        if kept is None or not kept.serves(place, self.block):
+            kept = self.hessians[output] = KeptHessian(curvature, self.block)
+        return kept.at(place, self.block)
 
 
 class Model:
@@ -160,13 +153,8 @@ class Model:
         return self.loss.joint_hessian(self.block, self.weight[:, 0], self.local, place, owner)
 
     def _own_hessian(self, output: int, place: Tensor) -> Tensor:
-        """About the Hessian of one output alone: of the rows that make up nearly all of its curvature."""
-        if self.columns.gram is not None:
-            return self._part(place, self.columns.gram)
-        curvature = self.curvature[:, output]
-        rows = _nearly_all(curvature, _NEARLY_ALL)
-        root = curvature[rows].sqrt().to(self.block.dtype)
-        return gram(self.block.of_rows(rows).entries_of(place) * root[:, None])
+        """About the Hessian of one output alone, at its curvature."""
+        return KeptHessian(self.curvature[:, output], self.block).at(place, self.block)
 
     def _part(self, place: Tensor, gram: Tensor) -> Tensor:
         """The Hessian of one output of the squared loss: the intercept has nothing in common with centred columns."""
@@ -179,7 +167,7 @@ class Model:
     def by_faces(self, slope: Tensor, working: Tensor) -> tuple[Tensor, float]:
         """The same by conjugate gradients on one face after the other."""
         places = [entries.nonzero()[:, 0] for entries in working]
-        self.blocks = [self.columns.kept(c, place, self._own_hessian) for c, place in enumerate(places)]
+        self.blocks = [(place, self._preconditioning(c, place)) for c, place in enumerate(places)]
         point, slope = self.start, slope + self.l2 * self.start
         free = self.l1 == 0
         first, total = None, 0.0
@@ -206,6 +194,11 @@ class Model:
             step, curved, change = moved
             point, slope, total = point + step, slope + curved, total + change
         return point - self.start, total
+
+    def _preconditioning(self, output: int, place: Tensor) -> Tensor:
+        if self.columns.gram is not None:
+            return self._part(place, self.columns.gram)
+        return self.columns.kept(output, self.curvature[:, output], place)
 
     def _accept(
         self, point: Tensor, step: Tensor, curved: Tensor, slope: Tensor, signs: Tensor
@@ -249,6 +242,8 @@ class Model:
             residual = residual - length * bent * face
             if float(residual.square().sum()) <= enough**2:
                 break
+        for kept in self.columns.hessians.values():
+            kept.steps += k + 1
         return step, curved
 
     def _preconditioner(self, face: Tensor) -> Callable[[Tensor], Tensor]:
@@ -269,8 +264,3 @@ class Model:
 
         return inverse
 
-
-def _nearly_all(curvature: Tensor, share: float) -> Tensor:
-    """The fewest rows, in their order, that make up a share of the curvature ``[n]``."""
-    sizes, order = curvature.sort(descending=True)
-    return order[: int((sizes.cumsum(0) < share * sizes.sum()).sum()) + 1].sort().values
