@@ -1,4 +1,4 @@
-"""What becomes of a network that nobody tuned? `python benchmarks/random_configurations.py --data FOLDER`
+"""What becomes of a network that nobody tuned? `python benchmarks/random_configurations.py --data FOLDER`.
 
 Thirty configurations are drawn, once and for all: learning rate, membrane time constant, threshold, reset, depth, width
 and biases, half of them for scikit-learn's digits and half for 3000 rows of MNIST. Each is trained by surrogate

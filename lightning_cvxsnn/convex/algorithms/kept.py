@@ -10,7 +10,7 @@ from lightning_cvxsnn.convex.algorithms.spectrum import gram
 
 __all__ = ["KeptHessian"]
 
-_NEARLY_ALL = 0.99  # of the curvature of an output, which few rows may hold
+_NEARLY_ALL = 0.99  # of the curvature of an output, which few rows may hold: enough to precondition
 _FEW = 0.95  # share of the rows up to which a copy of them pays
 _WORTH = 1 / 24  # of its columns: the steps of conjugate gradients that cost as much as forming it
 _LEAST = 100  # such steps, where it is small
@@ -22,10 +22,11 @@ class KeptHessian:
     Args:
         curvature: ``[n]``.
         block: The columns there are.
+        share: Of the curvature; rows that add less than is left are dropped.
     """
 
-    def __init__(self, curvature: Tensor, block: Products) -> None:
-        rows = _nearly_all(curvature, _NEARLY_ALL)
+    def __init__(self, curvature: Tensor, block: Products, share: float = _NEARLY_ALL) -> None:
+        rows = _nearly_all(curvature, share)
         self.rows = rows if len(rows) <= _FEW * len(curvature) else None
         self.weight = (curvature if self.rows is None else curvature[rows]).to(block.dtype)[:, None]
         self.place = rows[:0]  # in the block; -1: the intercept

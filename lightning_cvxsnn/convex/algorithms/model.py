@@ -17,12 +17,13 @@ from lightning_cvxsnn.convex.presolve import ReducedProgramme
 
 __all__ = ["Columns", "Model"]
 
-_ROUNDS = 5  # faces of one model
-_FORCING = 0.1  # share of its slope that a model may leave
+_ROUNDS = 3  # faces of one model
+_FORCING = 0.3  # share of its slope that a model may leave
 _STEPS = 30  # of conjugate gradients on one face
 _DROPS = 3  # times that entries which would enter with the wrong sign are left out of a face
 _LENGTHS = 0.5, 0.25, 0.125, 0.0625  # of a step to another face that does not descend
 _DENSE = 2000  # entries up to which a Hessian is cheaper than conjugate gradients
+_ALL = 1 - 1e-9  # of the curvature: what is left may bend some direction alone, if it is not next to nothing
 _PROXIMAL = 1e-6  # relative, on the diagonal of the models of faces: directions may be flat
 _RIDGE = 1e-6  # relative, of the preconditioner: a float32 Gram is not more exact
 
@@ -153,8 +154,8 @@ class Model:
         return self.loss.joint_hessian(self.block, self.weight[:, 0], self.local, place, owner)
 
     def _own_hessian(self, output: int, place: Tensor) -> Tensor:
-        """About the Hessian of one output alone, at its curvature."""
-        return KeptHessian(self.curvature[:, output], self.block).at(place, self.block)
+        """The Hessian of one output alone, at its curvature."""
+        return KeptHessian(self.curvature[:, output], self.block, _ALL).at(place, self.block)
 
     def _part(self, place: Tensor, gram: Tensor) -> Tensor:
         """The Hessian of one output of the squared loss: the intercept has nothing in common with centred columns."""
@@ -263,4 +264,3 @@ class Model:
             return turned
 
         return inverse
-
