@@ -9,6 +9,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_cvxsnn.reports.solve_report import SolveReport
 
+_LOST = 0.05  # of right answers between start and end, that is told
+
 
 def advise(reports: Sequence[SolveReport]) -> None:
     """Give the warnings that the newest report calls for and no earlier one did.
@@ -16,7 +18,7 @@ def advise(reports: Sequence[SolveReport]) -> None:
     Args:
         reports: All reports of the run, newest last.
     """
-    for finding in (_dead_layers, _silent, _saturated, _few_patterns, _beta_at_the_edge, _rejected):
+    for finding in (_dead_layers, _silent, _saturated, _few_patterns, _beta_at_the_edge, _rejected, _undone):
         message = finding(reports)
         if message and not any(finding(reports[:count]) for count in range(1, len(reports))):
             rank_zero_warn(f"ConvexReconstruction {message}")
@@ -91,4 +93,20 @@ def _rejected(reports: Sequence[SolveReport]) -> str | None:
         f"({last[-1].loss} {last[-1].held_out_loss_before:.4f} against {last[-1].held_out_loss_after:.4f} at "
         f"scale={last[-1].scale:g}). None was shown, and {seconds:.1f} s went into them; late in training this is "
         "usual. Space the solves with every_n_epochs; 0 leaves a warm start and a final solve."
+    )
+
+
+def _undone(reports: Sequence[SolveReport]) -> str | None:
+    """What training has made of the start, where both were judged by the same rows."""
+    first, last = reports[0], reports[-1]
+    ends = first.reason.startswith("warm start") and last.reason.startswith("final solve")
+    if not (ends and first.accepted and first.judge == last.judge):
+        return None
+    had, has = first.accuracy_after, last.accuracy_after if last.accepted else last.accuracy_before
+    if had is None or has is None or has >= had - _LOST:
+        return None
+    return (
+        f"answered {had:.1%} of the rows that judge rightly before training, {has:.1%} at the end: training has undone "
+        "what the start had. Take a lower learning rate or fewer layers; reconstruct(model, loader) gives the start "
+        "alone."
     )

@@ -155,3 +155,18 @@ def test_another_network_is_another_run():
     callback = strict()
     for _ in range(2):
         assert len(told(lambda: trainer(callback, max_epochs=3).fit(Net(), loader()))) == 1
+
+
+def test_training_that_undoes_the_start_is_told():
+    """At such a rate hidden layers lose what they told apart; the readout is solved again at the end all the same."""
+    torch.manual_seed(0)
+    callback = ConvexReconstruction(every_n_epochs=0)
+    fit = trainer(callback, max_epochs=3).fit
+    messages = told(lambda: fit(Net(width=48, lr=20.0), loader(400), loader(200, seed=1)))
+    first, last = callback.reports
+    accuracy = last.accuracy_after if last.accepted else last.accuracy_before
+    assert accuracy < first.accuracy_after - 0.05
+    (message,) = [message for message in messages if "training has undone" in message]
+    assert f"{first.accuracy_after:.1%}" in message
+    assert f"{accuracy:.1%} at the end" in message
+    assert "lower learning rate" in message
