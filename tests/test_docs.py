@@ -11,7 +11,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import pytest
 import yaml
@@ -268,6 +268,33 @@ def test_what_the_pages_count_in_the_fair_comparison(monkeypatch):
     _, ahead, behind = count(lambda name: summary.between(name, arms.OURS, "SG, weights averaged"))
     assert behind == "none"
     assert f"nine layers and on {words[words.index(ahead) - 1]} other tasks" in results
+
+
+def test_the_networks_drawn_at_random_are_the_committed_results():
+    ends = {}
+    for name in ("robustness", "robustness-mnist"):
+        for cell in json.loads((ROOT / f"benchmarks/results/paper/{name}.json").read_text())["cells"]:
+            ends.setdefault((name, cell["setting"]), {})[cell["method"]] = 100 * cell["value"]
+    names = {
+        "sg": "SG, default weights",
+        "sg-calibrated": "SG, weights rescaled until every layer fires",
+        "hybrid": "`ConvexReconstruction()`",
+    }
+    expected, worst = [], {}
+    for method, name in names.items():
+        scores = sorted(end[method] for end in ends.values())
+        worst[method] = mean(scores[:3])
+        expected.append(f"| {name} | {worst[method]:.1f} | {median(scores):.1f} | {mean(scores):.1f} |")
+    readme = (ROOT / "README.md").read_text()
+    written = re.search(r"<!-- random-results -->\n(.*?)\n<!-- /random-results -->", readme, re.S)[1]
+    assert written.splitlines()[2:] == expected
+    assert len(ends) == 30
+    stuck = sum(end["sg"] < 20 for end in ends.values())
+    assert f"on the left, {stuck} of these networks" in " ".join((ROOT / "docs/pages/when.md").read_text().split())
+    ahead = [end["hybrid"] - end["sg-calibrated"] for end in ends.values()]
+    text = " ".join((ROOT / "docs/pages/paper.md").read_text().split())
+    assert f"in all thirty, by {min(ahead):.0f} to {max(ahead):.0f} points" in text
+    assert f"three worst ends is {worst['hybrid']:.0f} % against {worst['sg-calibrated']:.0f} %" in text
 
 
 def means(table):
