@@ -109,6 +109,13 @@ def test_the_callback_by_short_name_with_an_override(capsys):
     assert found["init_args"]["witnesses"] == "auto"
 
 
+def test_a_typo_in_a_file_is_told_with_the_name_that_may_be_meant(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("{trainer: {max_epoch: 2}, model: LitSNN, data: DigitsDataModule}")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=mine.yaml"])
+    assert "does not accept option 'trainer.max_epoch'. Did you mean 'max_epochs'?" in capsys.readouterr().err
+
+
 def test_a_printed_configuration_runs(tmp_path, capsys):
     arguments = ["fit", "--trainer.callbacks=ConvexReconstruction", "--model=LitSNN", "--data=DigitsDataModule", *FAST]
     with pytest.raises(SystemExit):

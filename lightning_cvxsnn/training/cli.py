@@ -94,6 +94,8 @@ def _with_names(text: str) -> str:
     if option := re.search(r"class_path '([^']+)': Option '([^']+)' is not accepted", text):
         options = inspect.signature(pkgutil.resolve_name(option[1])).parameters
         return text.replace(option[0], f"{option[0]}.{meant(option[2], options)}")
+    if option := re.search(r"does not accept option 'trainer\.([^'.]+)'", text):
+        return text.replace(option[0], f"{option[0]}.{meant(option[1], inspect.signature(pl.Trainer).parameters)}")
     found = re.search(r"Expected a dot import path string: ([^\s;]+)", text) or re.search(
         r"Problem with given class_path '([^']+)': (?:No module named '([^']+)'|.*has no attribute '([^']+)')", text
     )
