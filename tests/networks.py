@@ -126,3 +126,17 @@ class Parts(nn.Module):
 
     def forward(self, x):
         return self._forward(self, x)
+
+
+def fitted(callback, net=None, dataloader=None, validation=False, **kwargs):
+    """The network and the Trainer of a fit."""
+    torch.manual_seed(1)
+    net = net or Net()
+    run = trainer(*(callback if isinstance(callback, (list, tuple)) else [callback]), **kwargs)
+    run.fit(net, dataloader or loader(shuffle=True), loader(seed=1) if validation else None)
+    return net, run
+
+
+def occasions(callback):
+    """When it solved: occasions and epochs."""
+    return [(report.reason.split(":")[0], report.epoch) for report in callback.reports]

@@ -1,4 +1,3 @@
-import csv
 import logging
 import os
 import warnings
@@ -8,27 +7,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torchmetrics
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from networks import Net, assert_same_state, loader, rows, state, trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from networks import Net, assert_same_state, fitted, loader, occasions, state, trainer
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cvxsnn import ConvexReconstruction
-
-
-def fitted(callback, net=None, dataloader=None, validation=False, **kwargs):
-    torch.manual_seed(1)
-    net = net or Net()
-    run = trainer(*(callback if isinstance(callback, (list, tuple)) else [callback]), **kwargs)
-    run.fit(net, dataloader or loader(shuffle=True), loader(seed=1) if validation else None)
-    return net, run
-
-
-def occasions(callback):
-    return [(report.reason.split(":")[0], report.epoch) for report in callback.reports]
 
 
 class Events(pl.Callback):
@@ -300,134 +283,6 @@ def test_low_precision_certifies_what_is_stored(precision):
         assert report.gap_written > report.gap
 
 
-# -- what it says -------------------------------------------------------------------------------------------------
-
-
-def test_loggers_get_every_numeric_field(tmp_path):
-    callback = ConvexReconstruction(beta=0.02, max_overhead=None)
-    loggers = [CSVLogger(tmp_path / "csv", version="v"), TensorBoardLogger(tmp_path / "tb")]
-    fitted(callback, max_epochs=2, logger=loggers)
-    with open(tmp_path / "csv/lightning_logs/v/metrics.csv") as file:
-        logged = [row for row in csv.DictReader(file) if row.get("convex/gap")]
-    assert len(logged) == len(callback.reports) == 3
-    for row, report in zip(logged, callback.reports, strict=True):
-        for name, value in report.state().items():
-            if isinstance(value, (bool, int, float)):
-                assert float(row[f"convex/{name}"]) == pytest.approx(float(value)), name
-
-
-def test_progress_below_tqdm(capsys):
-    fitted([ConvexReconstruction(beta=0.02), TQDMProgressBar(refresh_rate=1)], max_epochs=1, enable_progress_bar=True)
-    captured = capsys.readouterr()
-    assert "Convex: patterns" in captured.err + captured.out
-    assert "Convex: solve" in captured.err + captured.out
-
-
-def test_progress_in_rich():
-    class Watch(RichProgressBar):
-        def refresh(self, hard=False):
-            super().refresh(hard)
-            if self.progress is not None:
-                shown.extend((t.description, int(t.completed)) for t in self.progress.tasks if t.visible)
-                counts.append(len(self.progress.tasks))
-
-    shown, counts = [], []
-    fitted([ConvexReconstruction(beta=0.02), Watch()], max_epochs=5, enable_progress_bar=True)
-    assert ("Convex: patterns", 4) in shown
-    assert ("Convex: solve", 0) in shown
-    assert any("Epoch" in description for description, _ in shown)
-    assert max(counts) <= 3
-
-
-def test_no_bar_no_output(capsys):
-    fitted(ConvexReconstruction(beta=0.02), max_epochs=1)
-    captured = capsys.readouterr()
-    assert "Convex:" not in captured.out + captured.err
-
-
-def test_one_line_for_each_solve(caplog):
-    callback = ConvexReconstruction(beta=0.02, max_overhead=None, witnesses="keep")
-    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
-        fitted(callback, max_epochs=2)
-    lines = [r.message for r in caplog.records if r.message.startswith("ConvexReconstruction ")]
-    assert len(lines) == 3
-    assert "warm start: accepted; cross_entropy on held-out training rows" in lines[0]
-    assert "gap" in lines[0]
-
-
-# -- what it refuses ----------------------------------------------------------------------------------------------
-
-
-def test_two_callbacks_need_two_names():
-    with pytest.raises(MisconfigurationException, match="each to name its own readout"):
-        fitted([ConvexReconstruction(), ConvexReconstruction(loss="hinge")])
-    assert ConvexReconstruction(readout="a").state_key != ConvexReconstruction(readout="b").state_key
-    assert ConvexReconstruction(loss="hinge").state_key != ConvexReconstruction().state_key
-
-
-def test_two_named_callbacks_serve_two_readouts():
-    class TwoHeads(Net):
-        def __init__(self):
-            super().__init__()
-            self.other = torch.nn.Linear(24, 3)
-
-        def training_step(self, batch, batch_idx):
-            return super().training_step(batch, batch_idx) + self.other.weight.square().sum()
-
-    callback = ConvexReconstruction(readout="readout", beta=0.02)
-    fitted(callback, TwoHeads(), max_epochs=1)
-    assert callback.reports[0].accepted
-
-
-def by_other_means():
-    """A strategy of two processes that is not DDP."""
-    strategy = SingleDeviceStrategy("cpu")
-    strategy.world_size = 2
-    return strategy
-
-
-@pytest.mark.parametrize(
-    ("strategy", "message"),
-    [
-        (by_other_means(), "under DDP only; found 2 of them under SingleDeviceStrategy"),
-        (FSDPStrategy(), "does not support FSDPStrategy, which shards parameters"),
-        (DeepSpeedStrategy.__new__(DeepSpeedStrategy), "does not support DeepSpeedStrategy, which shards parameters"),
-        (ModelParallelStrategy(), "does not support ModelParallelStrategy, which shards parameters"),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_strategies_that_are_refused_in_setup(strategy, message):
-    callback = ConvexReconstruction()
-    run = trainer(callback)
-    run._accelerator_connector.strategy = strategy
-    with pytest.raises(MisconfigurationException, match=message):
-        callback.setup(run, Net(), "fit")
-
-
-def test_nothing_is_written_when_a_network_is_refused():
-    net = Net(tail=torch.nn.Softmax(-1))
-    before = state(net)
-    with pytest.raises(MisconfigurationException, match="no linear function"):
-        fitted(ConvexReconstruction(), net)
-    assert_same_state(net, before)
-
-
-@pytest.mark.parametrize(
-    ("data", "error", "message"),
-    [
-        ((rows()[0], torch.full((240,), 3)), MisconfigurationException, "range from 3 to 3"),
-        ((rows()[0] * float("nan"), rows()[1]), ValueError, "NaN"),
-        ((rows()[0], rows()[1], rows()[1]), MisconfigurationException, r"a list of \['Tensor', 'Tensor', 'Tensor'\]"),
-    ],
-)
-def test_bad_data(data, error, message):
-    net = Net()
-    before = state(net)
-    with pytest.raises(error, match=message):
-        fitted(ConvexReconstruction(), net, DataLoader(TensorDataset(*data), batch_size=16))
-    assert_same_state(net, before)
-
-
 def test_fit_twice_goes_on_and_a_new_network_begins_anew():
     callback = ConvexReconstruction(beta=0.02)
     net, run = fitted(callback, max_epochs=1)
@@ -437,55 +292,6 @@ def test_fit_twice_goes_on_and_a_new_network_begins_anew():
     run = trainer(callback, max_epochs=1)
     run.fit(Net(), loader())
     assert [name for name, _ in occasions(callback)] == ["warm start", "final solve"]
-
-
-# -- resume -------------------------------------------------------------------------------------------------------
-
-
-class Crash(pl.Callback):
-    def __init__(self, epoch, batch):
-        self.at = epoch, batch
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if (trainer.current_epoch, batch_idx) == self.at:
-            raise RuntimeError("power cut")
-
-
-def run_with_crash(tmp_path, make_callbacks, crash):
-    """The final network and callback of a run, uninterrupted or crashed in epoch 2 and resumed."""
-    torch.manual_seed(5)
-    net, ours = Net(lr=0.002), make_callbacks()
-    saves = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
-    fit = {"train_dataloaders": loader(), "val_dataloaders": loader(seed=1)}  # no shuffling: resumable bit for bit
-    if not crash:
-        trainer(*ours, saves, max_epochs=4, checkpoint=True).fit(net, **fit)
-        return net, ours
-    with pytest.raises(RuntimeError, match="power cut"):
-        trainer(*ours, saves, Crash(2, 2), max_epochs=4, checkpoint=True).fit(net, **fit)
-    torch.manual_seed(99)
-    net, ours = Net(lr=0.002), make_callbacks()
-    saves = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
-    run = trainer(*ours, saves, max_epochs=4, checkpoint=True)
-    run.fit(net, **fit, ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
-    return net, ours
-
-
-@pytest.mark.parametrize("loss", [None, "cross_entropy", "hinge", "squared"], ids=lambda loss: loss or "control")
-def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, loss):
-    def make():
-        return [ConvexReconstruction(loss=loss, scale=1.0, apply="replace", max_overhead=None)] if loss else []
-
-    whole, ours = run_with_crash(tmp_path / "whole", make, crash=False)
-    resumed, resumed_ours = run_with_crash(tmp_path / "crashed", make, crash=True)
-    assert_same_state(resumed, state(whole))
-    if loss:
-        timeless = [
-            [{k: v for k, v in r.state().items() if not k.startswith("seconds")} for r in c.reports]
-            for c in (ours[0], resumed_ours[0])
-        ]
-        assert timeless[0] == timeless[1]
-        assert len(timeless[0]) == 5
-        assert loss != "cross_entropy" or any(r["accepted"] for r in timeless[0][1:])
 
 
 @pytest.mark.parametrize("apply", ["auto", "replace", "shadow"])
@@ -508,32 +314,6 @@ def test_a_given_beta_is_reported_as_it_was_given(ratio):
     fitted(callback, max_epochs=3)
     assert {report.beta for report in callback.reports} == {0.05}
     assert ratio == "auto" or {report.l1_ratio for report in callback.reports} == {ratio}
-
-
-def test_a_checkpoint_without_our_state_is_no_fresh_start(tmp_path):
-    saves = ModelCheckpoint(dirpath=tmp_path, filename="plain")
-    fitted([saves], max_epochs=1, checkpoint=True)
-    callback = ConvexReconstruction(beta=0.02)
-    run = trainer(callback, max_epochs=3)
-    run.fit(Net(), loader(), ckpt_path=tmp_path / "plain.ckpt")
-    assert occasions(callback) == [("periodic solve", 2), ("final solve", 3)]
-
-
-def test_the_checkpoint_holds_plain_values_and_tensors():
-    callback = ConvexReconstruction()
-    fitted(callback, max_epochs=1)
-
-    def walk(value):
-        if isinstance(value, dict):
-            for item in value.values():
-                walk(item)
-        elif isinstance(value, list):
-            for item in value:
-                walk(item)
-        else:
-            assert type(value) in (int, float, bool, str, torch.Tensor, type(None)), type(value)
-
-    walk(callback.state_dict())
 
 
 def test_auto_chooses_a_start_for_fresh_weights_alone(caplog):
