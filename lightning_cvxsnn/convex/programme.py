@@ -119,7 +119,7 @@ class Programme:
         """The programme over some of the rows, a bool mask ``[n]`` or int64 positions; outputs stay as many."""
         part = copy.copy(self)
         part.data = self.data.subset(rows)
-        for name in ("centred", "presolve", "scale"):
+        for name in ("centred", "presolve", "scale", "_steepest"):
             vars(part).pop(name, None)
         return part
 
@@ -131,10 +131,15 @@ class Programme:
         Args:
             least_ratio: An ``l1_ratio`` below this counts as this.
         """
+        return self.penalty.largest_rho(self._steepest, least_ratio)
+
+    @cached_property
+    def _steepest(self) -> Tensor:
+        """The largest absolute slope of the loss in a coefficient at the best constant, a scalar."""
         reduced = self.presolve.programme
         if reduced.matrix.shape[1] == 0 or reduced.encoded.shape[1] == 0:
-            return 0.0
-        return self.penalty.largest_rho(reduced.matrix.T @ reduced.constant_dual(), least_ratio)
+            return self.data.weight.new_zeros(())
+        return (reduced.matrix.T @ reduced.constant_dual()).abs().max()
 
     def mean_loss(self, point: Point | Solution) -> float:
         """The data term at a point, without the penalty."""

@@ -107,6 +107,7 @@ class _Rounds:
         near = ((self.value - self.bound) / self.value).clamp(1e-300, 1).sqrt()
         self.width = torch.where(bad, _WIDEST, _WIDEST * near).clamp_min(_NARROWEST)[:, None]
         self.stale, self.moved = torch.zeros_like(self.value), torch.zeros_like(bad)
+        self.left = torch.full_like(self.value, torch.inf)  # of the gap, at the end of the last round
         self.outputs = (programme.matrix @ self.coef.T).T + self.intercept[:, None]
 
     def run(self, limit: int) -> int:
@@ -126,7 +127,7 @@ class _Rounds:
             missed = self._missed(alive, descent) + tilt.abs()
             settled = self.moved[alive] & (missed <= (_SETTLED * gap).maximum(_ROUNDING * self.value[alive]))
             if bool(settled.any()):
-                self._end_round(alive[settled], share[settled], gap[settled])
+                self._end_round(alive[settled], share[settled])
                 alive = self._open()
                 continue
             if self.dense:
@@ -172,11 +173,12 @@ class _Rounds:
         better = bound > self.bound[which]
         self.bound[which[better]], self.proof[which[better]] = bound[better], feasible[better]
 
-    def _end_round(self, which: Tensor, share: Tensor, gap: Tensor) -> None:
+    def _end_round(self, which: Tensor, share: Tensor) -> None:
         """The shares become the centre of a narrower round."""
         self._prove(which, self.weight * share)
         left = (self.value - self.bound)[which]
-        self.stale[which] = torch.where(left < 0.9 * gap, 0.0, self.stale[which] + 1)
+        self.stale[which] = torch.where(left < 0.9 * self.left[which], 0.0, self.stale[which] + 1)
+        self.left[which] = left
         self.share[which], self.moved[which] = share, False
         self.width[which] = (_NARROWER * self.width[which]).clamp_min(_NARROWEST)
 

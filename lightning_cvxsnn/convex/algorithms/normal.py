@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_cvxsnn.convex.algorithms.base import Minimum, StoppingRule
 from lightning_cvxsnn.convex.algorithms.interior import factor
 from lightning_cvxsnn.convex.losses import SmoothLoss
-from lightning_cvxsnn.convex.matrix import Matrix
+from lightning_cvxsnn.convex.matrix import Matrix, add_gram, slices
 from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme, largest_count
 from lightning_cvxsnn.convex.solution import Point
@@ -23,8 +23,10 @@ from lightning_cvxsnn.runtime.work import count_work
 
 __all__ = ["NormalEquations"]
 
-_STRIPE = 256  # columns of a Gram that are computed together
+_SMALL = 256  # columns up to which a float64 factor costs next to nothing
+_BLOCK = 2**24  # entries at a time
 _EXACT = 2**24  # integers that float32 holds
+_NEAR = 2.6  # times a ridge: up to there a few more steps cost less than another factor
 _RIDGE = 1e-6  # relative, of the factor: a float32 Gram is not more exact
 
 
@@ -91,10 +93,18 @@ class _System:
         self.right = self.root[:, None] * right
         gram = _gram(matrix, weight) - total * torch.outer(self.mean, self.mean)
         self.gram = gram * torch.outer(self.root, self.root)
+        self.factored: tuple[float, Tensor | None] = 0.0, None
 
     def lower(self, ridge: float) -> Tensor:
-        """Cholesky factor of the Gram plus a ridge, nearly."""
-        system = self.gram.to(torch.float32 if self.gram.numel() > _STRIPE**2 else torch.float64)
+        """Cholesky factor of the Gram plus a ridge, nearly: that of a ridge not far away, if there is one."""
+        factored, lower = self.factored
+        if lower is None or not factored / _NEAR <= ridge <= _NEAR * factored:
+            lower = self._factor(ridge)
+            self.factored = ridge, lower
+        return lower
+
+    def _factor(self, ridge: float) -> Tensor:
+        system = self.gram.to(torch.float32 if self.gram.numel() > _SMALL**2 else torch.float64)
         if system is self.gram:
             system = system.clone()
         system.diagonal().add_(ridge)
@@ -104,19 +114,20 @@ class _System:
 def _gram(matrix: Matrix, weight: Tensor) -> Tensor:
     """``D^T diag(weight) D``; integers are multiplied in float32 as far as that is exact."""
     rows, columns = matrix.shape
-    count_work(rows * columns**2 // 2)
-    largest = largest_count(matrix)
-    equal = bool((weight == weight[0]).all())
-    exact = largest is not None and equal and largest**2 < _EXACT
-    step = max(_EXACT // max(largest or 1, 1) ** 2, 1) if exact else max(2**23 // columns, 1)
+    together = max(_BLOCK // columns, 1)
+    largest = largest_count(matrix)  # by its dtype, where that says anything
+    if largest is not None:
+        parts = (matrix.source.block(part) for part in slices(rows, together))
+        largest = max(int(part.to(torch.int32).abs().max()) for part in parts)
+    exact = largest is not None and bool((weight == weight[0]).all()) and largest**2 < _EXACT
+    step = min(_EXACT // max(largest or 1, 1) ** 2, together) if exact else together
     gram = weight.new_zeros(columns, columns)
     root = weight.sqrt()[:, None]
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
+    for part in slices(rows, step):
         block = matrix.source.block(part).to(torch.float32 if exact else torch.float64)
         block = block if exact else block * root[part]
-        for first in range(0, columns, _STRIPE):
-            stripe = slice(first, first + _STRIPE)
-            gram[first:, stripe] += block[:, first:].T @ block[:, stripe]
+        total = block.new_zeros(columns, columns)
+        add_gram(total, block.T)
+        gram += total
     gram = gram * (matrix.source.scale**2 * (float(weight[0]) if exact else 1.0))
     return gram.tril() + gram.tril(-1).T
