@@ -275,5 +275,19 @@ def goals(name: str, row: Readout, found: list[Row]) -> list[Row]:
     return rows
 
 
+def markdown(results: dict[str, Any], rows: dict[str, Readout]) -> str:
+    """A line for each row that was run: our CPU seconds and the fastest peer's, at the strictest tolerance."""
+    told = ["| readout | CPU s | fastest peer | its CPU s |", "|---|---|---|---|"]
+    for name, row in rows.items():
+        found = [r for r in lines(name, row, results, 1) if r["tolerance"] == min(row.tolerances)]
+        ours = next((r["seconds"] for r in found if r["solver"] == OWN), None)
+        if any(r["solver"] == OWN for r in found):
+            peers = [r for r in found if r["solver"] != OWN and r["seconds"]]
+            best = min(peers, key=lambda r: r["seconds"], default=None)
+            cells = (f"{best['solver']}", f"{best['seconds']:.2g}") if best else ("", "")
+            told.append(f"| {row.what} | {f'{ours:.2g}' if ours else 'not reached'} | {' | '.join(cells)} |")
+    return "\n".join(told)
+
+
 if __name__ == "__main__":
     main()

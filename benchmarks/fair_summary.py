@@ -194,7 +194,7 @@ class Summary:
     def markdown(self, tasks: Sequence[str], arm: str) -> str:
         """One table of an arm beside SG, for the docs: scores, the difference at the end, and both at 1e-3.
 
-        The last row has the means over all tasks of the table that classify, with intervals over tasks.
+        The last rows have the means over tasks that classify, shallow, deep and all, with intervals over tasks.
         """
         lines = [
             f"| task (seeds) | before training | epoch 1 | epoch 2 | epoch 5 | end | {arm} ahead at the end | at equal "
@@ -202,7 +202,7 @@ class Summary:
             "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         both, looks, ahead = ("SG", arm), [name for name in MATCHED if name != "half"], ("end", "t end")
-        every: list[tuple[dict[str, list[float | None]], dict[str, float]]] = []
+        every: list[tuple[bool, dict[str, list[float | None]], dict[str, float]]] = []
         for task in tasks:
             found, untuned = self.figures(task, arm), self.figures(task, arm, UNTUNED)
             if not found.get(arm) or len(untuned.get(arm, [])) < len(found[arm]):
@@ -215,13 +215,20 @@ class Summary:
             name = f"{task} ({len(found[arm])})"
             lines.append(_line(name, row, differences, f"{mean(raw):.1f}" if raw else "-"))
             if TASKS[task].loss != "squared":
-                every.append((row, {name: mean(values) for name, values in differences.items() if values}))
-        if len(every) > 1:
-            rows, apart = zip(*every, strict=True)
+                gains = {name: mean(values) for name, values in differences.items() if values}
+                every.append((TASKS[task].deep, row, gains))
+        for kind, depths in (
+            (" of fewer than nine layers", [False]),
+            (" of nine and more", [True]),
+            ("", [False, True]),
+        ):
+            chosen = [(row, gains) for deep, row, gains in every if deep in depths]
+            if len(chosen) < 2 or (kind and len(chosen) == len(every)):
+                continue
+            rows, apart = zip(*chosen, strict=True)
             row = {look: [_mean(each) for each in zip(*(r[look] for r in rows), strict=True)] for look in rows[0]}
-            names = (*ahead, "shortened")
-            gains = {name: [each[name] for each in apart if name in each] for name in names}
-            lines.append(_line(f"mean of {len(rows)} tasks", row, gains, ""))
+            over = {name: [each[name] for each in apart if name in each] for name in (*ahead, "shortened")}
+            lines.append(_line(f"mean of {len(rows)} tasks{kind}", row, over, ""))
         return "\n".join(lines)
 
     # -- picture ------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from lightning_cvxsnn import (
     SequentialMNISTDataModule,
     XORDataModule,
 )
+from lightning_cvxsnn.network import is_spiking
 
 STEPS = 4  # for which an image is shown to a convolutional network
 Pool = tuple[TensorDataset, TensorDataset]  # rows to train and validate on, and test rows
@@ -61,6 +62,11 @@ class Task:
     seeds: int = 5
     may_have_norm: bool = True
     loss: Literal["cross_entropy", "squared"] = "cross_entropy"
+
+    @property
+    def deep(self) -> bool:
+        """Whether spikes pass nine layers of neurons, or more."""
+        return sum(map(is_spiking, self.network().modules())) >= 9
 
     def cut(self, folder: Path, seed: int) -> list[TensorDataset]:
         """Training, validation and test rows."""

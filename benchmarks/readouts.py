@@ -40,12 +40,14 @@ class Readout:
 
     Attributes:
         make: The case.
+        what: It in words, for the docs.
         seconds: CPU seconds that are to be met at the last tolerance.
         ratios: How many times faster than the best of the peers that a glob matches.
         tolerances: Of the suboptimality, relative to the best constant predictor's objective.
     """
 
     make: Callable[[], Case]
+    what: str
     seconds: float | None = None
     ratios: dict[str, float] = field(default_factory=dict)
     tolerances: tuple[float, ...] = (LOOSE, STRICT)
@@ -64,31 +66,55 @@ def readouts(sources: Sources, quick: bool) -> dict[str, Readout]:
     many = partial(mixture, *clustered, classes)
     held_out = 50 if quick else 2000
     targets = partial(regression, sources, wide[0] + held_out, wide[1], 20)
+    ten = "cross-entropy, 10 classes"
     rows = {
-        "ridge-trained": Readout(partial(ridge, partial(trained, sources, *small, 3)), 0.5, {"*": 2}),
-        "ridge-next-epoch": Readout(partial(resolve, ridge, sources, small), 0.08, {"*": 6}, (LOOSE,)),
-        "ridge-squared-ten-rhos": Readout(
-            partial(along, targets, held_out), ratios={"sklearn Ridge": 4, "sklearn Ridge float32": 2}
+        "ridge-trained": Readout(
+            partial(ridge, partial(trained, sources, *small, 3)), f"ridge, {ten}, 6000 x 512, trained spikes",
+            0.5, {"*": 2},
         ),
-        "ridge-60000": Readout(partial(ridge, partial(random_layer, sources, *size(60_000, 2048))), ratios={"*": 2}),
-        "ridge-100-classes": Readout(partial(ridge, many), ratios={"*": 3}),
-    }
+        "ridge-next-epoch": Readout(
+            partial(resolve, ridge, sources, small),
+            "the same an epoch later, from the old solution, to 1e-3", 0.08, {"*": 6}, (LOOSE,),
+        ),
+        "ridge-squared-ten-rhos": Readout(
+            partial(along, targets, held_out), "ridge, squared, 20 targets, 8000 x 2048, ten penalties",
+            ratios={"sklearn Ridge": 4, "sklearn Ridge float32": 2},
+        ),
+        "ridge-60000": Readout(
+            partial(ridge, partial(random_layer, sources, *size(60_000, 2048))), f"ridge, {ten}, 60,000 x 2048",
+            ratios={"*": 2},
+        ),
+        "ridge-100-classes": Readout(
+            partial(ridge, many), "ridge, cross-entropy, 100 classes, 5000 x 512", 2.5, {"*": 3}
+        ),
+    }  # fmt: skip
     for data in (trained, random_layer):
+        kind = data.__name__.split("_")[0]
         for beta, seconds in ((0.3, 0.5), (0.03, 1.5), (0.003, 6.0)):
             make = partial(data, sources, *wide, *([3] if data is trained else []))
-            rows[f"l1-{data.__name__.split('_')[0]}-{beta:g}"] = Readout(partial(softmax, make, beta=beta), seconds)
+            what = f"L1, {ten}, 8000 x 2048, {kind} spikes, beta {beta:g}"
+            rows[f"l1-{kind}-{beta:g}"] = Readout(partial(softmax, make, beta=beta), what, seconds)
     binary = partial(mixture, *size(20_000, 4000), 2, clusters=50)
     hinge = partial(mixture, *size(5000, 1000), 5 if quick else 10, clusters=50)
     lasso = partial(regression, sources, *wide, 20)
     return rows | {
-        "l1-100-classes": Readout(partial(softmax, many, beta=0.01), 5.0),
-        "l1-binary": Readout(partial(single, binary, "logistic", 0.01), 5.0),
-        "l1-squared": Readout(
-            partial(single, lasso, "squared", 0.01), ratios={"sklearn Lasso+Gram": 1.3, "sklearn Lasso": 2}
+        "l1-100-classes": Readout(
+            partial(softmax, many, beta=0.01), "L1, cross-entropy, 100 classes, 5000 x 512, beta 0.01", 5.0
         ),
-        "hinge-0.1": Readout(partial(single, hinge, "hinge", 0.1), 5.0),
-        "hinge-0.01": Readout(partial(single, hinge, "hinge", 0.01), 12.0),
-    }
+        "l1-binary": Readout(
+            partial(single, binary, "logistic", 0.01), "L1, logistic, 20,000 x 4000, beta 0.01", 5.0
+        ),
+        "l1-squared": Readout(
+            partial(single, lasso, "squared", 0.01), "L1, squared, 20 targets, 8000 x 2048, beta 0.01",
+            ratios={"sklearn Lasso+Gram": 1.3, "sklearn Lasso": 2},
+        ),
+        "hinge-0.1": Readout(
+            partial(single, hinge, "hinge", 0.1), "L1, hinge, 10 classes, 5000 x 1000, beta 0.1", 5.0
+        ),
+        "hinge-0.01": Readout(
+            partial(single, hinge, "hinge", 0.01), "the same, beta 0.01", 12.0
+        ),
+    }  # fmt: skip
 
 
 def ask(problem: Problem, tolerance: float, init: Solution | None = None) -> Solution:

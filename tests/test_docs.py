@@ -249,7 +249,7 @@ def test_what_the_pages_count_in_the_fair_comparison(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     summaries, arms, tasks = map(importlib.import_module, ("fair_summary", "fair_arms", "fair_tasks"))
     summary = summaries.Summary(json.loads((ROOT / "benchmarks/results/fair.json").read_text())["runs"])
-    words = ["none", "one", "two", "three", "four", "five", "six", "seven"]
+    words = ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
     def count(differences):
         """Tasks, those whose interval is wholly above 0, and those wholly below."""
@@ -262,11 +262,16 @@ def test_what_the_pages_count_in_the_fair_comparison(monkeypatch):
     assert f"and behind on {behind}." in when
     assert f"{number} of {len(tasks.TASKS)} tasks were run" in results
     number, ahead, behind = count(lambda name: summary.differences(name, arms.OURS_IN_TIME).get("end"))
-    assert ahead == "one"
-    assert f"behind for certain on {behind} of {number} tasks" in when
-    assert f"wholly behind on {behind} tasks" in results
+    assert f"ahead for certain on {ahead} of {number} tasks" in when
+    assert f"behind for certain on {behind}." in when
+    assert f"wholly ahead on {ahead} tasks, four of them of nine layers, and wholly behind on {behind}" in results
     _, ahead, behind = count(lambda name: summary.between(name, arms.OURS, "SG, weights averaged"))
     assert behind == "none"
+    deep = summary.figures("mnist mean, 20 layers", arms.OURS)
+    start, end = (mean(run[look] for run in deep[arms.OURS]) for look in ("start", "end"))
+    sg = mean(run["end"] for run in deep["SG"])
+    told = f"{start:.0f} % of the test rows before its first step and {end:.0f} % at the end"
+    assert f"{told}, with the readout solved again; SG alone stays at {sg:.0f} %" in results
     assert f"nine layers and on {words[words.index(ahead) - 1]} other tasks" in results
 
 
@@ -298,9 +303,19 @@ def test_the_networks_drawn_at_random_are_the_committed_results():
 
 
 def means(table):
-    """The last row; before training, after the first epoch, at the end, how far ahead, and both at one rate."""
+    """Its last rows; before training, after the first epoch, at the end, how far ahead, and both at one rate."""
     lines = [line.strip("|").split("|") for line in table.splitlines()]
-    return "\n".join(f"|{'|'.join(line[k] for k in (0, 1, 2, 5, 6, 8, 9))}|" for line in [*lines[:2], lines[-1]])
+    return "\n".join(f"|{'|'.join(line[k] for k in (0, 1, 2, 5, 6, 8, 9))}|" for line in [*lines[:2], *lines[-3:]])
+
+
+def test_the_table_of_readouts_is_the_committed_result(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    elastic_net, readouts, layers = map(importlib.import_module, ("elastic_net", "readouts", "layers"))
+    results = json.loads((ROOT / "benchmarks/results/elastic_net.json").read_text())["results"]
+    rows = readouts.readouts(layers.Sources(Path(), Path()), quick=False)
+    text = (ROOT / "docs/pages/results.md").read_text()
+    written = re.search(r"<!-- readouts-results -->\n(.*?)\n<!-- /readouts-results -->", text, re.S)[1]
+    assert written == elastic_net.markdown(results, rows)
 
 
 def test_the_witness_table_of_the_docs_is_the_committed_results():
