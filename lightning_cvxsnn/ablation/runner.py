@@ -124,15 +124,18 @@ class Run:
     def _processes(self, cells: list[Cell]) -> Generator["subprocess.CompletedProcess[str]", None, None]:
         """The processes of cells as they end. Workers only start them."""
         options: dict[str, Any] = {"cwd": os.getcwd()}
+        jobs, at_first = self.jobs, "2 * n_jobs"
         if self.backend == "loky" and sys.platform == "linux":
             start = joblib.delayed(run_forked)
+            if jobs == 1:  # joblib would call it here, and this process may have trained: autograd survives no fork
+                jobs, at_first = 2, "1"
         else:  # workers of a cluster have threads; they need nothing of this package
             start = joblib.delayed(subprocess.run)
             options |= {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
         with _cluster(self.backend, self.address, self.jobs), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*tasks have been successfully executed")  # where it is stopped
             warnings.filterwarnings("ignore", message=".*tasks which were still being processed")
-            parallel = joblib.Parallel(self.jobs, batch_size=1, return_as="generator_unordered")
+            parallel = joblib.Parallel(jobs, batch_size=1, pre_dispatch=at_first, return_as="generator_unordered")
             yield from parallel(start(command(self.place(cell), self.lock), **options) for cell in cells)
 
     def finish(self, cells: list[Cell]) -> bool:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,16 @@ def test_the_best_value_on_validation_rows_is_chosen_for_each_method(capsys):
     assert error == f"No value of {LR} could be chosen: no cell of the choice gave val_loss."
 
 
+def test_one_job_in_a_process_that_has_trained():
+    """Forked from here, a cell could not train; one after the other they run all the same."""
+    torch.ones(2, requires_grad=True).sum().backward()
+    write(seeds=[0, 1, 2])
+    assert ablate("--jobs=1") == 0
+    ends = {name: (path / "state.json").stat().st_mtime for name, path in cells().items()}
+    spans = sorted((end - read(cells()[name], "state.json")["seconds"], end) for name, end in ends.items())
+    assert all(end < start + 0.05 for (_, end), (start, _) in pairwise(spans))
+
+
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
@@ -334,7 +345,7 @@ def free(path):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
 def test_a_sweep_killed_and_started_again_gives_the_same_table():
-    write(base=BASE | {"trainer": BASE["trainer"] | {"max_epochs": 25}}, methods=["sg", "hybrid"], seeds=[0, 1])
+    write(base=BASE | {"trainer": BASE["trainer"] | {"max_epochs": 150}}, methods=["sg", "hybrid"], seeds=[0, 1])
     process = start()
     wait_for(lambda: len(states_so_far()) > 2)  # one has finished, and the third has only just begun
     process.kill()
