@@ -93,7 +93,7 @@ def gains() -> Figure:
     from fair_arms import OURS, OURS_IN_TIME
     from fair_summary import interval
 
-    figure = Figure(figsize=(10, 1.3 + 0.27 * len(tasks)), layout="constrained")
+    figure = Figure(figsize=(12, 1.3 + 0.27 * len(tasks)), layout="constrained")
     scores, ahead = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for place, task in enumerate(tasks):
         found = summary.figures(task, OURS)
@@ -109,14 +109,18 @@ def gains() -> Figure:
                 centre, half = interval(differences)
                 first = {"label": label} if place == 0 else {}
                 ahead.errorbar(centre, place + shift, xerr=half, fmt="o", color=COLOURS[colour], ms=4, lw=1, **first)
-    scores.set(xlabel="test score, %: before training (hollow), at the end", xlim=(-3, 100))
+    scores.set(
+        xlabel="test score, %: before training (hollow), at the end", xlim=(-3, 100), ylim=(-0.7, len(tasks) - 0.3)
+    )
     scores.set_yticks(range(len(tasks)), tasks)
     scores.invert_yaxis()
     ahead.axvline(0, color="0.5", lw=1)
-    ahead.set(xlabel="points ahead at the end, with 95 % intervals", xlim=(-30, 30))
+    ahead.set(xlabel="points ahead, 95 % intervals", xlim=(-30, 30))
     for axes in (scores, ahead):
         axes.grid(alpha=0.25)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+        axes.legend(
+            loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False, fontsize="small", columnspacing=1
+        )
     return figure
 
 
