@@ -21,8 +21,10 @@ def flat_length(steepness: Callable[[float], float], first: float) -> float:
 
     Args:
         steepness: The derivative at a length; it does not fall.
-        first: The derivative at 0, negative.
+        first: The derivative at 0; where rounding error has made it no descent, a full step is left to be judged.
     """
+    if not first < 0:
+        return 1.0
     low, high = (0.0, first), (0.0, 0.0)
     length = 1.0
     for _ in range(_LOOKS):

@@ -28,6 +28,11 @@ def test_what_falls_for_ever_ends():
     assert 1 < flat_length(lambda length: -1.0, -1.0) <= 4
 
 
+def test_a_slope_of_rounding_error_is_no_division_by_zero():
+    assert flat_length(lambda length: 1e-20, 1e-20) == 1.0
+    assert flat_length(lambda length: 0.0, 0.0) == 1.0
+
+
 def test_many_classes_that_a_full_step_overshoots_take_few_iterations():
     """Newton's full steps end far up the other side here; they were taken, since they descended a little."""
     generator = torch.Generator().manual_seed(0)
