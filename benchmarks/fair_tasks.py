@@ -253,8 +253,10 @@ def on_digits(hidden: list[int], epochs: int = 15) -> Task:
     return Task(digits, (1097, 350), partial(stack, 8, hidden), epochs, 64)
 
 
-def on_series(name: str, sizes: tuple[int, int], inputs: int, classes: int, batch: int = 16, epochs: int = 15) -> Task:
-    return Task(partial(series, name), sizes, partial(stack, inputs, [128, 128], classes), epochs, batch)
+def on_series(
+    name: str, sizes: tuple[int, int], inputs: int, classes: int, batch: int = 16, epochs: int = 15, layers: int = 2
+) -> Task:
+    return Task(partial(series, name), sizes, partial(stack, inputs, [128] * layers, classes), epochs, batch)
 
 
 def on_windows(rows: int, validation: int, epochs: int) -> Task:
@@ -306,4 +308,7 @@ TASKS: dict[str, Task] = {
     "MNIST-1D, 30,000 rows": on_windows(30_000, 2000, 4),
     "mnist mean, 20 layers": on_mnist([128] * 20, 6, 3),
     "mnist last, 20 layers": on_mnist([128] * 20, 6, 3, last=True),
+    "mnist mean, 4 layers": on_mnist([256] * 4, 10, 3),
+    "mnist1d_w5, 6 layers": on_series("mnist1d_w5", (3200, 800), 5, 10, batch=64, epochs=12, layers=6),
+    "mnist mean, 50 layers": on_mnist([128] * 50, 6, 3),
 }

@@ -18,6 +18,7 @@ from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme, Choice, Penalty
 from lightning_cvxsnn.network.quick import quick_neurons
 from lightning_cvxsnn.network.readout import Readout
+from lightning_cvxsnn.network.relays import Relay, prove_relays
 from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.network.transaction import Transaction, all_or_nothing
 from lightning_cvxsnn.patterns import resolve_backend
@@ -41,6 +42,7 @@ from lightning_cvxsnn.witnesses.replace import Replacement, replace_witnesses
 
 _TOLERANCE = 1e-3  # of a forward pass, relative
 _LOW_PRECISION_TOLERANCE = 3e-2
+_TRAINED = 3  # layers that train in front of relays: fewer answer worse at the end, more at first
 _SEARCHES = 2  # solves that look for a penalty everywhere: the first, and the first over features that have trained
 
 
@@ -55,6 +57,7 @@ class Reconstructor:
         shadow: What the network shows after a solve, with what training goes on from where that is something else;
             None: it is not.
         budget: What the periodic solves have cost and may cost.
+        relays: Hidden layers that are to be held while the others train.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -64,6 +67,7 @@ class Reconstructor:
         self.readout: Readout | None = None
         self.shadow: Shadow | None = None
         self.budget = Budget(settings.max_overhead)
+        self.relays: tuple[Relay, ...] = ()
         self._meter: Meter | None = None
         self._solves = 0  # that have a penalty
         self._captures = Captures(settings)
@@ -74,7 +78,10 @@ class Reconstructor:
         last = {} if self.last is None else {"coef": self.last.coef, "intercept": self.last.intercept}
         shadow = {} if self.shadow is None else {"shadow": self.shadow.state_dict()}
         penalty = {} if self.penalty is None else {"penalty": asdict(self.penalty)}
-        return {"solves": self._solves, "budget": self.budget.state_dict(), **penalty, **last, **shadow}
+        relays = [tuple(relay) for relay in self.relays]
+        return {
+            "solves": self._solves, "budget": self.budget.state_dict(), "relays": relays, **penalty, **last, **shadow
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave."""
@@ -83,6 +90,7 @@ class Reconstructor:
         if "coef" in state:
             self.last = Point(state["coef"], state["intercept"])
         self.budget = Budget(self.settings.max_overhead, **state["budget"])
+        self.relays = tuple(Relay(*relay) for relay in state.get("relays", ()))
         self.shadow = Shadow(**state["shadow"]) if "shadow" in state else None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -212,6 +220,7 @@ class Reconstructor:
     ) -> Finished:
         started = time.perf_counter()
         prepared = self._prepare(network, policy, context, validation)
+        self._hold(network, prepared.layers, policy)
         self._once = work() if policy.may_change_hidden else 0.0
         programme, judges = self._captures.take(network, context, "patterns", validation)
         if programme is not None and bool(programme.dictionary.constant.all()):
@@ -228,8 +237,10 @@ class Reconstructor:
         layers = prepared.layers
         if prepared.replaced and not outcome.accepted:
             layers = self._take_back(network, prepared)
+            self._hold(network, layers, policy)
         tried = network.rows.ranks.exchange(prepared.search)[0]
-        return Finished(outcome, layers, tried, captured - started, time.perf_counter() - captured)
+        seconds = captured - started, time.perf_counter() - captured
+        return Finished(outcome, layers, tried, len(self.relays), *seconds)
 
     def _prepare(
         self, network: Network, policy: Policy, context: TrainerContext, validation: Validation | None
@@ -273,6 +284,15 @@ class Reconstructor:
         network.synchronise()
         self.last, self._solves = None, 0
         return layers
+
+    def _hold(self, network: Network, layers: list[CalibratedLayer], policy: Policy) -> None:
+        """Note the relays among the layers that a start has changed; a later repair of one ends its being held."""
+        if policy.occasion != "warm start":
+            changed = {layer.name for layer in layers}
+            self.relays = tuple(relay for relay in self.relays if relay.neuron not in changed)
+        elif not self.settings.dry_run:
+            deep = [layer for layer in layers if layer.copies and layer.below >= _TRAINED]
+            self.relays = prove_relays(network, [Relay(layer.affine_name, layer.name) for layer in deep])
 
     def _choose(self, programme: CapturedProgramme, policy: Policy) -> Choice:
         """The penalty of this solve, as given or chosen, and a point to start from."""

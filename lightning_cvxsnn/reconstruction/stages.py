@@ -92,6 +92,7 @@ class Finished:
         outcome: Of the solve.
         layers: Layers that keep their weights but for factors and biases, in the network as it is left.
         search: What a search for witnesses tried; None without one.
+        relays: Layers that are held while the others train.
         seconds_patterns: Wall-clock seconds of the pattern passes.
         seconds_solve: Of the rest.
     """
@@ -99,5 +100,6 @@ class Finished:
     outcome: Outcome
     layers: list[CalibratedLayer]
     search: SearchStatistics | None
+    relays: int
     seconds_patterns: float
     seconds_solve: float

@@ -48,6 +48,7 @@ class SolveReport:
         accuracy_after: The same with the candidate.
         beta_edge: ``"largest"`` or ``"smallest"`` where this solve chose beta at that end of its grid.
         repaired: Dead layers that were repaired before the solve, and how.
+        relays: Hidden layers that send on the spikes of the layer below, and are held while the others train.
     """
 
     epoch: int
@@ -84,6 +85,7 @@ class SolveReport:
     accuracy_after: float | None = None
     beta_edge: Literal["largest", "smallest"] | None = None
     repaired: str = ""
+    relays: int = 0
 
     def metrics(self) -> dict[str, float]:
         """The numeric fields as ``convex/<field>``, for loggers."""
@@ -119,6 +121,7 @@ class SolveReport:
             "units": f"{self.active} active, {self.distinct} distinct, "
             f"{self.silent} silent, {self.saturated} saturated",
             "search": f"{self.candidates} candidates" if self.candidates else "",
+            "relays": f"{self.relays} layers, held while the others train" if self.relays else "",
             "repaired": self.repaired.replace("); ", ")\n"),  # a line for each layer
             "seconds": f"{self.seconds_patterns:.1f} patterns, {self.seconds_solve:.1f} solve",
         }

@@ -7,10 +7,12 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_cvxsnn.convex import Loss
 from lightning_cvxsnn.network import put_back, release_graphs
+from lightning_cvxsnn.network.relays import Relays
 from lightning_cvxsnn.patterns import Backend
 from lightning_cvxsnn.reconstruction.policy import Occasion, Policy
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
@@ -163,6 +165,7 @@ class ConvexReconstruction(Callback):
         )  # fmt: skip
         self._left = ""  # digest of the weights that the last fit left behind
         self._in_trainer = False
+        self._relays: Relays | None = None
         self._begin_run()
 
     @override
@@ -246,6 +249,7 @@ class ConvexReconstruction(Callback):
             start_module(trainer, pl_module)
             self._solve(trainer, pl_module, "warm start", trainer.current_epoch)
         self._warm_started = True
+        self._hold_relays(trainer, pl_module)
         if self.settings.every_n_epochs and self.settings.apply != "replace":
             with above_progress_bar(trainer):
                 tell_of_watcher(watcher(trainer), self.settings.apply)
@@ -264,6 +268,8 @@ class ConvexReconstruction(Callback):
         self._reconstructor.shadow = None  # of weights that are about to change
         if readout := self._reconstructor.readout:
             self._agreement.note(trainer, pl_module, readout, batch, batch_idx)
+        if self._relays is not None:
+            self._relays.attach()
 
     @override
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
@@ -273,10 +279,19 @@ class ConvexReconstruction(Callback):
                 self._agreement.compare(trainer, readout, loss)
 
     @override
+    def on_before_optimizer_step(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
+    ) -> None:
+        """Relays stay as they are, whatever the optimiser does without a gradient's being there."""
+        if self._relays is not None:
+            self._relays.drop_gradients()
+
+    @override
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After the last batch of an epoch and before its validation: what is validated is what is saved."""
+        self._release_relays()
         finished, out_of_steps = trainer.current_epoch + 1, 0 <= trainer.max_steps <= trainer.global_step
         if self.settings.every_n_epochs == 0 or not (trainer.is_last_batch or out_of_steps):
             return
@@ -312,6 +327,7 @@ class ConvexReconstruction(Callback):
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Leave neurons whose deep copy works: weight averaging makes one as the next fit begins."""
+        self._release_relays()
         release_graphs(pl_module)
         if stage == "fit":
             self._left, self._restored = weights_digest(pl_module), False
@@ -320,6 +336,7 @@ class ConvexReconstruction(Callback):
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         """Whatever interrupts training, KeyboardInterrupt included, the network is left as it was trained."""
         forget_start(pl_module)
+        self._release_relays()
         release_graphs(pl_module)  # there is no ``teardown`` after an exception
         if trainer.state.fn == TrainerFn.FITTING:
             self._withdraw(trainer, pl_module)
@@ -361,6 +378,22 @@ class ConvexReconstruction(Callback):
             rank_zero_info(f"ConvexReconstruction {report.line()}")
             advise(self.reports)
         return report
+
+    def _hold_relays(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Take the relays that a warm start has found, or a checkpoint tells of."""
+        relays = self._reconstructor.relays
+        self._relays = Relays(pl_module, relays) if relays else None
+        if relays:
+            with above_progress_bar(trainer):
+                rank_zero_info(
+                    f"ConvexReconstruction holds {len(relays)} spiking layers, which send on the spikes of the layer "
+                    f"below ('{relays[0].neuron}' to '{relays[-1].neuron}'), while the others train. To train all of "
+                    "them, start with witnesses='calibrated'."
+                )
+
+    def _release_relays(self) -> None:
+        if self._relays is not None:
+            self._relays.detach()
 
     def _withdraw(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Take shadows out, the last to enter first: it was laid over the others."""

@@ -59,6 +59,7 @@ class CalibratedLayer:
         shift: Median of what was added to the biases.
         negated: Units whose weights changed sign.
         copies: Whether each unit now fires with one unit of the layer below, instead of the three above.
+        below: Spiking layers in a row that feed it, one the next.
         replaced: Whether all weights are new, instead of the above.
     """
 
@@ -70,6 +71,7 @@ class CalibratedLayer:
     shift: float = 0.0
     negated: int = 0
     copies: bool = False
+    below: int = 0
     replaced: bool = False
 
 
@@ -119,7 +121,10 @@ def calibrate_layers(
             after = _copy_below(network, inputs, position, activities)
             if after is not None:
                 activities = after
-                changed.append(CalibratedLayer(before.name, before.affine_name, before, after[position], copies=True))
+                below = _below(before, activities)
+                changed.append(
+                    CalibratedLayer(before.name, before.affine_name, before, after[position], copies=True, below=below)
+                )
                 continue
         found = [(p, p.clone()) for p in affine.parameters(recurse=False)]
         factors, shifts = _factors_and_shifts(module, inputs, before, how, rate)
@@ -221,6 +226,14 @@ def _copy_below(
         parameter.copy_(value)
     network.refresh_norms()
     return None
+
+
+def _below(layer: LayerActivity, activities: Sequence[LayerActivity]) -> int:
+    """Spiking layers in a row that feed a layer, one the next."""
+    sources, passed = {each.name: each.source for each in activities}, [layer.name]
+    while (source := sources[passed[-1]]) and source not in passed:  # recurrence
+        passed.append(source)
+    return len(passed) - 1
 
 
 def _writable_affine(module: nn.Module, layer: LayerActivity) -> Any:
