@@ -1,5 +1,7 @@
 """Networks that users write: spikingjelly layers in a LightningModule, single-step and multi-step."""
 
+from itertools import chain, pairwise
+
 import lightning.pytorch as pl
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
@@ -57,6 +59,17 @@ class Net(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+
+class DeepNet(Net):
+    """Several layers of ``Linear-LIF``, and a readout."""
+
+    def __init__(self, depth=6, width=24, step_mode="m", node=neuron.LIFNode, last_width=None, lr=0.05):
+        super().__init__(step_mode=step_mode, lr=lr, width=last_width or width)
+        widths = [FEATURES, *[width] * (depth - 1), last_width or width]
+        pairs = [(layer.Linear(a, b), node()) for a, b in pairwise(widths)]
+        self.hidden = nn.Sequential(*chain.from_iterable(pairs))
+        functional.set_step_mode(self.hidden, step_mode)
 
 
 class ConvNet(Net):

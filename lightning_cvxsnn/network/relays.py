@@ -22,7 +22,7 @@ _LOST = 0.01  # of the spikes that a relay receives, at most
 
 
 class Relay(NamedTuple):
-    """A linear layer, and the neurons of which the j-th fires with unit ``j % in_features`` of the layer below.
+    """A linear layer, and the neurons of which each fires with one of the layer below, which has as many.
 
     Attributes:
         affine: Dotted name of the linear layer.
@@ -41,7 +41,7 @@ class Relays:
         relays: Its relays.
     """
 
-    def __init__(self, module: nn.Module, relays: Iterable[Relay]) -> None:
+    def __init__(self, module: nn.Module, relays: Iterable[Relay] = ()) -> None:
         self._links = [_Link(module, relay) for relay in relays]
         self._handles: list[RemovableHandle] = []
 
@@ -79,7 +79,7 @@ def prove_relays(network: Network, layers: Iterable[Relay]) -> tuple[Relay, ...]
     links = {
         relay: link
         for relay, link in links.items()
-        if isinstance(link.affine, nn.Linear) and all(owners[id(p)] == 1 for p in link.parameters)
+        if link.is_square and all(owners[id(p)] == 1 for p in link.parameters)
     }
     if not links or _is_compiled(module):
         return ()
@@ -110,6 +110,11 @@ class _Link:
         return self.affine.register_forward_pre_hook(self._receive), self.neuron.register_forward_hook(self._compare)
 
     @property
+    def is_square(self) -> bool:
+        """Whether a linear layer has as many units as it receives: more of them would send some spikes twice."""
+        return isinstance(self.affine, nn.Linear) and self.affine.in_features == self.affine.out_features
+
+    @property
     def exact(self) -> bool:
         """Whether it has received spikes, and sent them."""
         return self._spikes > 0 and self._lost <= _LOST * self._spikes
@@ -117,27 +122,23 @@ class _Link:
     def _receive(self, _affine: nn.Module, args: tuple[Any, ...]) -> None:
         self._received = args[0]
 
-    def _sources(self) -> Tensor | None:
-        """What each unit is to send; None where another call has taken it."""
+    def _take(self) -> Tensor | None:
         received, self._received = self._received, None
-        units, fan_in = self.affine.weight.shape
-        if received is None or units == fan_in:
-            return received
-        return received.index_select(-1, torch.arange(units, device=received.device) % fan_in)
+        return received
 
     def _compare(self, _neuron: nn.Module, _args: tuple[Any, ...], sent: Tensor) -> None:
-        sources = self._sources()
-        if sources is None or sources.shape != sent.shape:
+        received = self._take()
+        if received is None or received.shape != sent.shape:
             self._lost = torch.inf
             return
-        self._spikes += float(sources.sum())
-        self._lost += float((sources != sent).sum())
+        self._spikes += float(received.sum())
+        self._lost += float((received != sent).sum())
 
     def _pass_on(self, _neuron: nn.Module, _args: tuple[Any, ...], sent: Tensor) -> Tensor | None:
-        sources = self._sources()
-        if sources is None or not sources.requires_grad or sources.shape != sent.shape:
+        received = self._take()
+        if received is None or not received.requires_grad or received.shape != sent.shape:
             return None
-        passed: Tensor = _StraightThrough.apply(sent.detach(), sources, *self.parameters)
+        passed: Tensor = _StraightThrough.apply(sent.detach(), received, *self.parameters)
         return passed
 
 

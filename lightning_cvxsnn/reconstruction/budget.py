@@ -4,8 +4,8 @@ Most is gained early. So the solves after the first epochs may spend what the wh
 others wait until it is earned.
 
 The unit is a multiply-add of float32 numbers in a matrix product or convolution; one of float64 numbers, as in the
-convex solver, counts two. A training step counts as three forward passes: one forward, two for its gradients. Layers that
-are held count as if they trained.
+convex solver, counts two. A training step counts as three forward passes: one forward, two for its gradients; layers
+that are held count as if they trained.
 """
 
 from collections.abc import Callable, Iterator

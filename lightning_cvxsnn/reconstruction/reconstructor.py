@@ -1,7 +1,7 @@
 """One convex reconstruction of a network: prepare, capture, solve, judge, write. The callback decides when."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from lightning_cvxsnn.convex import Point
 from lightning_cvxsnn.network.isolation import undisturbed
@@ -18,7 +17,7 @@ from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme, Choice, Penalty
 from lightning_cvxsnn.network.quick import quick_neurons
 from lightning_cvxsnn.network.readout import Readout
-from lightning_cvxsnn.network.relays import Relay, prove_relays
+from lightning_cvxsnn.network.relays import Relay
 from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.network.transaction import Transaction, all_or_nothing
 from lightning_cvxsnn.patterns import resolve_backend
@@ -26,6 +25,7 @@ from lightning_cvxsnn.reconstruction.budget import FLOAT64, Budget, Meter, measu
 from lightning_cvxsnn.reconstruction.capturing import Captures, Validation
 from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.reconstruction.guard import SCALES, Judgement, Judges, judge_linear, judge_spiking
+from lightning_cvxsnn.reconstruction.hidden import relays_among, tell_untrained
 from lightning_cvxsnn.reconstruction.policy import SHOWN_TOLERANCE, Occasion, Policy
 from lightning_cvxsnn.reconstruction.report import report_of
 from lightning_cvxsnn.reconstruction.settings import Settings
@@ -42,7 +42,6 @@ from lightning_cvxsnn.witnesses.replace import Replacement, replace_witnesses
 
 _TOLERANCE = 1e-3  # of a forward pass, relative
 _LOW_PRECISION_TOLERANCE = 3e-2
-_TRAINED = 3  # layers that train in front of relays: fewer answer worse at the end, more at first
 _SEARCHES = 2  # solves that look for a penalty everywhere: the first, and the first over features that have trained
 
 
@@ -158,7 +157,7 @@ class Reconstructor:
                 self._lay_out(network, transaction, finished.outcome, policy)
             else:
                 transaction.forget_history(transaction.changed())
-            _tell_untrained(network, transaction, context.optimizers)
+            tell_untrained(network, transaction, context.optimizers)
             if not all(bool(p.isfinite().all()) for p in module.parameters()):
                 raise RuntimeError(
                     "The reconstruction found weights that hold NaN or infinity, so nothing was written. Expected "
@@ -220,7 +219,13 @@ class Reconstructor:
     ) -> Finished:
         started = time.perf_counter()
         prepared = self._prepare(network, policy, context, validation)
-        self._hold(network, prepared.layers, policy)
+        # Rank 0 alone may have searched.
+        tried, layers = network.rows.ranks.exchange((prepared.search, prepared.layers))[0]
+        if policy.occasion == "warm start" and not self.settings.dry_run:
+            self.relays = relays_among(network, layers)
+        else:  # a repaired layer is none any more
+            changed = {layer.name for layer in layers}
+            self.relays = tuple(relay for relay in self.relays if relay.neuron not in changed)
         self._once = work() if policy.may_change_hidden else 0.0
         programme, judges = self._captures.take(network, context, "patterns", validation)
         if programme is not None and bool(programme.dictionary.constant.all()):
@@ -234,11 +239,9 @@ class Reconstructor:
             outcome = self._share(network, outcome)
         if outcome.accepted and not self.settings.dry_run:
             network.verify()
-        layers = prepared.layers
         if prepared.replaced and not outcome.accepted:
             layers = self._take_back(network, prepared)
-            self._hold(network, layers, policy)
-        tried = network.rows.ranks.exchange(prepared.search)[0]
+            self.relays = relays_among(network, layers)
         seconds = captured - started, time.perf_counter() - captured
         return Finished(outcome, layers, tried, len(self.relays), *seconds)
 
@@ -284,15 +287,6 @@ class Reconstructor:
         network.synchronise()
         self.last, self._solves = None, 0
         return layers
-
-    def _hold(self, network: Network, layers: list[CalibratedLayer], policy: Policy) -> None:
-        """Note the relays among the layers that a start has changed; a later repair of one ends its being held."""
-        if policy.occasion != "warm start":
-            changed = {layer.name for layer in layers}
-            self.relays = tuple(relay for relay in self.relays if relay.neuron not in changed)
-        elif not self.settings.dry_run:
-            deep = [layer for layer in layers if layer.copies and layer.below >= _TRAINED]
-            self.relays = prove_relays(network, [Relay(layer.affine_name, layer.name) for layer in deep])
 
     def _choose(self, programme: CapturedProgramme, policy: Policy) -> Choice:
         """The penalty of this solve, as given or chosen, and a point to start from."""
@@ -402,15 +396,3 @@ class Reconstructor:
             if outcome.written and not self.settings.dry_run:
                 readout.write(*stored)
         return outcome
-
-
-def _tell_untrained(network: Network, transaction: Transaction, optimizers: Sequence[Optimizer]) -> None:
-    """Warn of hidden parameters that were changed though no optimiser trains them: a reservoir, perhaps."""
-    trained = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    left = {id(p) for p in transaction.changed()} - trained - {id(p) for p in network.readout.parameters}
-    names = [name for name, p in network.module.named_parameters() if id(p) in left]
-    if trained and names:
-        rank_zero_warn(
-            f"ConvexReconstruction changed hidden parameters that no optimizer trains: {', '.join(names)}. If they are "
-            "meant to stay as they are, use witnesses='keep', or freeze them by requires_grad_(False)."
-        )

@@ -17,6 +17,7 @@ from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.rows import unpack
 from lightning_cvxsnn.network.targets import row_targets, row_weights
 from lightning_cvxsnn.runtime.rng import isolate_rng
+from lightning_cvxsnn.training.progress_bars import above_progress_bar
 from lightning_cvxsnn.training.trainer import unlogged
 
 _TOLERANCE = 1e-2  # relative difference of losses taken for equal
@@ -67,7 +68,8 @@ class Agreement:
         factor = trainer.accumulate_grad_batches / (scaler.get_scale() if scaler is not None else 1.0)
         slope = _slope(loss, readout.module.weight)
         theirs = BatchLoss(float(loss.detach()) * factor, slope if slope is None else factor * slope)
-        same = warn_unless_same_loss(self._ours, theirs, loss=self.loss, num_outputs=readout.module.out_features)
+        with above_progress_bar(trainer):
+            same = warn_unless_same_loss(self._ours, theirs, loss=self.loss, num_outputs=readout.module.out_features)
         self.compared, self._ours = self.compared + 1 if same else _COMPARISONS, None
 
 

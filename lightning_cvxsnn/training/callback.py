@@ -6,8 +6,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_cvxsnn.convex import Loss
@@ -30,7 +29,9 @@ from lightning_cvxsnn.training.trainer import (
     fit_allows,
     follow_averages,
     forget_start,
+    hold,
     leave_out,
+    log_report,
     save_beside_checkpoints,
     start_module,
     tell_of_watcher,
@@ -39,7 +40,6 @@ from lightning_cvxsnn.training.trainer import (
     unlogged,
     validation_metrics,
     validation_rows,
-    watcher,
     weights_digest,
 )
 
@@ -54,13 +54,13 @@ class ConvexReconstruction(Callback):
     them: before training, after epochs before their validation, and once at the end. Where the solution scores better
     than the trained readout it is shown: the network holds it until the next training step, so it is what is validated,
     saved, and left at the end. Training goes on from its own readout, drawn a part of the way to the solution. Layers
-    that carry no information (silent or saturated) are brought to life before training.
+    that carry no information are brought to life before training. In deep networks some then send on the spikes of the
+    layer below: behind the first three they are held as relays, and gradients pass them as spikes do.
 
     Works with any LightningModule whose output is the last, mean or (weighted) sum over time of a last ``nn.Linear``,
-    fed by spikingjelly neurons, single-step or multi-step, or followed by a layer of them. Two optional methods of the
-    LightningModule help where the defaults do not fit: ``convex_batch(self, batch)`` returns ``(x, y)`` or
-    ``(x, y, weight)``; ``convex_forward(self, x)`` returns what the loss is applied to. For several outputs both may
-    return dicts; a callback for each readout finds its own entry.
+    fed by spikingjelly neurons, or followed by a layer of them. Two optional methods of the LightningModule help where
+    that does not fit: ``convex_batch(self, batch)`` returns ``(x, y)`` or ``(x, y, weight)``; ``convex_forward(self,
+    x)`` what the loss is applied to. For several outputs both may return dicts, an entry for each readout's callback.
 
     Source: Udupi, Yang, Zhai, arXiv 2605.08022 (2026), sections on reconstruction; Ergen et al., ICLR 2023.
 
@@ -79,12 +79,11 @@ class ConvexReconstruction(Callback):
             start, layers that hold their constructor's weights get those over which a ridge readout errs least on rows
             that it has not seen: repaired, or a first layer of rescaled or of paired weights whose spikes the layers
             behind send on, or that and ``"pairs"``. ``"keep"`` refuses a network that is dead. The others act at the
-            warm start only. ``"calibrated"`` rescales every unit to a firing rate of 0.1. ``"gaussian_standard"``,
-            ``"gaussian_normalized"`` and ``"gaussian_orthogonal"`` draw every hidden layer: N(0, 1), rows of unit norm,
-            orthonormal rows. ``"pairs"``, ``"pool"`` and ``"priced"`` replace the last hidden ``nn.Linear`` or
-            convolution: by weights that tell pairs of training points apart, by the best of many candidates, by column
-            generation; in a `ParallelSNN` the last two replace whole branches. What the rows that judge reject is
-            rolled back.
+            warm start only. ``"calibrated"`` rescales every unit to a firing rate of 0.1, and all layers train.
+            ``"gaussian_standard"``, ``"gaussian_normalized"``, ``"gaussian_orthogonal"`` draw every hidden layer: from
+            N(0, 1), or rows of unit norm, or orthonormal ones. ``"pairs"``, ``"pool"``, ``"priced"`` replace the last
+            linear layer or convolution: by weights that tell pairs of points apart, by the best of many candidates, by
+            column generation (of whole branches in a `ParallelSNN`). What the rows that judge reject is rolled back.
         warm_start: Solve before the first epoch; once per run, not on resume, not under ``fast_dev_run``.
         every_n_epochs: Solve after the last batch of every n-th epoch at the earliest, before its validation. 0: never.
         final_solve: Solve at the end of training, before the last validation where the last epoch is known, else in
@@ -93,25 +92,21 @@ class ConvexReconstruction(Callback):
             ``relaxation``. Where early stopping or a schedule on a plateau compares validations, nothing is shown after
             epochs, and the readout is drawn where that scores better. ``"shadow"``: show it, and train on from the
             trained weights and optimiser state, bit for bit. ``"replace"``: write it and train on from it as a whole.
-            Hidden weights that were repaired or replaced stay in any case.
         relaxation: How far the trained readout is drawn towards a solution with ``apply="auto"``: ``W`` becomes
             ``W + relaxation (W* - W)``. The programme's objective falls all the way, by convexity; the optimiser keeps
-            its state. ``"auto"``: 0.3 after epochs, 0 where the units of a solution cancel, so that moved spikes would
-            change its answers altogether, and 0 before training: hidden weights train best under the readout that the
-            network had.
+            its state. ``"auto"``: 0.3 after epochs, 0 where the units of a solution cancel, so that its answers would
+            change with any spike, and 0 before training: hidden weights train best under the readout that was there.
         scale: Factor on the solution as written. ``"auto"``: 0.3 where training goes on from it as a whole (decisions
             stay, hidden layers keep a gradient), 1 elsewhere and for ``squared``; before a spiking output layer the
             factor at which its firing rates decide best on the rows that judge.
-        max_overhead: Share of training work that periodic solves may take, counted in multiply-adds, so that runs
-            repeat exactly. Those after epochs 1, 2 and 5 may be paid by the planned epochs of the fit, the others wait
-            until it has accrued; after each that was rejected in a row, for twice as much. The first, if there was no
-            warm start, is tried at once. None: no limit. Warm start and final solve are made whatever they cost.
+        max_overhead: Share of training work that periodic solves may take, in multiply-adds, so that runs repeat. Those
+            after epochs 1, 2 and 5 may be paid by the planned epochs, the others wait until it has accrued, after each
+            rejected in a row for twice as much; a first one is always tried. None: no limit. Not for start and end.
         judge: The rows on which a solution and the trained readout are compared; it is better if loss or accuracy is
             better and neither is worse. ``"validation"``: the Trainer's validation rows, the first loader of several:
             model selection, as by ``ModelCheckpoint``. ``"train"``: a fifth of the training rows, to which that
             solution is not fitted. ``"auto"``: validation rows where there are 100, both where there are fewer.
-        gap_tolerance: Certified duality gap to reach, relative to the objective of the best constant predictor. What is
-            shown for an epoch only is solved to 1e-3.
+        gap_tolerance: Certified gap to reach, relative to the best constant predictor's objective; 1e-3 for an epoch.
         max_samples: Rows to use, a random subset fixed by ``seed``, stratified where the dataset tells class labels
             without loading its rows; of batches that come whole, as many as hold them. None: all.
         backend: Engine of candidates' patterns (``pool``, ``priced``): ``"cupy"``, the kernels on a CUDA device;
@@ -165,7 +160,7 @@ class ConvexReconstruction(Callback):
         )  # fmt: skip
         self._left = ""  # digest of the weights that the last fit left behind
         self._in_trainer = False
-        self._relays: Relays | None = None
+        self._relays = Relays(nn.Identity())
         self._begin_run()
 
     @override
@@ -225,10 +220,9 @@ class ConvexReconstruction(Callback):
         """Refuse what cannot work."""
         self._in_trainer = True
         check_settings([c.settings for c in _solvers(trainer)])
-        if stage != "fit":
-            return
-        check_strategy(trainer)
-        follow_averages(trainer, self)
+        if stage == "fit":
+            check_strategy(trainer)
+            follow_averages(trainer, self)
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -249,10 +243,9 @@ class ConvexReconstruction(Callback):
             start_module(trainer, pl_module)
             self._solve(trainer, pl_module, "warm start", trainer.current_epoch)
         self._warm_started = True
-        self._hold_relays(trainer, pl_module)
+        self._relays = hold(trainer, pl_module, self._reconstructor.relays)
         if self.settings.every_n_epochs and self.settings.apply != "replace":
-            with above_progress_bar(trainer):
-                tell_of_watcher(watcher(trainer), self.settings.apply)
+            tell_of_watcher(trainer, self.settings.apply)
 
     @override
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -268,30 +261,25 @@ class ConvexReconstruction(Callback):
         self._reconstructor.shadow = None  # of weights that are about to change
         if readout := self._reconstructor.readout:
             self._agreement.note(trainer, pl_module, readout, batch, batch_idx)
-        if self._relays is not None:
-            self._relays.attach()
+        self._relays.attach()
 
     @override
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
         """The module's loss on the same batch, at the same weights."""
         if readout := self._reconstructor.readout:
-            with above_progress_bar(trainer):
-                self._agreement.compare(trainer, readout, loss)
+            self._agreement.compare(trainer, readout, loss)
 
     @override
-    def on_before_optimizer_step(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
-    ) -> None:
-        """Relays stay as they are, whatever the optimiser does without a gradient's being there."""
-        if self._relays is not None:
-            self._relays.drop_gradients()
+    def on_before_optimizer_step(self, *arguments: Any) -> None:
+        """Relays stay as they are: no optimiser moves what has no gradient."""
+        self._relays.drop_gradients()
 
     @override
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After the last batch of an epoch and before its validation: what is validated is what is saved."""
-        self._release_relays()
+        self._relays.detach()
         finished, out_of_steps = trainer.current_epoch + 1, 0 <= trainer.max_steps <= trainer.global_step
         if self.settings.every_n_epochs == 0 or not (trainer.is_last_batch or out_of_steps):
             return
@@ -327,7 +315,7 @@ class ConvexReconstruction(Callback):
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Leave neurons whose deep copy works: weight averaging makes one as the next fit begins."""
-        self._release_relays()
+        self._relays.detach()
         release_graphs(pl_module)
         if stage == "fit":
             self._left, self._restored = weights_digest(pl_module), False
@@ -336,11 +324,9 @@ class ConvexReconstruction(Callback):
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         """Whatever interrupts training, KeyboardInterrupt included, the network is left as it was trained."""
         forget_start(pl_module)
-        self._release_relays()
-        release_graphs(pl_module)  # there is no ``teardown`` after an exception
-        if trainer.state.fn == TrainerFn.FITTING:
+        if fitting := trainer.state.fn == TrainerFn.FITTING:
             self._withdraw(trainer, pl_module)
-            self._left, self._restored = weights_digest(pl_module), False
+        self.teardown(trainer, pl_module, "fit" if fitting else "")  # Lightning calls none after an exception
 
     def plot(self) -> "Figure":
         """Draw the solves: objective and bound, units, held-out loss and accuracy; see `plots.solves`.
@@ -370,30 +356,11 @@ class ConvexReconstruction(Callback):
         self._solved_epoch = epoch
         if occasion == "final solve" or Policy(self.settings, occasion, context.watched).shows:
             self._finished_step = trainer.global_step
-        name = f"convex/{self.settings.readout}/" if len(_solvers(trainer)) > 1 else "convex/"  # whose figures they are
-        metrics = {f"{name}{k.removeprefix('convex/')}": v for k, v in report.metrics().items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+        log_report(trainer, report, self.settings.readout if len(_solvers(trainer)) > 1 else None)
         with above_progress_bar(trainer):
             rank_zero_info(f"ConvexReconstruction {report.line()}")
             advise(self.reports)
         return report
-
-    def _hold_relays(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Take the relays that a warm start has found, or a checkpoint tells of."""
-        relays = self._reconstructor.relays
-        self._relays = Relays(pl_module, relays) if relays else None
-        if relays:
-            with above_progress_bar(trainer):
-                rank_zero_info(
-                    f"ConvexReconstruction holds {len(relays)} spiking layers, which send on the spikes of the layer "
-                    f"below ('{relays[0].neuron}' to '{relays[-1].neuron}'), while the others train. To train all of "
-                    "them, start with witnesses='calibrated'."
-                )
-
-    def _release_relays(self) -> None:
-        if self._relays is not None:
-            self._relays.detach()
 
     def _withdraw(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Take shadows out, the last to enter first: it was laid over the others."""

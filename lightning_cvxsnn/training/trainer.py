@@ -1,7 +1,7 @@
 """Reads a Trainer: batch transfer, callbacks that compare or average, checkpoint folders."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -26,10 +26,12 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_cvxsnn.network.isolation import undisturbed
+from lightning_cvxsnn.network.relays import Relay, Relays
 from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.reconstruction.policy import Occasion
 from lightning_cvxsnn.reconstruction.settings import Apply, Settings
+from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.runtime.ranks import Ranks, checksum
 from lightning_cvxsnn.training.progress_bars import above_progress_bar, trainer_progress
 from lightning_cvxsnn.training.step_inputs import check_step_inputs
@@ -148,23 +150,22 @@ def check_strategy(trainer: "pl.Trainer") -> None:
         )
 
 
-def tell_of_watcher(watching: str, apply: Literal["auto", "shadow"]) -> None:
-    """Say what a fit does whose ``watching`` ("": nothing) would take a shadow's validation for training's.
-
-    Args:
-        watching: What compares validations, see `watcher`.
-        apply: The callback's argument.
-    """
-    if watching and apply == "auto":
-        rank_zero_info(
-            f"ConvexReconstruction shows no solutions after epochs of this fit: {watching} compares the validations of "
-            "trained weights, and solutions would now and then be better. Trained readouts are drawn towards them."
-        )
-    elif watching:
-        rank_zero_warn(
-            f"With apply='shadow' {watching} compares validations of solutions with those of trained weights, and "
-            "may end training or lower the learning rate for that alone. Use apply='auto' or every_n_epochs=0."
-        )
+def tell_of_watcher(trainer: "pl.Trainer", apply: Literal["auto", "shadow"]) -> None:
+    """Say what a fit does in which something would take a shadow's validation for training's, see `watcher`."""
+    watching = watcher(trainer)
+    if not watching:
+        return
+    with above_progress_bar(trainer):
+        if apply == "auto":
+            rank_zero_info(
+                f"ConvexReconstruction shows no solutions after epochs of this fit: {watching} compares validations of "
+                "trained weights, and solutions would now and then be better. Trained readouts are drawn towards them."
+            )
+        else:
+            rank_zero_warn(
+                f"With apply='shadow' {watching} compares validations of solutions with those of trained weights, and "
+                "may end training or lower the learning rate for that alone. Use apply='auto' or every_n_epochs=0."
+            )
 
 
 def follow_averages(trainer: "pl.Trainer", callback: Callback) -> None:
@@ -218,6 +219,26 @@ def _saves_next(trainer: "pl.Trainer", saver: Callback) -> bool:
     if steps > 0 and trainer.global_step % steps == 0:
         return True
     return saver._should_save_on_train_epoch_end(trainer) and every > 0 and (trainer.current_epoch + 1) % every == 0
+
+
+def hold(trainer: "pl.Trainer", pl_module: "pl.LightningModule", relays: Sequence[Relay]) -> Relays:
+    """The relays of the network that is about to train; says so where there are some."""
+    if relays:
+        with above_progress_bar(trainer):
+            rank_zero_info(
+                f"ConvexReconstruction holds {len(relays)} spiking layers, which send on the spikes of the layer below "
+                f"('{relays[0].neuron}' to '{relays[-1].neuron}'), while the others train. To train all of them, start "
+                "with witnesses='calibrated'."
+            )
+    return Relays(pl_module, relays)
+
+
+def log_report(trainer: "pl.Trainer", report: SolveReport, readout: str | None) -> None:
+    """The numbers of a report to all loggers, under the readout's name where there are several."""
+    name = "convex/" if readout is None else f"convex/{readout}/"
+    metrics = {f"{name}{key.removeprefix('convex/')}": value for key, value in report.metrics().items()}
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=trainer.global_step)
 
 
 def start_module(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

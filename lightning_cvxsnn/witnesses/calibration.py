@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_cvxsnn.network.activity import LayerActivity, measure_activity
+from lightning_cvxsnn.network.activity import LayerActivity, layers_below, measure_activity
 from lightning_cvxsnn.network.dataflow import has_rows, is_spiking
 from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
 from lightning_cvxsnn.network.network import Network
@@ -121,7 +121,7 @@ def calibrate_layers(
             after = _copy_below(network, inputs, position, activities)
             if after is not None:
                 activities = after
-                below = _below(before, activities)
+                below = layers_below(before, activities)
                 changed.append(
                     CalibratedLayer(before.name, before.affine_name, before, after[position], copies=True, below=below)
                 )
@@ -226,14 +226,6 @@ def _copy_below(
         parameter.copy_(value)
     network.refresh_norms()
     return None
-
-
-def _below(layer: LayerActivity, activities: Sequence[LayerActivity]) -> int:
-    """Spiking layers in a row that feed a layer, one the next."""
-    sources, passed = {each.name: each.source for each in activities}, [layer.name]
-    while (source := sources[passed[-1]]) and source not in passed:  # recurrence
-        passed.append(source)
-    return len(passed) - 1
 
 
 def _writable_affine(module: nn.Module, layer: LayerActivity) -> Any:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from networks import Net, loader, rows, state, trainer
+from networks import DeepNet, Net, loader, rows, state, trainer
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, SubsetRandomSampler, TensorDataset
@@ -211,6 +211,7 @@ def main(folder):
         ("batch norm", partial(network, NormNet), {"beta": 0.02}),
         ("dead", partial(network, gain=0.05), dead),
         ("priced", network, {"witnesses": "priced"}),
+        ("deep", partial(network, DeepNet), {}),
     ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -67,6 +67,7 @@ def timeless(report):
         "batch norm",
         "dead",
         "priced",
+        "deep",
         "branches",
         "judged",
         "judged together",
@@ -84,7 +85,17 @@ def test_all_processes_end_with_the_same_bits_and_the_same_reports(outcomes, cas
     assert not same(first["before"], first["after"])
 
 
-@pytest.mark.parametrize("case", ["fit", "batch norm", "dead", "priced", "branches"])
+def test_both_processes_hold_the_layers_that_send_on_spikes(outcomes):
+    for rank in range(2):
+        deep = outcomes[rank]["deep"]
+        assert [report["relays"] for report in deep["reports"]] == [3, 3]
+        moved = {name for name, value in deep["after"].items() if not torch.equal(value, deep["warm start"][name])}
+        assert {name for name in moved if "weight" in name} == {
+            "hidden.0.weight", "hidden.2.weight", "hidden.4.weight", "readout.weight"
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ["fit", "batch norm", "dead", "priced", "deep", "branches"])
 def test_the_warm_start_is_that_of_one_process(outcomes, case):
     for rank in range(2):
         together, one = outcomes[rank][case], outcomes[rank][f"{case} alone"]
