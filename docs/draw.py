@@ -4,6 +4,7 @@ Those of the examples come from the examples themselves, those of the results fr
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -124,6 +125,30 @@ def gains() -> Figure:
     return figure
 
 
+def depth() -> Figure:
+    """Test accuracy on sequential MNIST over the number of layers, before training and at the end; a dot is a seed."""
+    summary, tasks = compared()
+    from fair_arms import OURS
+
+    counted = {task: int(found[1]) for task in tasks if (found := re.fullmatch(r"mnist mean, (\d+) layers?", task))}
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for arm, label, colour in (("SG", "SG at its best", "calibrated"), (OURS, OURS, "callback")):
+        found = {task: summary.figures(task, OURS)[arm] for task in sorted(counted, key=lambda task: counted[task])}
+        for look, style in (("start", {"ls": ":", "mfc": "white"}), ("end", {"label": label})):
+            values = [mean(run[look] for run in runs) for runs in found.values()]
+            axes.plot([counted[task] for task in found], values, "o-", color=COLOURS[colour], ms=5, **style)
+        for task, runs in found.items():
+            axes.plot([counted[task]] * len(runs), [run["end"] for run in runs], ".", color=COLOURS[colour], alpha=0.5)
+    layers = sorted(counted.values())
+    axes.set(xscale="log", xlabel="spiking layers", ylabel="test accuracy, %", ylim=(0, 100), xticks=layers)
+    axes.set_xticks(layers, [str(count) for count in layers])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.legend(loc="lower left")
+    return figure
+
+
 def witnesses() -> Figure:
     """Validation accuracy over epochs from several starts, a panel a network."""
     networks = {"512": "512 units", "256-512": "256 and 512", "-".join(["256"] * 9): "nine of 256"}
@@ -235,7 +260,7 @@ def one_fit() -> Figure:
 def main() -> None:
     """Draw them all, or with ``--results`` those of the results."""
     PICTURES.mkdir(exist_ok=True)
-    for draw in (digits, fair, gains, witnesses, ablations, configurations, one_fit):
+    for draw in (digits, fair, gains, depth, witnesses, ablations, configurations, one_fit):
         draw().savefig(PICTURES / f"{draw.__name__}.png", dpi=90)
     if "--results" not in sys.argv:
         for name in EXAMPLES:

@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 from lightning_cvxsnn import ConvexReconstruction
 
 ROOT = Path(__file__).parent.parent
-DRAWN = {"digits", "fair", "gains", "witnesses", "ablations", "configurations", "one_fit"}  # by docs/draw.py
+DRAWN = {"digits", "fair", "gains", "depth", "witnesses", "ablations", "configurations", "one_fit"}  # by docs/draw.py
 EXAMPLES = ROOT / "examples"
 
 
