@@ -284,3 +284,17 @@ def test_the_benchmark_of_small_networks_runs_and_draws(tmp_path, monkeypatch):
     assert results["probe"][2]["test"] > results["probe"][1]["test"]
     module.draw(results, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_the_benchmark_of_relays_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = importlib.import_module("relays")
+    asked = ["--networks", "digits, 9 layers", "--seeds", "0", "--epochs", "1", "--output", str(tmp_path)]
+    module.main(asked)
+    results = json.loads((tmp_path / "relays.json").read_text())["results"]
+    assert [row["trained"] for row in results] == list(module.TRAINED)
+    assert len({row["start"] for row in results}) == 1
+    assert results[2]["epoch 1"] != results[-1]["epoch 1"]
+    assert module.markdown(results) in capsys.readouterr().out
+    module.main(asked)  # nothing is run again
+    assert json.loads((tmp_path / "relays.json").read_text())["results"] == results

@@ -319,6 +319,14 @@ def test_the_table_of_readouts_is_the_committed_result(monkeypatch):
     assert written == elastic_net.markdown(results, rows)
 
 
+def test_the_table_of_relays_is_the_committed_result(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    results = json.loads((ROOT / "benchmarks/results/relays.json").read_text())["results"]
+    text = (ROOT / "docs/pages/results.md").read_text()
+    written = re.search(r"<!-- relays-results -->\n(.*?)\n<!-- /relays-results -->", text, re.S)[1]
+    assert written == importlib.import_module("relays").markdown(results)
+
+
 def test_the_witness_table_of_the_docs_is_the_committed_results():
     text = (ROOT / "docs/pages/witnesses.md").read_text()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
