@@ -218,8 +218,8 @@ class Summary:
                 gains = {name: mean(values) for name, values in differences.items() if values}
                 every.append((TASKS[task].deep, row, gains))
         for kind, depths in (
-            (" of fewer than nine layers", [False]),
-            (" of nine and more", [True]),
+            (" of fewer than four layers", [False]),
+            (" of four and more", [True]),
             ("", [False, True]),
         ):
             chosen = [(row, gains) for deep, row, gains in every if deep in depths]

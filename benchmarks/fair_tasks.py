@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -65,8 +65,10 @@ class Task:
 
     @property
     def deep(self) -> bool:
-        """Whether spikes pass nine layers of neurons, or more."""
-        return sum(map(is_spiking, self.network().modules())) >= 9
+        """Whether spikes pass four layers of neurons, or more."""
+        network: Any = self.network()
+        one_way = getattr(network, "branches", [network])[0]
+        return sum(map(is_spiking, one_way.modules())) >= 4
 
     def cut(self, folder: Path, seed: int) -> list[TensorDataset]:
         """Training, validation and test rows."""

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs/pages/img"
 EXAMPLES = ("quick_start", "dead_layers", "dictionary", "certificate", "own_module", "own_loader")
+LIMIT = 30  # points ahead that are drawn
 COLOURS = {"default": "#999999", "calibrated": "#e69f00", "callback": "#0072b2", "ahead": "#009e73"}
 
 
@@ -110,13 +111,15 @@ def gains() -> Figure:
                 centre, half = interval(differences)
                 first = {"label": label} if place == 0 else {}
                 ahead.errorbar(centre, place + shift, xerr=half, fmt="o", color=COLOURS[colour], ms=4, lw=1, **first)
+                if centre > LIMIT:
+                    ahead.annotate(f"{centre:+.0f} →", (LIMIT - 1, place), ha="right", va="center", fontsize="small")
     scores.set(
         xlabel="test score, %: before training (hollow), at the end", xlim=(-3, 100), ylim=(-0.7, len(tasks) - 0.3)
     )
     scores.set_yticks(range(len(tasks)), tasks)
     scores.invert_yaxis()
     ahead.axvline(0, color="0.5", lw=1)
-    ahead.set(xlabel="points ahead, 95 % intervals", xlim=(-30, 30))
+    ahead.set(xlabel="points ahead, 95 % intervals", xlim=(-LIMIT, LIMIT))
     for axes in (scores, ahead):
         axes.grid(alpha=0.25)
         axes.legend(
@@ -137,7 +140,7 @@ def depth() -> Figure:
         found = {task: summary.figures(task, OURS)[arm] for task in sorted(counted, key=lambda task: counted[task])}
         for look, style in (("start", {"ls": ":", "mfc": "white"}), ("end", {"label": label})):
             values = [mean(run[look] for run in runs) for runs in found.values()]
-            axes.plot([counted[task] for task in found], values, "o-", color=COLOURS[colour], ms=5, **style)
+            axes.plot([counted[task] for task in found], values, marker="o", color=COLOURS[colour], ms=5, **style)
         for task, runs in found.items():
             axes.plot([counted[task]] * len(runs), [run["end"] for run in runs], ".", color=COLOURS[colour], alpha=0.5)
     layers = sorted(counted.values())
@@ -145,7 +148,7 @@ def depth() -> Figure:
     axes.set_xticks(layers, [str(count) for count in layers])
     axes.minorticks_off()
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower left")
+    axes.legend(loc="center left")
     return figure
 
 

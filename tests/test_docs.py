@@ -249,31 +249,48 @@ def test_what_the_pages_count_in_the_fair_comparison(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     summaries, arms, tasks = map(importlib.import_module, ("fair_summary", "fair_arms", "fair_tasks"))
     summary = summaries.Summary(json.loads((ROOT / "benchmarks/results/fair.json").read_text())["runs"])
-    words = ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    words = [
+        "none",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+    ]
 
     def count(differences):
         """Tasks, those whose interval is wholly above 0, and those wholly below."""
-        found = [summaries.interval(each) for name in tasks.TASKS if (each := differences(name))]
-        return len(found), words[sum(m > half for m, half in found)], words[sum(-m > half for m, half in found)]
+        found = {name: summaries.interval(each) for name in tasks.TASKS if (each := differences(name))}
+        ahead = [name for name, (middle, half) in found.items() if middle > half]
+        behind = [name for name, (middle, half) in found.items() if -middle > half]
+        deep = [name for name in ahead if tasks.TASKS[name].deep]
+        return len(found), *(words[len(names)] for names in (ahead, behind, deep))
 
     when, results = (" ".join((ROOT / f"docs/pages/{page}.md").read_text().split()) for page in ("when", "results"))
-    number, ahead, behind = count(lambda name: summary.differences(name, arms.OURS).get("end"))
+    number, ahead, behind, deep = count(lambda name: summary.differences(name, arms.OURS).get("end"))
     assert f"ahead on {ahead} of these {number} tasks" in when
-    assert f"and behind on {behind}." in when
+    assert f"{deep} of them deep, and behind on {behind}." in when
     assert number == len(tasks.TASKS)
     assert f"All {number} tasks were run" in results
-    number, ahead, behind = count(lambda name: summary.differences(name, arms.OURS_IN_TIME).get("end"))
-    assert f"ahead for certain on {ahead} of {number} tasks" in when
+    number, ahead, behind, deep = count(lambda name: summary.differences(name, arms.OURS_IN_TIME).get("end"))
+    assert ahead == deep
+    assert f"ahead for certain on {ahead} of {number} tasks, all of four layers and more, and behind for" in when
     assert f"behind for certain on {behind}." in when
-    assert f"wholly ahead on {ahead} tasks, four of them of nine layers, and wholly behind on {behind}" in results
-    _, ahead, behind = count(lambda name: summary.between(name, arms.OURS, "SG, weights averaged"))
+    assert f"wholly ahead on {ahead} tasks, all of four layers and more, and wholly behind on {behind}" in results
+    _, ahead, behind, deep = count(lambda name: summary.between(name, arms.OURS, "SG, weights averaged"))
     assert behind == "none"
-    deep = summary.figures("mnist mean, 20 layers", arms.OURS)
-    start, end = (mean(run[look] for run in deep[arms.OURS]) for look in ("start", "end"))
-    sg = mean(run["end"] for run in deep["SG"])
-    told = f"{start:.0f} % of the test rows before its first step and {end:.0f} % at the end"
-    assert f"{told}, with the readout solved again; SG alone stays at {sg:.0f} %" in results
-    assert f"nine layers and on {words[words.index(ahead) - 1]} other tasks" in results
+    others = words[words.index(ahead) - words.index(deep)]
+    assert f"ahead for certain on {deep} tasks of nine layers and on {others} others" in results
 
 
 def test_the_networks_drawn_at_random_are_the_committed_results():
