@@ -287,6 +287,15 @@ def test_what_the_pages_count_in_the_fair_comparison(monkeypatch):
     assert f"ahead for certain on {ahead} of {number} tasks, all of four layers and more, and behind for" in when
     assert f"behind for certain on {behind}." in when
     assert f"wholly ahead on {ahead} tasks, all of four layers and more, and wholly behind on {behind}" in results
+    alone = {}
+    for name in ("mnist mean, 9 layers", "mnist mean, 20 layers", "mnist1d_w5, 6 layers"):
+        for arm in ("hidden start alone", arms.OURS):
+            figures = summary.figures(name, arm)
+            alone[name, arm] = [f"{mean(run['end'] for run in figures[each]):.1f} %" for each in (arm, "SG")]
+    nine, twenty, six = (alone[name, "hidden start alone"][0] for name in dict.fromkeys(name for name, _ in alone))
+    assert f"ends at {nine} with nine layers and at {twenty} with twenty" in results
+    ours, sg = alone["mnist1d_w5, 6 layers", arms.OURS]
+    assert f"it ends at {six}, where the callback ends at {ours} and SG at {sg}" in results
     _, ahead, behind, deep = count(lambda name: summary.between(name, arms.OURS, "SG, weights averaged"))
     assert behind == "none"
     others = words[words.index(ahead) - words.index(deep)]
