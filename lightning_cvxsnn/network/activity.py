@@ -1,6 +1,6 @@
 """What the spiking layers of a network do on some rows: which layer feeds which neurons, and how they fire."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -80,14 +80,6 @@ class LayerActivity:
     def healthy(self) -> bool:
         """Whether there are at least half as many distinct spike trains as units; one spike somewhere makes none."""
         return self.distinct * 2 >= self.units
-
-
-def layers_below(layer: LayerActivity, activities: Sequence[LayerActivity]) -> int:
-    """Spiking layers in a row below a layer, of which each sends its spikes to the next as they are."""
-    sources, passed = {each.name: each.source for each in activities}, [layer.name]
-    while (source := sources[passed[-1]]) and source not in passed:  # a recurrent one feeds itself
-        passed.append(source)
-    return len(passed) - 1
 
 
 class _Wiring:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
-from torch.autograd.function import FunctionCtx
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
+from lightning_cvxsnn.network.activity import LayerActivity, measure_activity
+from lightning_cvxsnn.network.isolation import forward_of, release_graphs, reset_neurons
 from lightning_cvxsnn.network.network import Network
 
 _LOST = 0.01  # of the spikes that a relay receives, at most
@@ -34,40 +35,77 @@ class Relay(NamedTuple):
 
 
 class Relays:
-    """The relays of a network, to be held while it trains.
+    """The relays of a network that trains; none before `hold`."""
 
-    Args:
-        module: The network.
-        relays: Its relays.
-    """
+    def __init__(self) -> None:
+        self._links: list[_Link] = []
+        self._hooks: list[RemovableHandle] = []
+        self._guards: list[RemovableHandle] = []
+        self._found: list[tuple[Tensor, Tensor]] = []
 
-    def __init__(self, module: nn.Module, relays: Iterable[Relay] = ()) -> None:
-        self._links = [_Link(module, relay) for relay in relays]
-        self._handles: list[RemovableHandle] = []
+    def hold(self, module: nn.Module, relays: Iterable[Relay], optimizers: Iterable[Optimizer] = ()) -> None:
+        """Hold these instead of others.
+
+        Args:
+            module: The network; where it is compiled it has no relays, as hooks do not reach all of it.
+            relays: Its relays.
+            optimizers: What trains it. No step of theirs will move a relay, by weight decay, say.
+        """
+        self.release()
+        self._links = [] if is_compiled(module) else [_Link(module, relay) for relay in relays]
+        for optimizer in optimizers if self._links else ():
+            self._guards.append(optimizer.register_step_pre_hook(lambda *_: self._note()))
+            self._guards.append(optimizer.register_step_post_hook(lambda *_: self._put_back()))
 
     def attach(self) -> None:
-        """From now on gradients pass through relays as spikes do. Their parameters get zeros, as DDP waits for some."""
+        """From now on gradients pass through relays as spikes do. Those of their parameters are 0."""
         self.detach()
         for link in self._links:
-            self._handles += link.attach()
+            self._hooks += link.attach()
 
     def detach(self) -> None:
-        """Take the hooks away."""
-        while self._handles:
-            self._handles.pop().remove()
-
-    def drop_gradients(self) -> None:
-        """Leave optimisers nothing to do with relays; momentum and weight decay skip what has no gradient."""
+        """Let gradients take their usual way."""
+        _remove(self._hooks)
         for link in self._links:
-            for parameter in link.parameters:
-                parameter.grad = None
+            link.forget()
+
+    def release(self) -> None:
+        """Hold them no longer."""
+        self.detach()
+        _remove(self._guards)
+        self._links = []
+
+    def _note(self) -> None:
+        self._found = [(p, p.detach().clone()) for link in self._links for p in link.parameters]
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        for parameter, value in self._found:
+            parameter.copy_(value)
+        self._found = []
+
+
+def find_relays(network: Network, trained: int) -> tuple[Relay, ...]:
+    """All relays behind the first layers of a network. Call this inside ``undisturbed``.
+
+    Args:
+        network: The network, of whose rows the first batch is looked at.
+        trained: Layers that train in front of a relay, at least.
+    """
+    activities = {layer.name: layer for layer in measure_activity(network.module, [network.first().x])}
+    deep = [
+        Relay(layer.affine_name, layer.name)
+        for layer in activities.values()
+        if layer.source and layer.alone and _trained_below(network.module, layer, activities) >= trained
+    ]
+    return prove_relays(network, deep)
 
 
 @torch.no_grad()
 def prove_relays(network: Network, layers: Iterable[Relay]) -> tuple[Relay, ...]:
-    """Those of ``layers`` that can be held, and send on what they receive, as the first batch shows.
+    """Those of ``layers`` that send on what they receive, as the first batch shows, and that are there to be held.
 
-    A layer of a compiled network cannot be held: that is deaf to hooks. Neither can one whose parameters others share.
+    A layer of a compiled network is not, nor one that is frozen, or whose parameters others share.
 
     Args:
         network: The network. Call this inside ``undisturbed``.
@@ -79,18 +117,24 @@ def prove_relays(network: Network, layers: Iterable[Relay]) -> tuple[Relay, ...]
     links = {
         relay: link
         for relay, link in links.items()
-        if link.is_square and all(owners[id(p)] == 1 for p in link.parameters)
+        if link.is_square and all(p.requires_grad and owners[id(p)] == 1 for p in link.parameters)
     }
-    if not links or _is_compiled(module):
+    if not links or is_compiled(module):
         return ()
-    handles = [handle for link in links.values() for handle in link.watch()]
+    hooks = [hook for link in links.values() for hook in link.watch()]
     try:
         reset_neurons(module)
         forward_of(module)(network.first().x)
     finally:
-        for handle in handles:
-            handle.remove()
+        _remove(hooks)
     return tuple(relay for relay, link in links.items() if link.exact)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch compiles a module, or a part of it, as a whole."""
+    if getattr(module, "_compiler_ctx", None) is not None:  # Lightning's mark
+        return True
+    return any(isinstance(part, OptimizedModule) or part._compiled_call_impl is not None for part in module.modules())
 
 
 class _Link:
@@ -99,15 +143,22 @@ class _Link:
     def __init__(self, module: nn.Module, relay: Relay) -> None:
         self.affine: Any = module.get_submodule(relay.affine)
         self.neuron = module.get_submodule(relay.neuron)
-        self.parameters = [*self.affine.parameters(recurse=False), *self.neuron.parameters()]
         self._received: Tensor | None = None
         self._spikes = self._lost = 0.0
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Its own, or what stands in for them in a functional call."""
+        return [*self.affine.parameters(recurse=False), *self.neuron.parameters()]
 
     def attach(self) -> Sequence[RemovableHandle]:
         return self.affine.register_forward_pre_hook(self._receive), self.neuron.register_forward_hook(self._pass_on)
 
     def watch(self) -> Sequence[RemovableHandle]:
         return self.affine.register_forward_pre_hook(self._receive), self.neuron.register_forward_hook(self._compare)
+
+    def forget(self) -> None:
+        self._received = None
 
     @property
     def is_square(self) -> bool:
@@ -122,43 +173,42 @@ class _Link:
     def _receive(self, _affine: nn.Module, args: tuple[Any, ...]) -> None:
         self._received = args[0]
 
-    def _take(self) -> Tensor | None:
+    def _take(self, sent: Tensor) -> Tensor | None:
+        """What it has received, in the shape of what it sends: samples and steps may be one axis on the way."""
         received, self._received = self._received, None
-        return received
+        return None if received is None or received.numel() != sent.numel() else received.reshape(sent.shape)
 
     def _compare(self, _neuron: nn.Module, _args: tuple[Any, ...], sent: Tensor) -> None:
-        received = self._take()
-        if received is None or received.shape != sent.shape:
+        received = self._take(sent)
+        if received is None:
             self._lost = torch.inf
             return
         self._spikes += float(received.sum())
         self._lost += float((received != sent).sum())
 
-    def _pass_on(self, _neuron: nn.Module, _args: tuple[Any, ...], sent: Tensor) -> Tensor | None:
-        received = self._take()
-        if received is None or not received.requires_grad or received.shape != sent.shape:
+    def _pass_on(self, neuron: nn.Module, _args: tuple[Any, ...], sent: Tensor) -> Tensor | None:
+        """The spikes that were sent, with the gradient given to those that were received."""
+        received = self._take(sent)
+        if received is None or not received.requires_grad:
             return None
-        passed: Tensor = _StraightThrough.apply(sent.detach(), received, *self.parameters)
+        release_graphs(neuron)  # which no gradient will reach
+        passed = sent.detach() + (received - received.detach()).to(sent.dtype)
+        for parameter in self.parameters:
+            passed = passed + 0.0 * parameter.sum()  # DDP waits for a gradient of each
         return passed
 
 
-class _StraightThrough(torch.autograd.Function):
-    """The spikes that were sent, with the gradient given to those that were received."""
-
-    @staticmethod
-    def forward(ctx: Any, sent: Tensor, received: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.received, ctx.parameters = received.dtype, parameters
-        return sent.view_as(sent)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Any) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        zeros = [torch.zeros_like(p) if p.requires_grad else None for p in ctx.parameters]  # type: ignore[attr-defined]
-        return None, gradient.to(ctx.received), *zeros  # type: ignore[attr-defined]
+def _trained_below(module: nn.Module, layer: LayerActivity, activities: dict[str, LayerActivity]) -> int:
+    """Layers that train among those below one, of which each sends its spikes to the next as they are."""
+    trained, passed = 0, {layer.name}
+    while layer.source and layer.source not in passed:  # a recurrent one feeds itself
+        layer = activities[layer.source]
+        passed.add(layer.name)
+        affine: Any = module.get_submodule(layer.affine_name) if layer.affine_name else module
+        trained += any(p.requires_grad for p in affine.parameters(recurse=False))
+    return trained
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    """Whether torch compiles it, or a part of it, as a whole."""
-    if getattr(module, "_compiler_ctx", None) is not None:  # Lightning's mark
-        return True
-    return any(isinstance(part, OptimizedModule) or part._compiled_call_impl is not None for part in module.modules())
+def _remove(handles: list[RemovableHandle]) -> None:
+    while handles:
+        handles.pop().remove()

@@ -1,4 +1,4 @@
-"""What becomes of hidden layers that a reconstruction has changed: which are held, and which nothing trains."""
+"""Which hidden layers are held while the others train, and which have been changed that nothing trains."""
 
 from collections.abc import Sequence
 
@@ -6,22 +6,27 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_cvxsnn.network.network import Network
-from lightning_cvxsnn.network.relays import Relay, prove_relays
+from lightning_cvxsnn.network.relays import Relay, find_relays, prove_relays
 from lightning_cvxsnn.network.transaction import Transaction
-from lightning_cvxsnn.witnesses.calibration import CalibratedLayer
+from lightning_cvxsnn.reconstruction.policy import Policy
 
-_TRAINED = 3  # layers that train in front of relays: with fewer a network ends lower, with more it starts slower
+_TRAINED = 3  # layers that train in front of relays, see benchmarks/relays.py
 
 
-def relays_among(network: Network, layers: Sequence[CalibratedLayer]) -> tuple[Relay, ...]:
-    """The layers that a start has made to send on spikes, and that are held while those in front of them train.
+def relays_to_hold(network: Network, present: Sequence[Relay], policy: Policy) -> tuple[Relay, ...]:
+    """The layers that are held from now on: found at the warm start, and then those of them that still are relays.
 
     Args:
-        network: The network. Call this inside ``undisturbed``, in all processes.
-        layers: What was done to each layer.
+        network: The network, with the hidden weights that it keeps. Call this inside ``undisturbed``, in all processes.
+        present: Those that were held so far.
+        policy: The occasion and the settings.
     """
-    deep = [Relay(layer.affine_name, layer.name) for layer in layers if layer.copies and layer.below >= _TRAINED]
-    return network.rows.ranks.exchange(prove_relays(network, deep))[0]
+    settings, found = policy.settings, tuple(present)
+    if policy.occasion != "warm start":
+        found = prove_relays(network, present)
+    elif not settings.dry_run and settings.witnesses not in ("keep", "calibrated"):
+        found = find_relays(network, _TRAINED)
+    return network.rows.ranks.exchange(found)[0]
 
 
 def tell_untrained(network: Network, transaction: Transaction, optimizers: Sequence[Optimizer]) -> None:

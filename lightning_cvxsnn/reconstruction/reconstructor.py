@@ -25,7 +25,7 @@ from lightning_cvxsnn.reconstruction.budget import FLOAT64, Budget, Meter, measu
 from lightning_cvxsnn.reconstruction.capturing import Captures, Validation
 from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.reconstruction.guard import SCALES, Judgement, Judges, judge_linear, judge_spiking
-from lightning_cvxsnn.reconstruction.hidden import relays_among, tell_untrained
+from lightning_cvxsnn.reconstruction.hidden import relays_to_hold, tell_untrained
 from lightning_cvxsnn.reconstruction.policy import SHOWN_TOLERANCE, Occasion, Policy
 from lightning_cvxsnn.reconstruction.report import report_of
 from lightning_cvxsnn.reconstruction.settings import Settings
@@ -221,11 +221,7 @@ class Reconstructor:
         prepared = self._prepare(network, policy, context, validation)
         # Rank 0 alone may have searched.
         tried, layers = network.rows.ranks.exchange((prepared.search, prepared.layers))[0]
-        if policy.occasion == "warm start" and not self.settings.dry_run:
-            self.relays = relays_among(network, layers)
-        else:  # a repaired layer is none any more
-            changed = {layer.name for layer in layers}
-            self.relays = tuple(relay for relay in self.relays if relay.neuron not in changed)
+        self.relays = relays_to_hold(network, self.relays, policy)
         self._once = work() if policy.may_change_hidden else 0.0
         programme, judges = self._captures.take(network, context, "patterns", validation)
         if programme is not None and bool(programme.dictionary.constant.all()):
@@ -241,7 +237,7 @@ class Reconstructor:
             network.verify()
         if prepared.replaced and not outcome.accepted:
             layers = self._take_back(network, prepared)
-            self.relays = relays_among(network, layers)
+            self.relays = relays_to_hold(network, self.relays, policy)
         seconds = captured - started, time.perf_counter() - captured
         return Finished(outcome, layers, tried, len(self.relays), *seconds)
 

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_cvxsnn.convex import Loss
@@ -29,11 +29,11 @@ from lightning_cvxsnn.training.trainer import (
     fit_allows,
     follow_averages,
     forget_start,
-    hold,
     leave_out,
     log_report,
     save_beside_checkpoints,
     start_module,
+    tell_of_relays,
     tell_of_watcher,
     trainer_context,
     training_rows,
@@ -160,7 +160,7 @@ class ConvexReconstruction(Callback):
         )  # fmt: skip
         self._left = ""  # digest of the weights that the last fit left behind
         self._in_trainer = False
-        self._relays = Relays(nn.Identity())
+        self._relays = Relays()
         self._begin_run()
 
     @override
@@ -211,12 +211,12 @@ class ConvexReconstruction(Callback):
         due = epoch - self._solved_epoch >= self.settings.every_n_epochs
         return due and self._reconstructor.budget.allows(epoch)
 
-    def _may_solve(self, trainer: "pl.Trainer", occasion: Occasion, epoch: int) -> bool:
+    def _may_solve(self, trainer: pl.Trainer, occasion: Occasion, epoch: int) -> bool:
         """Whether this fit allows a solve that `should_solve` wants."""
         return fit_allows(trainer, occasion, self.settings.apply) and self.should_solve(occasion, epoch)
 
     @override
-    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work."""
         self._in_trainer = True
         check_settings([c.settings for c in _solvers(trainer)])
@@ -225,7 +225,7 @@ class ConvexReconstruction(Callback):
             follow_averages(trainer, self)
 
     @override
-    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The warm start: loaders, counters and optimisers are in place, nothing has trained yet.
 
         A fit that begins at step 0 with other weights than those left behind is a new run. The module's own
@@ -243,18 +243,19 @@ class ConvexReconstruction(Callback):
             start_module(trainer, pl_module)
             self._solve(trainer, pl_module, "warm start", trainer.current_epoch)
         self._warm_started = True
-        self._relays = hold(trainer, pl_module, self._reconstructor.relays)
+        self._relays.hold(pl_module, self._reconstructor.relays, trainer.optimizers)
+        tell_of_relays(trainer, self._reconstructor.relays)
         if self.settings.every_n_epochs and self.settings.apply != "replace":
             tell_of_watcher(trainer, self.settings.apply)
 
     @override
-    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Training goes on from the weights that it left."""
         self._withdraw(trainer, pl_module)
 
     @override
     def on_train_batch_start(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Our loss on the first batch after a solve, to be compared with what the module trains."""
         self._withdraw(trainer, pl_module)
@@ -264,19 +265,14 @@ class ConvexReconstruction(Callback):
         self._relays.attach()
 
     @override
-    def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """The module's loss on the same batch, at the same weights."""
         if readout := self._reconstructor.readout:
             self._agreement.compare(trainer, readout, loss)
 
     @override
-    def on_before_optimizer_step(self, *arguments: Any) -> None:
-        """Relays stay as they are: no optimiser moves what has no gradient."""
-        self._relays.drop_gradients()
-
-    @override
     def on_train_batch_end(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After the last batch of an epoch and before its validation: what is validated is what is saved."""
         self._relays.detach()
@@ -291,13 +287,13 @@ class ConvexReconstruction(Callback):
             self._solve(trainer, pl_module, "periodic solve", finished)
 
     @override
-    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the metrics of a fit's validations, for `plot`."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self.validations.append((trainer.global_step, validation_metrics(trainer)))
 
     @override
-    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The last solve where the last epoch was not known, saved beside the user's checkpoints."""
         epoch, done = trainer.current_epoch, self._finished_step == trainer.global_step
         if done or not self._may_solve(trainer, "final solve", epoch):
@@ -307,21 +303,21 @@ class ConvexReconstruction(Callback):
             save_beside_checkpoints(trainer)
 
     @override
-    def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The figure of all solves to the loggers that take figures."""
         if trainer.is_global_zero:
             plots.log_solves(trainer.loggers, self.reports, self.validations, trainer.global_step)
 
     @override
-    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave neurons whose deep copy works: weight averaging makes one as the next fit begins."""
-        self._relays.detach()
+        self._relays.release()
         release_graphs(pl_module)
         if stage == "fit":
             self._left, self._restored = weights_digest(pl_module), False
 
     @override
-    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Whatever interrupts training, KeyboardInterrupt included, the network is left as it was trained."""
         forget_start(pl_module)
         if fitting := trainer.state.fn == TrainerFn.FITTING:
@@ -337,7 +333,7 @@ class ConvexReconstruction(Callback):
         return plots.solves(self.reports, self.validations)
 
     def _solve(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", occasion: Occasion, epoch: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, occasion: Occasion, epoch: int
     ) -> SolveReport | None:
         """Solve and report; None, with a warning, where a later solve fails, which nothing but itself depends on."""
         ranks = Ranks(alone=trainer.world_size == 1)
@@ -352,6 +348,7 @@ class ConvexReconstruction(Callback):
                 raise
             leave_out(trainer, occasion, f"{type(error).__name__}: {error}")  # training alone would go on
             return None
+        self._relays.hold(pl_module, self._reconstructor.relays, trainer.optimizers)
         self.reports.append(report)
         self._solved_epoch = epoch
         if occasion == "final solve" or Policy(self.settings, occasion, context.watched).shows:
@@ -362,7 +359,7 @@ class ConvexReconstruction(Callback):
             advise(self.reports)
         return report
 
-    def _withdraw(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def _withdraw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take shadows out, the last to enter first: it was laid over the others."""
         for callback in reversed(_solvers(trainer)):
             if callback._reconstructor.shadow is not None:
@@ -394,7 +391,7 @@ class ConvexReconstruction(Callback):
         self.validations = [(step, dict(metrics)) for step, metrics in state_dict.get("validations", [])]
 
 
-def _solvers(trainer: "pl.Trainer") -> list[ConvexReconstruction]:
+def _solvers(trainer: pl.Trainer) -> list[ConvexReconstruction]:
     """All callbacks of this kind, in the order in which they act."""
     # Lightning's connectors set `Trainer.callbacks` from outside the class, where mypy does not see it.
     return [c for c in trainer.callbacks if isinstance(c, ConvexReconstruction)]  # type: ignore[attr-defined]

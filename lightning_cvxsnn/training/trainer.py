@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_cvxsnn.network.isolation import undisturbed
-from lightning_cvxsnn.network.relays import Relay, Relays
+from lightning_cvxsnn.network.relays import Relay
 from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.reconstruction.policy import Occasion
@@ -221,16 +221,15 @@ def _saves_next(trainer: "pl.Trainer", saver: Callback) -> bool:
     return saver._should_save_on_train_epoch_end(trainer) and every > 0 and (trainer.current_epoch + 1) % every == 0
 
 
-def hold(trainer: "pl.Trainer", pl_module: "pl.LightningModule", relays: Sequence[Relay]) -> Relays:
-    """The relays of the network that is about to train; says so where there are some."""
+def tell_of_relays(trainer: "pl.Trainer", relays: Sequence[Relay]) -> None:
+    """Say which layers are held, as training begins."""
     if relays:
         with above_progress_bar(trainer):
             rank_zero_info(
-                f"ConvexReconstruction holds {len(relays)} spiking layers, which send on the spikes of the layer below "
-                f"('{relays[0].neuron}' to '{relays[-1].neuron}'), while the others train. To train all of them, start "
-                "with witnesses='calibrated'."
+                f"ConvexReconstruction holds {len(relays)} spiking layers, from '{relays[0].neuron}' on, while the "
+                "others train: they send on the spikes of the layer below. To train all, start with "
+                "witnesses='calibrated'."
             )
-    return Relays(pl_module, relays)
 
 
 def log_report(trainer: "pl.Trainer", report: SolveReport, readout: str | None) -> None:

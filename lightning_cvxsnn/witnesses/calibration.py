@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_cvxsnn.network.activity import LayerActivity, layers_below, measure_activity
+from lightning_cvxsnn.network.activity import LayerActivity, measure_activity
 from lightning_cvxsnn.network.dataflow import has_rows, is_spiking
 from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
 from lightning_cvxsnn.network.network import Network
@@ -59,7 +59,6 @@ class CalibratedLayer:
         shift: Median of what was added to the biases.
         negated: Units whose weights changed sign.
         copies: Whether each unit now fires with one unit of the layer below, instead of the three above.
-        below: Spiking layers in a row that feed it, one the next.
         replaced: Whether all weights are new, instead of the above.
     """
 
@@ -71,7 +70,6 @@ class CalibratedLayer:
     shift: float = 0.0
     negated: int = 0
     copies: bool = False
-    below: int = 0
     replaced: bool = False
 
 
@@ -121,10 +119,7 @@ def calibrate_layers(
             after = _copy_below(network, inputs, position, activities)
             if after is not None:
                 activities = after
-                below = layers_below(before, activities)
-                changed.append(
-                    CalibratedLayer(before.name, before.affine_name, before, after[position], copies=True, below=below)
-                )
+                changed.append(CalibratedLayer(before.name, before.affine_name, before, after[position], copies=True))
                 continue
         found = [(p, p.clone()) for p in affine.parameters(recurse=False)]
         factors, shifts = _factors_and_shifts(module, inputs, before, how, rate)

@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 from networks import CLASSES, DeepNet, loader, rows, state
-from spikingjelly.activation_based import layer, neuron
+from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 from torch.nn import functional as F
 
 from lightning_cvxsnn.network import undisturbed
 from lightning_cvxsnn.network.network import Network
-from lightning_cvxsnn.network.relays import Relay, Relays, prove_relays
+from lightning_cvxsnn.network.relays import Relay, Relays, find_relays, prove_relays
 from lightning_cvxsnn.network.rows import rows_of
 from lightning_cvxsnn.runtime.rng import isolate_rng
 
@@ -49,6 +49,12 @@ def proved(net, relays=NAMES):
         return prove_relays(network, relays)
 
 
+def holding(net, *optimizers):
+    relays = Relays()
+    relays.hold(net, proved(net), optimizers)
+    return relays
+
+
 def gradients(net):
     """The loss of a batch, and its gradients by name."""
     net.zero_grad()
@@ -66,7 +72,7 @@ def test_gradients_are_those_of_the_network_without_relays(step_mode, node):
     shallow.hidden = shallow.hidden[:4]
     found = proved(net)
     assert found == tuple(NAMES)
-    relays, (_, ordinary) = Relays(net, found), gradients(net)
+    relays, (_, ordinary) = holding(net), gradients(net)
     relays.attach()
     loss, ours = gradients(net)
     expected_loss, expected = gradients(shallow)
@@ -82,26 +88,96 @@ def test_gradients_are_those_of_the_network_without_relays(step_mode, node):
         assert torch.equal(gradient, ordinary[name]), name
 
 
-def test_nothing_that_an_optimiser_does_moves_a_relay():
+@pytest.mark.parametrize("closure", [True, False], ids=["closure", "step"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.5),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.5),
+        lambda parameters: torch.optim.LBFGS(parameters, lr=0.1, max_iter=3),
+    ],
+    ids=["AdamW", "SGD", "LBFGS"],
+)
+def test_no_step_of_an_optimiser_moves_a_relay(make, closure):
     net = deep()
-    before, relays = state(net), Relays(net, proved(net))
-    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.5)
+    optimizer, before = make(net.parameters()), state(net)
+    relays = holding(net, optimizer)
+
+    def descend():
+        loss, _ = gradients(net)
+        return loss
+
     for _ in range(3):
         relays.attach()
-        gradients(net)
-        relays.drop_gradients()
-        optimizer.step()
-    relays.detach()
-    moved = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
-    assert moved == {f"hidden.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")} | {
-        "readout.weight", "readout.bias"
-    }  # fmt: skip
+        if closure or isinstance(optimizer, torch.optim.LBFGS):
+            optimizer.step(descend)
+        else:
+            descend()
+            optimizer.step()
+    trained = {f"hidden.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")} | {"readout.weight", "readout.bias"}
+    assert moved(net, before) == trained
+    assert net.hidden[6].weight.grad is not None  # users' hooks may ask for its norm
+    relays.release()
+    gradients(net)
+    make(net.parameters()).step(descend)
+    assert moved(net, before) == set(before)
+
+
+def moved(net, before):
+    return {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_what_a_training_step_does_to_spikes_it_may_go_on_doing():
+    net = deep()
+    relays = holding(net)
+    relays.attach()
+    x, y = rows(60)
+    spikes = net.hidden(net.steps(x))
+    spikes *= 0.5  # in place
+    F.cross_entropy(net.readout(spikes).mean(0), y).backward()
+    assert net.hidden[0].weight.grad.any()
+    functional.reset_net(net)
+    fast = {name: p.detach().clone().requires_grad_() for name, p in net.named_parameters()}
+    loss = F.cross_entropy(torch.func.functional_call(net, fast, x), y)  # as meta-learning does
+    slopes = dict(zip(fast, torch.autograd.grad(loss, list(fast.values())), strict=True))
+    assert slopes["hidden.0.weight"].any()
+    assert not slopes["hidden.6.weight"].any()
+
+
+def test_what_the_neurons_of_a_relay_hold_keeps_no_graph():
+    net = deep()
+    relays = holding(net)
+    relays.attach()
+    gradients(net)
+    assert net.hidden[3].v.grad_fn is not None
+    assert net.hidden[5].v.grad_fn is None
+
+
+def test_steps_and_samples_may_be_one_axis_of_a_layer():
+    net = deep()
+    net.hidden[6] = layer.SeqToANNContainer(nn.Linear(24, 24))
+    with torch.no_grad():
+        send_on(net.hidden[6][0])
+    assert proved(net, [Relay("hidden.6.0", "hidden.7")]) == (Relay("hidden.6.0", "hidden.7"),)
+
+
+def test_all_relays_behind_the_first_layers_that_train_are_found():
+    net = deep()
+    network = Network(net, rows_of(net, loader()))
+    with isolate_rng(), undisturbed(net):
+        net.eval()
+        assert find_relays(network, 2) == tuple(NAMES)
+        assert find_relays(network, 3) == (NAMES[1],)
+        net.hidden[0].requires_grad_(False)
+        assert find_relays(network, 2) == (NAMES[1],)
+        net.hidden[6].requires_grad_(False)
+        assert find_relays(network, 2) == ()
 
 
 def test_below_a_frozen_layer_there_is_nothing_to_pass_a_gradient_to():
     net = deep()
     net.hidden[:4].requires_grad_(False)
-    relays = Relays(net, proved(net))
+    relays = holding(net)
     relays.attach()
     assert gradients(net)[1]["readout.weight"].any()
     with torch.no_grad():

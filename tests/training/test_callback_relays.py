@@ -42,20 +42,30 @@ class Decaying(DeepNet):
 
 
 class Manual(Decaying):
-    automatic_optimization = False
+    automatic_optimization, wrapped = False, True
 
     def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers(use_pl_optimizer=self.wrapped)
         loss = super().training_step(batch, batch_idx)
-        self.optimizers().zero_grad()
+        optimizer.zero_grad()
         self.manual_backward(loss)
-        self.optimizers().step()
+        optimizer.step()
 
 
-@pytest.mark.parametrize("kind", [Decaying, Manual])
+class Raw(Manual):
+    wrapped = False
+
+
+class Logging(Decaying):
+    def on_before_optimizer_step(self, optimizer):
+        self.log("norm", sum(p.grad.norm() for p in self.parameters()))
+
+
+@pytest.mark.parametrize("kind", [Decaying, Manual, Raw, Logging])
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 def test_all_but_the_first_three_layers_are_held(kind, step_mode):
     watch, ours = Watch(), ConvexReconstruction()
-    options = {"gradient_clip_val": 1.0} if kind is Decaying else {}
+    options = {"gradient_clip_val": 1.0} if kind.automatic_optimization else {}
     net, _ = fitted([ours, watch], kind(step_mode=step_mode), validation=True, **options)
     assert moved(net, watch.state) == set(net.state_dict()) - HELD
     assert [report.relays for report in ours.reports] == [3] * len(ours.reports)
@@ -72,6 +82,14 @@ def lively():
     return net
 
 
+def started():
+    """A deep network that has been started before."""
+    torch.manual_seed(1)
+    net = DeepNet(lr=0.01)
+    fitted(ConvexReconstruction(), net, max_epochs=1)
+    return net
+
+
 class Unknown(neuron.LIFNode):
     pass
 
@@ -81,6 +99,7 @@ class Unknown(neuron.LIFNode):
     [
         pytest.param(DeepNet, {"witnesses": "calibrated"}, id="calibrated"),
         pytest.param(lively, {"witnesses": "keep"}, id="kept"),
+        pytest.param(started, {"witnesses": "keep"}, id="sent on and kept"),
         pytest.param(lively, {}, id="of somebody's own"),
         pytest.param(lively, {"dry_run": True}, id="dry run"),
         pytest.param(lambda: DeepNet(3), {}, id="three"),
@@ -101,9 +120,32 @@ def test_it_says_which_layers_it_holds(caplog):
     with caplog.at_level("INFO"):
         fitted(ConvexReconstruction(), DeepNet(), max_epochs=1)
     (message,) = [record.message for record in caplog.records if " holds " in record.message]
-    assert "holds 3 spiking layers" in message
-    assert "('hidden.7' to 'hidden.11')" in message
+    assert "holds 3 spiking layers, from 'hidden.7' on" in message
     assert "witnesses='calibrated'" in message
+
+
+def test_a_network_that_was_started_before_is_held_by_another_callback():
+    watch, ours = Watch(), ConvexReconstruction()
+    net, _ = fitted([ours, watch], started(), validation=True)
+    assert moved(net, watch.state) == set(net.state_dict()) - HELD
+    assert ours.reports[0].relays == 3
+
+
+class Clamps(pl.Callback):
+    """Changes a relay so that it is none any more."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            pl_module.hidden[8].weight.data.clamp_(-0.2, 0.2)
+
+
+def test_a_relay_that_somebody_changes_trains_from_the_next_solve_on(tmp_path):
+    watch, ours = Watch(), ConvexReconstruction(max_overhead=None)
+    net, _ = fitted([ours, Clamps(), watch], DeepNet(lr=0.01), validation=True, max_epochs=4)
+    assert [report.relays for report in ours.reports][:2] == [3, 3]
+    assert ours.reports[2].relays < 3
+    clamped = watch.state["hidden.8.weight"].clamp(-0.2, 0.2)
+    assert not torch.equal(net.hidden[8].weight, clamped)
 
 
 class Crash(pl.Callback):
