@@ -35,9 +35,14 @@ class Relay(NamedTuple):
 
 
 class Relays:
-    """The relays of a network that trains; none before `hold`."""
+    """The relays of a network that trains; none before `hold`.
+
+    Attributes:
+        held: Those that are held.
+    """
 
     def __init__(self) -> None:
+        self.held: tuple[Relay, ...] = ()
         self._links: list[_Link] = []
         self._hooks: list[RemovableHandle] = []
         self._guards: list[RemovableHandle] = []
@@ -52,8 +57,9 @@ class Relays:
             optimizers: What trains it. No step of theirs will move a relay, by weight decay, say.
         """
         self.release()
-        self._links = [] if is_compiled(module) else [_Link(module, relay) for relay in relays]
-        for optimizer in optimizers if self._links else ():
+        self.held = () if is_compiled(module) else tuple(relays)
+        self._links = [_Link(module, relay) for relay in self.held]
+        for optimizer in optimizers if self.held else ():
             self._guards.append(optimizer.register_step_pre_hook(lambda *_: self._note()))
             self._guards.append(optimizer.register_step_post_hook(lambda *_: self._put_back()))
 
@@ -73,7 +79,7 @@ class Relays:
         """Hold them no longer."""
         self.detach()
         _remove(self._guards)
-        self._links = []
+        self.held, self._links = (), []
 
     def _note(self) -> None:
         self._found = [(p, p.detach().clone()) for link in self._links for p in link.parameters]

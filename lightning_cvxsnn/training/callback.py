@@ -244,7 +244,7 @@ class ConvexReconstruction(Callback):
             self._solve(trainer, pl_module, "warm start", trainer.current_epoch)
         self._warm_started = True
         self._relays.hold(pl_module, self._reconstructor.relays, trainer.optimizers)
-        tell_of_relays(trainer, self._reconstructor.relays)
+        tell_of_relays(trainer, self._relays.held)
         if self.settings.every_n_epochs and self.settings.apply != "replace":
             tell_of_watcher(trainer, self.settings.apply)
 
