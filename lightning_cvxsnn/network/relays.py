@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_cvxsnn.network.activity import LayerActivity, measure_activity
+from lightning_cvxsnn.network.dataflow import is_spiking
 from lightning_cvxsnn.network.isolation import forward_of, release_graphs, reset_neurons
 from lightning_cvxsnn.network.network import Network
 
@@ -98,26 +99,30 @@ def find_relays(network: Network, trained: int) -> tuple[Relay, ...]:
         network: The network, of whose rows the first batch is looked at.
         trained: Layers that train in front of a relay, at least.
     """
-    activities = {layer.name: layer for layer in measure_activity(network.module, [network.first().x])}
+    module = network.module
+    if sum(map(is_spiking, module.modules())) <= trained:
+        return ()
+    x = network.first().x
+    activities = {layer.name: layer for layer in measure_activity(module, [x])}
     deep = [
         Relay(layer.affine_name, layer.name)
         for layer in activities.values()
-        if layer.source and layer.alone and _trained_below(network.module, layer, activities) >= trained
+        if layer.source and layer.alone and _trained_below(module, layer, activities) >= trained
     ]
-    return prove_relays(network, deep)
+    return prove_relays(module, deep, x)
 
 
 @torch.no_grad()
-def prove_relays(network: Network, layers: Iterable[Relay]) -> tuple[Relay, ...]:
-    """Those of ``layers`` that send on what they receive, as the first batch shows, and that are there to be held.
+def prove_relays(module: nn.Module, layers: Iterable[Relay], x: Any) -> tuple[Relay, ...]:
+    """Those of ``layers`` that send on what they receive, as a batch shows, and that are there to be held.
 
     A layer of a compiled network is not, nor one that is frozen, or whose parameters others share.
 
     Args:
-        network: The network. Call this inside ``undisturbed``.
+        module: The network. Call this inside ``undisturbed``.
         layers: Names of linear layers, and of the neurons behind them.
+        x: A batch of inputs.
     """
-    module = network.module
     owners = Counter(id(p) for part in module.modules() for p in part.parameters(recurse=False))
     links = {relay: _Link(module, relay) for relay in layers}
     links = {
@@ -130,7 +135,7 @@ def prove_relays(network: Network, layers: Iterable[Relay]) -> tuple[Relay, ...]
     hooks = [hook for link in links.values() for hook in link.watch()]
     try:
         reset_neurons(module)
-        forward_of(module)(network.first().x)
+        forward_of(module)(x)
     finally:
         _remove(hooks)
     return tuple(relay for relay, link in links.items() if link.exact)

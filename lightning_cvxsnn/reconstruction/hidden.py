@@ -23,7 +23,7 @@ def relays_to_hold(network: Network, present: Sequence[Relay], policy: Policy) -
     """
     settings, found = policy.settings, tuple(present)
     if policy.occasion != "warm start":
-        found = prove_relays(network, present)
+        found = prove_relays(network.module, present, network.first().x) if present else ()
     elif not settings.dry_run and settings.witnesses not in ("keep", "calibrated"):
         found = find_relays(network, _TRAINED)
     return network.rows.ranks.exchange(found)[0]

@@ -92,6 +92,7 @@ class ConvexReconstruction(Callback):
             ``relaxation``. Where early stopping or a schedule on a plateau compares validations, nothing is shown after
             epochs, and the readout is drawn where that scores better. ``"shadow"``: show it, and train on from the
             trained weights and optimiser state, bit for bit. ``"replace"``: write it and train on from it as a whole.
+            Hidden weights that were repaired or replaced stay in any case.
         relaxation: How far the trained readout is drawn towards a solution with ``apply="auto"``: ``W`` becomes
             ``W + relaxation (W* - W)``. The programme's objective falls all the way, by convexity; the optimiser keeps
             its state. ``"auto"``: 0.3 after epochs, 0 where the units of a solution cancel, so that its answers would
@@ -101,7 +102,8 @@ class ConvexReconstruction(Callback):
             factor at which its firing rates decide best on the rows that judge.
         max_overhead: Share of training work that periodic solves may take, in multiply-adds, so that runs repeat. Those
             after epochs 1, 2 and 5 may be paid by the planned epochs, the others wait until it has accrued, after each
-            rejected in a row for twice as much; a first one is always tried. None: no limit. Not for start and end.
+            rejected in a row for twice as much; a first one is always tried. None: no limit. Warm start and final solve
+            are made whatever they cost.
         judge: The rows on which a solution and the trained readout are compared; it is better if loss or accuracy is
             better and neither is worse. ``"validation"``: the Trainer's validation rows, the first loader of several:
             model selection, as by ``ModelCheckpoint``. ``"train"``: a fifth of the training rows, to which that

@@ -46,7 +46,7 @@ def proved(net, relays=NAMES):
     network = Network(net, rows_of(net, loader()))
     with isolate_rng(), undisturbed(net):
         net.eval()
-        return prove_relays(network, relays)
+        return prove_relays(net, relays, network.first().x)
 
 
 def holding(net, *optimizers):
