@@ -198,9 +198,9 @@ def complete(runs: dict[str, Run], options: argparse.Namespace) -> None:
                 if time.process_time() > 60 * options.minutes:
                     return
                 epochs = min(TASKS[task].epochs, options.epochs)
-                if ARMS[cell.arm].shortened:
+                if long := ARMS[cell.arm].shortened:
                     seeds = min(options.seeds, TASKS[task].seeds)
-                    epochs = epochs_in_time(task, cell.arm, runs, options.rates, seeds)
+                    epochs = epochs_in_time(task, long, runs, options.rates, seeds)
                 runs[cell.key] = run(cell, weights_of(cell, runs, options.rates), epochs, options)
                 save(options.output, machine, runs)
                 print(f"{cell.key}: {runs[cell.key]['cost']:.1f} s {runs[cell.key].get('error', '')}", flush=True)

@@ -78,7 +78,7 @@ def cells(task: str, arm: str, runs: dict[str, Run], rates: Sequence[float], see
     if long := ARMS[arm].shortened:
         for each in (SG, CALIBRATED, long):
             yield from cells(task, each, runs, rates, seeds)
-        yield from (Cell(task, arm, *choice(task, long, runs, rates), seed) for seed in (SELECTION, *paired))
+        yield from (Cell(task, arm, *choice(task, long, runs, rates), seed) for seed in paired)
         return
     if arm == RAW:
         yield from (Cell(task, arm, 0.0, "", seed) for seed in paired)
@@ -92,27 +92,16 @@ def cells(task: str, arm: str, runs: dict[str, Run], rates: Sequence[float], see
 
 
 def epochs_in_time(task: str, arm: str, runs: dict[str, Run], rates: Sequence[float], seeds: int) -> int:
-    """For how many epochs a shortened arm is to be trained so as to end when SG does, by runs that are there.
+    """For how many epochs an arm is to be trained so as to end when SG does, by runs of both that are there."""
 
-    A first guess is that its epochs take as long as SG's, and all the rest as long as in the whole run. The run of that
-    length with the seed that chooses, if it is there, then tells what epochs take.
-    """
-
-    def last(name: str) -> tuple[float, float]:
+    def last(name: str) -> list[dict[str, float]]:
         keys = [Cell(task, name, *choice(task, name, runs, rates), seed).key for seed in range(seeds)]
-        points = [runs[key]["points"][-1] for key in keys]
-        return points[0]["epoch"], mean(point["seconds"] for point in points)
+        return [runs[key]["points"][-1] for key in keys]
 
-    epochs, seconds = last(better_sg(task, runs, rates))
-    _, whole = last(ARMS[arm].shortened)
-    guess = max(1, floor(epochs * (1 - max(0.0, whole - seconds) / seconds)))
-    probe = runs.get(Cell(task, arm, *choice(task, arm, runs, rates), SELECTION).key)
-    if probe is None or guess == epochs:
-        return guess
-    tried = probe["points"][-1]
-    each = (whole - tried["seconds"]) / (epochs - tried["epoch"])
-    more = (seconds - tried["seconds"]) / each if each > 0 else 0.0
-    return min(max(1, floor(tried["epoch"] + more)), int(epochs))
+    sg, own = last(better_sg(task, runs, rates)), last(arm)
+    epochs, seconds = sg[0]["epoch"], mean(point["seconds"] for point in sg)
+    more = mean(point["seconds"] for point in own) - seconds
+    return max(1, floor(epochs * (1 - max(0.0, more) / seconds)))
 
 
 def weights_of(cell: Cell, runs: dict[str, Run], rates: Sequence[float]) -> Weights:
