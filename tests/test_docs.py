@@ -249,24 +249,8 @@ def test_what_the_pages_count_in_the_fair_comparison(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     summaries, arms, tasks = map(importlib.import_module, ("fair_summary", "fair_arms", "fair_tasks"))
     summary = summaries.Summary(json.loads((ROOT / "benchmarks/results/fair.json").read_text())["runs"])
-    words = [
-        "none",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "eleven",
-        "twelve",
-        "thirteen",
-        "fourteen",
-        "fifteen",
-    ]
+    words = ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    words += ["eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"]
 
     def count(differences):
         """Tasks, those whose interval is wholly above 0, and those wholly below."""
@@ -283,10 +267,12 @@ def test_what_the_pages_count_in_the_fair_comparison(monkeypatch):
     assert number == len(tasks.TASKS)
     assert f"All {number} tasks were run" in results
     number, ahead, behind, deep = count(lambda name: summary.differences(name, arms.OURS_IN_TIME).get("end"))
-    assert ahead == deep
-    assert f"ahead for certain on {ahead} of {number} tasks, all of four layers and more, and behind for" in when
+    assert f"ahead for certain on {ahead} of {number} tasks, {deep} of them of four layers and more, and" in when
     assert f"behind for certain on {behind}." in when
-    assert f"wholly ahead on {ahead} tasks, all of four layers and more, and wholly behind on {behind}" in results
+    assert (
+        f"wholly ahead on {ahead} tasks, {deep} of them of four layers and more, and wholly behind on {behind}"
+        in results
+    )
     alone = {}
     for name in ("mnist mean, 9 layers", "mnist mean, 20 layers", "mnist1d_w5, 6 layers"):
         for arm in ("hidden start alone", arms.OURS):
@@ -299,7 +285,7 @@ def test_what_the_pages_count_in_the_fair_comparison(monkeypatch):
     _, ahead, behind, deep = count(lambda name: summary.between(name, arms.OURS, "SG, weights averaged"))
     assert behind == "none"
     others = words[words.index(ahead) - words.index(deep)]
-    assert f"ahead for certain on {deep} tasks of nine layers and on {others} others" in results
+    assert f"ahead for certain on {deep} tasks of nine layers and on {others} other" in results
 
 
 def test_the_networks_drawn_at_random_are_the_committed_results():
