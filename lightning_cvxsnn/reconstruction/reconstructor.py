@@ -221,7 +221,7 @@ class Reconstructor:
         prepared = self._prepare(network, policy, context, validation)
         # Rank 0 alone may have searched.
         tried, layers = network.rows.ranks.exchange((prepared.search, prepared.layers))[0]
-        self.relays = relays_to_hold(network, self.relays, policy)
+        self.relays = relays_to_hold(network, self.relays, policy, layers)
         self._once = work() if policy.may_change_hidden else 0.0
         programme, judges = self._captures.take(network, context, "patterns", validation)
         if programme is not None and bool(programme.dictionary.constant.all()):
@@ -237,7 +237,7 @@ class Reconstructor:
             network.verify()
         if prepared.replaced and not outcome.accepted:
             layers = self._take_back(network, prepared)
-            self.relays = relays_to_hold(network, self.relays, policy)
+            self.relays = relays_to_hold(network, self.relays, policy, layers)
         seconds = captured - started, time.perf_counter() - captured
         return Finished(outcome, layers, tried, len(self.relays), *seconds)
 

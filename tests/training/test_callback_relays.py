@@ -100,6 +100,7 @@ class Unknown(neuron.LIFNode):
         pytest.param(DeepNet, {"witnesses": "calibrated"}, id="calibrated"),
         pytest.param(lively, {"witnesses": "keep"}, id="kept"),
         pytest.param(started, {"witnesses": "keep"}, id="sent on and kept"),
+        pytest.param(started, {"apply": "shadow"}, id="shadow over one's own"),
         pytest.param(lively, {}, id="of somebody's own"),
         pytest.param(lively, {"dry_run": True}, id="dry run"),
         pytest.param(lambda: DeepNet(3), {}, id="three"),
@@ -122,6 +123,12 @@ def test_it_says_which_layers_it_holds(caplog):
     (message,) = [record.message for record in caplog.records if " holds " in record.message]
     assert "holds 3 spiking layers, from 'hidden.7' on" in message
     assert "witnesses='calibrated'" in message
+
+
+def test_a_shadow_over_a_network_that_it_has_started_holds_layers():
+    ours = ConvexReconstruction(apply="shadow")
+    fitted(ours, DeepNet(lr=0.01))
+    assert ours.reports[0].relays == 3
 
 
 def test_a_network_that_was_started_before_is_held_by_another_callback():
