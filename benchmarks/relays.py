@@ -19,7 +19,7 @@ from fair_arms import OURS
 from fair_choice import Cell
 from fair_tasks import TASKS
 
-from lightning_cvxsnn.reconstruction import hidden
+from lightning_cvxsnn.reconstruction import holding
 
 NETWORKS = ("mnist mean, 4 layers", "mnist1d_w5, 6 layers", "mnist mean, 9 layers", "mnist mean, 20 layers")
 TRAINED = {"1": 1, "2": 2, "3": 3, "4": 4, "all": 1000}
@@ -29,7 +29,7 @@ SEEDS = (0, 1, 2)
 def trained(task: str, layers: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Test accuracy in % before training, after the first epoch and at the end, and CPU seconds."""
     cell = Cell(task, OURS, 0.01, "cosine", seed)
-    with mock.patch.object(hidden, "_TRAINED", TRAINED[layers]):
+    with mock.patch.object(holding, "_TRAINED", TRAINED[layers]):
         points = run(cell, "default", min(TASKS[task].epochs, options.epochs), options)["points"]
     scores = {"start": points[0]["test"], "epoch 1": points[1]["test"], "end": points[-1]["test"]}
     return {"network": task, "trained": layers, "seed": seed} | scores | {"seconds": points[-1]["seconds"]}

@@ -122,6 +122,11 @@ def state(module):
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
+def moved(module, saved):
+    """Names of the parameters and buffers that are other ones than in a copy."""
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, saved[name])}
+
+
 def assert_same_state(module, saved):
     for name, value in module.state_dict().items():
         assert torch.equal(value, saved[name]), f"{name} changed"

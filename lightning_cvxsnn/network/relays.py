@@ -2,7 +2,7 @@
 
 They are held while the others train, and the gradient of their spikes passes to the spikes below as it is. That is the
 straight-through estimator (Bengio, Léonard and Courville, arXiv 1308.3432) in the one case in which it is exact. The
-surrogates of twenty layers in a row would leave of a gradient one part in ten million, and that distorted.
+surrogates of twenty LIF layers in a row would leave hardly anything of a gradient, and that distorted.
 """
 
 from collections import Counter

@@ -25,12 +25,13 @@ from lightning_cvxsnn.reconstruction.budget import FLOAT64, Budget, Meter, measu
 from lightning_cvxsnn.reconstruction.capturing import Captures, Validation
 from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.reconstruction.guard import SCALES, Judgement, Judges, judge_linear, judge_spiking
-from lightning_cvxsnn.reconstruction.hidden import relays_to_hold, tell_untrained
+from lightning_cvxsnn.reconstruction.holding import relays_to_hold
 from lightning_cvxsnn.reconstruction.policy import SHOWN_TOLERANCE, Occasion, Policy
 from lightning_cvxsnn.reconstruction.report import report_of
 from lightning_cvxsnn.reconstruction.settings import Settings
 from lightning_cvxsnn.reconstruction.shadow import Shadow
 from lightning_cvxsnn.reconstruction.stages import Finished, Outcome, Prepared, Solved
+from lightning_cvxsnn.reconstruction.untrained import tell_untrained
 from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.runtime.ranks import checksum
 from lightning_cvxsnn.runtime.rng import isolate_rng

@@ -345,10 +345,10 @@ class ConvexReconstruction(Callback):
                 judging = validation_rows(trainer, pl_module, self.settings, ranks)
                 context = trainer_context(trainer, epoch)
                 report = self._reconstructor.run(pl_module, rows, occasion, context, judging)
-        except Exception as error:
+        except Exception as error:  # whatever it is, training alone would go on after a later solve
             if occasion == "warm start" or not ranks.in_step:
                 raise
-            leave_out(trainer, occasion, f"{type(error).__name__}: {error}")  # training alone would go on
+            leave_out(trainer, occasion, f"{type(error).__name__}: {error}")
             return None
         self._relays.hold(pl_module, self._reconstructor.relays, trainer.optimizers)
         self.reports.append(report)

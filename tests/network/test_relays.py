@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from networks import CLASSES, DeepNet, loader, rows, state
+from networks import CLASSES, DeepNet, loader, moved, rows, state
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 from torch.nn import functional as F
@@ -80,6 +80,8 @@ def test_gradients_are_those_of_the_network_without_relays(step_mode, node):
     for name, gradient in expected.items():
         assert torch.equal(ours[name], gradient), name
     assert ours["hidden.0.weight"].any()
+    if node == "lif":  # whose surrogates weaken it
+        assert ours["hidden.0.weight"].norm() > 2 * ordinary["hidden.0.weight"].norm() > 0
     held = {name: ours[name] for name in ours if name not in expected}
     assert held
     assert not any(gradient.any() for gradient in held.values())  # zeros: DDP waits for each
@@ -121,10 +123,6 @@ def test_no_step_of_an_optimiser_moves_a_relay(make, closure):
     gradients(net)
     make(net.parameters()).step(descend)
     assert moved(net, before) == set(before)
-
-
-def moved(net, before):
-    return {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
 
 
 def test_what_a_training_step_does_to_spikes_it_may_go_on_doing():
@@ -184,7 +182,7 @@ def test_below_a_frozen_layer_there_is_nothing_to_pass_a_gradient_to():
         assert net(rows(4)[0]).shape == (4, CLASSES)
 
 
-@pytest.mark.parametrize("case", ["leaks", "lively", "wider", "tied", "compiled", "compiled part", "convolution"])
+@pytest.mark.parametrize("case", ["leaks", "lively", "wider", "tied", "compiled", "compiled part", "no linear layer"])
 def test_what_does_not_send_on_spikes_or_cannot_be_held_is_no_relay(case):
     net, expected = deep(), ()
     if case == "leaks":  # some spikes are lost

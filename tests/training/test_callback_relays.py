@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from networks import DeepNet, assert_same_state, fitted, loader, state, trainer
+from networks import DeepNet, assert_same_state, fitted, loader, moved, state, trainer
 from spikingjelly.activation_based import neuron
 
 from lightning_cvxsnn import ConvexReconstruction, DigitsDataModule, LitSNN, calibrate
@@ -30,10 +30,6 @@ class Watch(pl.Callback):
 
 def hooks(module):
     return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
-
-
-def moved(net, before):
-    return {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
 
 
 class Decaying(DeepNet):
@@ -146,7 +142,7 @@ class Clamps(pl.Callback):
             pl_module.hidden[8].weight.data.clamp_(-0.2, 0.2)
 
 
-def test_a_relay_that_somebody_changes_trains_from_the_next_solve_on(tmp_path):
+def test_a_relay_that_somebody_changes_trains_from_the_next_solve_on():
     watch, ours = Watch(), ConvexReconstruction(max_overhead=None)
     net, _ = fitted([ours, Clamps(), watch], DeepNet(lr=0.01), validation=True, max_epochs=4)
     assert [report.relays for report in ours.reports][:2] == [3, 3]
