@@ -282,6 +282,9 @@ def test_what_the_pages_count_in_the_fair_comparison(monkeypatch):
     assert f"ends at {nine} with nine layers and at {twenty} with twenty" in results
     ours, sg = alone["mnist1d_w5, 6 layers", arms.OURS]
     assert f"it ends at {six}, where the callback ends at {ours} and SG at {sg}" in results
+    for arm, made in (("SG, fluctuation-driven weights", "from"), ("SG, threshold-dependent norm", "with a")):
+        end = mean(run["end"] for run in summary.figures("mnist mean, 20 layers", arm)[arm])
+        assert f"at {end:.1f} % {made} {arm.removeprefix('SG, ')}" in results
     _, ahead, behind, deep = count(lambda name: summary.between(name, arms.OURS, "SG, weights averaged"))
     assert behind == "none"
     others = words[words.index(ahead) - words.index(deep)]
