@@ -28,6 +28,7 @@ from fair_arms import ARMS, RAW, Weights, flat, prepare, raw, with_norm
 from fair_choice import RATES, Cell, Run, cells, epochs_in_time, weights_of
 from fair_summary import Summary
 from fair_tasks import TASKS, Task
+from fair_unseen import EVERY, UNSEEN
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -103,7 +104,7 @@ class Cosine(pl.Callback):
 
 def run(cell: Cell, weights: Weights, epochs: int, options: argparse.Namespace) -> Run:
     """Train one network, or fit the linear model; a refusal is a result."""
-    started, task = time.process_time(), TASKS[cell.task]
+    started, task = time.process_time(), EVERY[cell.task]
     parts = task.cut(options.data, cell.seed)
     scored = dict(zip(("validation",) if cell.selects else ("validation", "test"), parts[1:], strict=False))
     pl.seed_everything(cell.seed, verbose=False)
@@ -116,7 +117,7 @@ def run(cell: Cell, weights: Weights, epochs: int, options: argparse.Namespace) 
 
 
 def fit(cell: Cell, weights: Weights, rows: TensorDataset, scored: dict[str, TensorDataset], epochs: int) -> Run:
-    task, arm = TASKS[cell.task], ARMS[cell.arm]
+    task, arm = EVERY[cell.task], ARMS[cell.arm]
     net: Any = task.network()
     net.lr = cell.rate
     if arm.norm:
@@ -159,8 +160,11 @@ def save(path: Path, machine: dict[str, Any], runs: dict[str, Run]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(), help="folder of mnist10k, series, nmnist and cifar10")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK")
+    parser.add_argument(
+        "--data", type=Path, default=Path(), help="folder of all data, see fair_tasks and fair_unseen"
+    )
+    parser.add_argument("--tasks", nargs="+", choices=list(EVERY), metavar="TASK")
+    parser.add_argument("--unseen", action="store_true", help="the tasks that nothing was chosen by")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds at most; 0: only choose")
     parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), help="fewer for a quick look")
@@ -168,13 +172,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="of CPU, after which no run begins; 0: none"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS / "fair.json")
+    parser.add_argument("--output", type=Path, help="results/fair.json, or fair_unseen.json")
     parser.add_argument("--plot", type=Path, help="file of a picture of all tasks, .svg or .png")
     parser.add_argument("--markdown", action="store_true", help="print the callback beside SG as the docs have it")
     parser.add_argument("--list", action="store_true", help="print the names of tasks and arms")
     options = parser.parse_args(arguments)
+    options.tasks = options.tasks or list(UNSEEN if options.unseen else TASKS)
+    options.output = options.output or RESULTS / f"fair{'_unseen' if options.unseen else ''}.json"
     if options.list:
-        print("Tasks:", *TASKS, "Arms:", *ARMS, sep="\n  ")
+        print("Tasks:", *TASKS, "Unseen:", *UNSEEN, "Arms:", *ARMS, sep="\n  ")
         return
     torch.set_num_threads(1)
     runs: dict[str, Run] = json.loads(options.output.read_text())["runs"] if options.output.exists() else {}
@@ -191,15 +197,15 @@ def complete(runs: dict[str, Run], options: argparse.Namespace) -> None:
     """Run what is wanted and not there, until the time is up."""
     machine = describe()
     for task in options.tasks:
-        for arm in (arm for arm in options.arms if ARMS[arm].suits(TASKS[task])):
+        for arm in (arm for arm in options.arms if ARMS[arm].suits(EVERY[task])):
             for cell in cells(task, arm, runs, options.rates, options.seeds):
                 if cell.key in runs:
                     continue
                 if time.process_time() > 60 * options.minutes:
                     return
-                epochs = min(TASKS[task].epochs, options.epochs)
+                epochs = min(EVERY[task].epochs, options.epochs)
                 if long := ARMS[cell.arm].shortened:
-                    seeds = min(options.seeds, TASKS[task].seeds)
+                    seeds = min(options.seeds, EVERY[task].seeds)
                     epochs = epochs_in_time(task, long, runs, options.rates, seeds)
                 runs[cell.key] = run(cell, weights_of(cell, runs, options.rates), epochs, options)
                 save(options.output, machine, runs)

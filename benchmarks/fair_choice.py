@@ -7,7 +7,8 @@ from statistics import mean
 from typing import Any
 
 from fair_arms import ARMS, CALIBRATED, RAW, SG, Weights
-from fair_tasks import TASKS, Task
+from fair_tasks import Task
+from fair_unseen import EVERY
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 UNTUNED = (1e-3, "constant")
@@ -41,7 +42,7 @@ def selection_seeds(task: Task) -> range:
 
 def validated(task: str, arm: str, rate: float, schedule: str, runs: dict[str, Run]) -> tuple[float, float]:
     """Validation score at the end and, to decide between equals, over all looks; the seeds that choose together."""
-    chosen = [runs[Cell(task, arm, rate, schedule, seed).key] for seed in selection_seeds(TASKS[task])]
+    chosen = [runs[Cell(task, arm, rate, schedule, seed).key] for seed in selection_seeds(EVERY[task])]
     if any("error" in each for each in chosen):
         return -float("inf"), -float("inf")
     scores = [[point["validation"] for point in each["points"]] for each in chosen]
@@ -67,14 +68,14 @@ def better_sg(task: str, runs: dict[str, Run], rates: Sequence[float]) -> str:
 def selecting(task: str, arm: str, runs: dict[str, Run], rates: Sequence[float]) -> Iterator[Cell]:
     """The runs that choose; each is there when the next is asked for."""
     for rate in rates:
-        yield from (Cell(task, arm, rate, "cosine", seed) for seed in selection_seeds(TASKS[task]))
+        yield from (Cell(task, arm, rate, "cosine", seed) for seed in selection_seeds(EVERY[task]))
     rate = best_rate(task, arm, runs, rates)
-    yield from (Cell(task, arm, rate, "constant", seed) for seed in selection_seeds(TASKS[task]))
+    yield from (Cell(task, arm, rate, "constant", seed) for seed in selection_seeds(EVERY[task]))
 
 
 def cells(task: str, arm: str, runs: dict[str, Run], rates: Sequence[float], seeds: int) -> Iterator[Cell]:
     """All runs of an arm; each is there when the next is asked for."""
-    paired = range(min(seeds, TASKS[task].seeds))
+    paired = range(min(seeds, EVERY[task].seeds))
     if long := ARMS[arm].shortened:
         for each in (SG, CALIBRATED, long):
             yield from cells(task, each, runs, rates, seeds)

@@ -9,7 +9,7 @@ import numpy as np
 from common import show
 from fair_arms import ARMS, OURS_IN_TIME, RAW
 from fair_choice import RATES, UNTUNED, Cell, Run, better_sg, choice
-from fair_tasks import TASKS
+from fair_unseen import EVERY
 from scipy import stats
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Summary:
 
     def paired(self, task: str, arm: str, setting: tuple[float, str] | None) -> dict[int, Run]:
         """Runs that ended, by seed."""
-        keys = {} if setting is None else {s: Cell(task, arm, *setting, s).key for s in range(TASKS[task].seeds)}
+        keys = {} if setting is None else {s: Cell(task, arm, *setting, s).key for s in range(EVERY[task].seeds)}
         there = {seed: self.runs[key] for seed, key in keys.items() if key in self.runs}
         return {seed: with_work(run) for seed, run in there.items() if "error" not in run}
 
@@ -145,12 +145,12 @@ class Summary:
     def print(self, tasks: Sequence[str]) -> None:
         """Two tables a task, and those over tasks."""
         for task in tasks:
-            kind = "100 (1 - NRMSE)" if TASKS[task].loss == "squared" else "%"
+            kind = "100 (1 - NRMSE)" if EVERY[task].loss == "squared" else "%"
             named = f"{task}: test score, {kind}; SG is {self.reference(task)}"
             tell(f"{named}; means over seeds", self.scores(task))
             rows = [self.told(arm, self.differences(task, arm)) for arm in ARMS]
             tell(f"{task}: paired differences to SG, 95 % intervals", [row for row in rows if len(row) > 1])
-        classified = [task for task in tasks if TASKS[task].loss != "squared"]
+        classified = [task for task in tasks if EVERY[task].loss != "squared"]
         for title, setting in (("each at its best rate", None), ("all at 1e-3, constant", UNTUNED)):
             tell(f"Differences to SG, means over tasks: {title}", self.over_tasks(classified, setting))
 
@@ -214,9 +214,9 @@ class Summary:
             raw = [run["points"][0]["test"] for run in self.paired(task, RAW, (0.0, "")).values()]
             name = f"{task} ({len(found[arm])})"
             lines.append(_line(name, row, differences, f"{mean(raw):.1f}" if raw else "-"))
-            if TASKS[task].loss != "squared":
+            if EVERY[task].loss != "squared":
                 gains = {name: mean(values) for name, values in differences.items() if values}
-                every.append((TASKS[task].deep, row, gains))
+                every.append((EVERY[task].deep, row, gains))
         for kind, depths in (
             (" of fewer than four layers", [False]),
             (" of four and more", [True]),
