@@ -160,9 +160,7 @@ def save(path: Path, machine: dict[str, Any], runs: dict[str, Run]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=Path, default=Path(), help="folder of all data, see fair_tasks and fair_unseen"
-    )
+    parser.add_argument("--data", type=Path, default=Path(), help="folder of all data, see fair_tasks and fair_unseen")
     parser.add_argument("--tasks", nargs="+", choices=list(EVERY), metavar="TASK")
     parser.add_argument("--unseen", action="store_true", help="the tasks that nothing was chosen by")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
