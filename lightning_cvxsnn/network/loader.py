@@ -1,11 +1,14 @@
 """Which batches one epoch of a data loader reads, found without moving the loader."""
 
 import copy
+import random
 from collections.abc import Callable
 from itertools import chain, islice
 from math import inf
 from typing import Any
 
+import numpy as np
+import torch
 from lightning.fabric.utilities.data import sized_len
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.utilities import CombinedLoader
@@ -26,7 +29,7 @@ from lightning_cvxsnn.network.copies import Original
 from lightning_cvxsnn.network.sampling import in_order, random_subset
 from lightning_cvxsnn.runtime.memory import available_memory
 from lightning_cvxsnn.runtime.ranks import Ranks
-from lightning_cvxsnn.runtime.rng import isolate_rng, seed_generators
+from lightning_cvxsnn.runtime.rng import isolate_rng
 
 _ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")  # of a DataLoader
 _PASSES = 10  # of the dataset, after which a sampler without a length is taken to have no end
@@ -182,6 +185,15 @@ class Epoch:
                 "sampler with a length or an end, Trainer(limit_train_batches=100) or max_samples=10000."
             )
         return items[: self.max_samples]
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators that `isolate_rng` puts back: of torch on the CPU and CUDA, Python and numpy."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    random.seed(seed)
+    np.random.seed(seed)
 
 
 def _sampler(loader: DataLoader) -> Any:

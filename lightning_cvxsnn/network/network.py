@@ -17,7 +17,7 @@ from lightning_cvxsnn.network.lif import LIF
 from lightning_cvxsnn.network.readout import Readout, find_readout
 from lightning_cvxsnn.network.rows import Batch, TrainingRows, count_rows
 from lightning_cvxsnn.network.spikes import Capture, capture
-from lightning_cvxsnn.runtime.rng import isolate_rng, seed_generators
+from lightning_cvxsnn.runtime.rng import isolate_rng
 
 #: Training rows that firing rates, and statistics of batch norms, are measured on.
 CALIBRATION_ROWS = 1024
@@ -113,7 +113,7 @@ class Network:
         """All tensors that the network returns for a batch of inputs; the same numbers again for the same weights."""
         reset_neurons(self.module)
         with isolate_rng():
-            seed_generators(0)
+            torch.manual_seed(0)
             returned = tree_flatten(forward_of(self.module)(x))[0]
         return [leaf.float() for leaf in returned if isinstance(leaf, Tensor)]
 

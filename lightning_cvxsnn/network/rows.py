@@ -11,10 +11,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_cvxsnn.network.batches import Held
-from lightning_cvxsnn.network.loader import Epoch
+from lightning_cvxsnn.network.loader import Epoch, seed_generators
 from lightning_cvxsnn.network.sampling import sample_ids
 from lightning_cvxsnn.runtime.ranks import Ranks
-from lightning_cvxsnn.runtime.rng import seed_generators
 
 PerOutput = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 

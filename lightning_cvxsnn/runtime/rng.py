@@ -1,14 +1,11 @@
 """The global random number generators."""
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
-import torch
 from lightning.pytorch.utilities import seed
 
-__all__ = ["isolate_rng", "seed_generators"]
+__all__ = ["isolate_rng"]
 
 
 @contextmanager
@@ -20,12 +17,3 @@ def isolate_rng() -> Iterator[None]:
         yield
     finally:
         isolated.__exit__(None, None, None)
-
-
-def seed_generators(seed: int) -> None:
-    """Seed the global generators that `isolate_rng` puts back: of torch on the CPU and CUDA, Python and numpy."""
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
-    random.seed(seed)
-    np.random.seed(seed)

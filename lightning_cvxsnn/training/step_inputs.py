@@ -20,10 +20,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_cvxsnn.network.contents import put_back
 from lightning_cvxsnn.network.isolation import forward_of, reset_neurons
+from lightning_cvxsnn.network.loader import seed_generators
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.rows import unpack
 from lightning_cvxsnn.network.transaction import Transaction
-from lightning_cvxsnn.runtime.rng import seed_generators
 
 _DEVIATION = 1e-2  # mean, relative to the mean size: some spikes may flip where sums round differently
 _LEFT_OUT = 8  # batches that a step may leave out before the first that it trains on

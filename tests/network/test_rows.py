@@ -1,5 +1,6 @@
 """Which rows are read, in which order, and which of them a subset or a process gets."""
 
+import random
 from itertools import chain
 
 import numpy as np
@@ -22,7 +23,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lightning_cvxsnn.network.loader import seed_generators
 from lightning_cvxsnn.network.rows import TrainingRows, unpack
+from lightning_cvxsnn.runtime.rng import isolate_rng
 
 
 @pytest.mark.parametrize("options", [{}, {"shuffle": True}])
@@ -317,3 +320,14 @@ def test_repeats_of_a_sampler_have_one_id():
     assert repeated.sample_ids(6).tolist() == [0, 1, 1, 2, 2, 2]
     assert training_rows(numbered(20, shuffle=True)).sample_ids(20).tolist() == list(range(20))
     assert training_rows(list(numbered(20))).sample_ids(20).tolist() == list(range(20))
+
+
+def test_seeding_repeats_draws_and_touches_only_what_is_put_back(monkeypatch):
+    for other in (torch.mps, torch.xpu):  # whose states isolate_rng does not keep
+        monkeypatch.setattr(other, "manual_seed", lambda seed: pytest.fail("seeded"), raising=False)
+        monkeypatch.setattr(other, "manual_seed_all", lambda seed: pytest.fail("seeded"), raising=False)
+    with isolate_rng():
+        seed_generators(3)
+        first = torch.rand(()), random.random(), np.random.rand()
+        seed_generators(3)
+        assert (torch.rand(()), random.random(), np.random.rand()) == first
