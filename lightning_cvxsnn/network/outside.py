@@ -21,7 +21,10 @@ from torch import Tensor
 
 #: Elements from which what a container holds is not looked at.
 LONG = 10_000
-_LIBRARIES = ("torch", "lightning", "numpy", "spikingjelly", "torchvision", "builtins", "collections", "typing", "abc")
+_LIBRARIES = (
+    *("torch", "lightning", "numpy", "spikingjelly", "torchvision", "torchmetrics", "matplotlib"),
+    *("builtins", "collections", "typing", "abc"),
+)
 #: What holds no state of the user's, or is shared between copies.
 SHARED = (
     *(type, types.ModuleType, types.BuiltinFunctionType, types.CodeType, types.CellType, property),

@@ -67,6 +67,11 @@ class Budget:
         else:
             self.rejected = 0 if accepted else self.rejected + 1
 
+    def charge_look(self, work: float) -> None:
+        """Enter a pass over validation rows without a solve: less than what the Trainer's own validation takes."""
+        self.spent += work
+        self.free += work
+
     def overhead(self, epochs: int) -> float:
         """What all solves took of the work of ``epochs`` epochs."""
         return self.spent / (self.epoch * epochs) if self.epoch and epochs else 0.0

@@ -24,6 +24,7 @@ class TrainerContext:
         step: Global step.
         batches: Training batches of an epoch, in each process.
         watched: Whether something in the fit compares validations.
+        may_stand: Whether a network that was shown may be shown again: nobody else writes what is validated.
     """
 
     optimizers: Sequence[Optimizer] = ()
@@ -34,3 +35,4 @@ class TrainerContext:
     step: int = 0
     batches: int = 0
     watched: bool = False
+    may_stand: bool = False

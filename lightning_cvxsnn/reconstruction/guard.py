@@ -49,6 +49,13 @@ class Judgement:
     accuracy_after: float | None
     accepted: bool
 
+    @property
+    def best(self) -> "Score":
+        """That of the solution if it is accepted, else that of the network as found."""
+        if self.accepted:
+            return Score(self.after, self.accuracy_after)
+        return Score(self.before, self.accuracy_before)
+
 
 @dataclass(frozen=True)
 class Score:
@@ -56,6 +63,9 @@ class Score:
 
     loss: float
     accuracy: float | None
+
+    def __str__(self) -> str:
+        return f"loss {self.loss:.4g}" + ("" if self.accuracy is None else f", accuracy {100 * self.accuracy:.1f} %")
 
     def beats(self, other: "Score") -> bool:
         """Whether one of the two is better and none is worse."""

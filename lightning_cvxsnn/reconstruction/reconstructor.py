@@ -19,7 +19,7 @@ from lightning_cvxsnn.network.quick import quick_neurons
 from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.relays import Relay
 from lightning_cvxsnn.network.rows import TrainingRows
-from lightning_cvxsnn.network.transaction import Transaction, all_or_nothing
+from lightning_cvxsnn.network.transaction import all_or_nothing
 from lightning_cvxsnn.patterns import resolve_backend
 from lightning_cvxsnn.reconstruction.budget import FLOAT64, Budget, Meter, measure
 from lightning_cvxsnn.reconstruction.capturing import Captures, Validation
@@ -29,7 +29,7 @@ from lightning_cvxsnn.reconstruction.holding import relays_to_hold
 from lightning_cvxsnn.reconstruction.policy import SHOWN_TOLERANCE, Occasion, Policy
 from lightning_cvxsnn.reconstruction.report import report_of
 from lightning_cvxsnn.reconstruction.settings import Settings
-from lightning_cvxsnn.reconstruction.shadow import Shadow
+from lightning_cvxsnn.reconstruction.showing import Showing, lay_out
 from lightning_cvxsnn.reconstruction.stages import Finished, Outcome, Prepared, Solved
 from lightning_cvxsnn.reconstruction.untrained import tell_untrained
 from lightning_cvxsnn.reports.solve_report import SolveReport
@@ -54,8 +54,7 @@ class Reconstructor:
         penalty: That of the last solve; None before the first.
         last: Coefficients and intercept of the last solution, the starting point of the next solve.
         readout: The proved readout; None before the first solve.
-        shadow: What the network shows after a solve, with what training goes on from where that is something else;
-            None: it is not.
+        showing: What the network shows between training steps.
         budget: What the periodic solves have cost and may cost.
         relays: Hidden layers that are to be held while the others train.
     """
@@ -65,7 +64,7 @@ class Reconstructor:
         self.penalty: Penalty | None = None
         self.last: Point | None = None
         self.readout: Readout | None = None
-        self.shadow: Shadow | None = None
+        self.showing = Showing()
         self.budget = Budget(settings.max_overhead)
         self.relays: tuple[Relay, ...] = ()
         self._meter: Meter | None = None
@@ -76,11 +75,11 @@ class Reconstructor:
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors that make the next solve the same after a resume."""
         last = {} if self.last is None else {"coef": self.last.coef, "intercept": self.last.intercept}
-        shadow = {} if self.shadow is None else {"shadow": self.shadow.state_dict()}
         penalty = {} if self.penalty is None else {"penalty": asdict(self.penalty)}
         relays = [tuple(relay) for relay in self.relays]
         return {
-            "solves": self._solves, "budget": self.budget.state_dict(), "relays": relays, **penalty, **last, **shadow
+            "solves": self._solves, "budget": self.budget.state_dict(), "relays": relays, **penalty, **last,
+            **self.showing.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -91,7 +90,7 @@ class Reconstructor:
             self.last = Point(state["coef"], state["intercept"])
         self.budget = Budget(self.settings.max_overhead, **state["budget"])
         self.relays = tuple(Relay(*relay) for relay in state.get("relays", ()))
-        self.shadow = Shadow(**state["shadow"]) if "shadow" in state else None
+        self.showing.load_state_dict(state)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle leaves out what belongs to one module: its proved readout and the cost of its forward."""
@@ -99,7 +98,7 @@ class Reconstructor:
 
     def begin_schedule(self) -> None:
         """Another fit counts its epochs from 0, and may bring another loader."""
-        self.readout = self._meter = None
+        self.readout = self._meter = self.showing.best = None
         self._captures = Captures(self.settings)
         self.budget = Budget(self.settings.max_overhead, expected=self.budget.expected)
 
@@ -123,8 +122,8 @@ class Reconstructor:
             validation: The Trainer's validation rows, which judge as the settings say; None: there are none.
 
         Returns:
-            The report. What is shown is in the network; if training goes on from something else, `shadow` tells from
-            what. Whatever is raised, parameters, buffers and optimiser states are as before.
+            The report. What is shown is in the network; if training goes on from something else, `showing` knows
+            it. Whatever is raised, parameters, buffers and optimiser states are as before.
 
         Raises:
             MisconfigurationException: If the network, the data or a setting does not allow it.
@@ -138,8 +137,7 @@ class Reconstructor:
         network = Network(module, rows, self.readout.name if self.readout else self.settings.readout, tolerance)
         network.check_initialised()
         self._once = 0.0
-        if self.shadow is not None:
-            self.shadow.leave(module)
+        self.showing.leave(module)
         with isolate_rng(), all_or_nothing(module, context.optimizers) as transaction:
             with (context.precision or nullcontext)(), undisturbed(module), quick_neurons(module):
                 module.eval()
@@ -151,14 +149,18 @@ class Reconstructor:
                 with torch.no_grad():
                     for buffer, value in buffers:
                         buffer.copy_(value)
-            self.shadow = None
+            self.showing.shadow = None
             if self.settings.dry_run:
                 transaction.roll_back()
             elif finished.outcome.written:
-                self._lay_out(network, transaction, finished.outcome, policy)
+                self.showing.shadow = lay_out(network, transaction, finished.outcome, policy)
             else:
                 transaction.forget_history(transaction.changed())
             tell_untrained(network, transaction, context.optimizers)
+            stands, outcome = None, finished.outcome
+            if policy.shows and not self.settings.dry_run:
+                score = outcome.judgement.best if context.may_stand and outcome.judge == "validation" else None
+                stands = self.showing.judge(network, score, context.epoch, solved=outcome.accepted)
             if not all(bool(p.isfinite().all()) for p in module.parameters()):
                 raise RuntimeError(
                     "The reconstruction found weights that hold NaN or infinity, so nothing was written. Expected "
@@ -173,27 +175,25 @@ class Reconstructor:
         _, spent, once = told[0]
         accepted = finished.outcome.accepted
         self.budget.charge(spent, periodic=occasion == "periodic solve", accepted=accepted, once=once)
-        return report_of(finished, policy, context, network.readout, self.budget, spent)
+        return report_of(finished, policy, context, network.readout, self.budget, spent, stands)
 
-    @torch.no_grad()
-    def _lay_out(self, network: Network, transaction: Transaction, outcome: Outcome, policy: Policy) -> None:
-        """Put what is shown into a readout that holds the solution, and keep what training goes on from."""
-        written = network.readout.parameters
-        only_readout = all(any(p is own for own in written) for p in transaction.changed())
-        trained = {id(p): torch.lerp(transaction.found(p), p, outcome.relaxation) for p in written}
-        stand_ins: list[Tensor] = []
-        if policy.shows:
-            stand_ins = [*written, *(network.statistics if only_readout and outcome.accepted else [])]
-        for p in written:
-            if not policy.shows:
-                p.copy_(trained[id(p)])
-            elif not outcome.accepted:
-                p.copy_(transaction.found(p))
-        if stand_ins:
-            # Of hidden weights as found the statistics are those of training, too.
-            self.shadow = Shadow.of(network.module, stand_ins, lambda t: trained.get(id(t), transaction.found(t)))
-        kept = [] if policy.replaces else written  # a readout that is drawn keeps its optimiser state
-        transaction.forget_history(p for p in transaction.changed() if not any(p is own for own in kept))
+    def look(
+        self, module: nn.Module, rows: TrainingRows, context: TrainerContext, validation: Validation | None
+    ) -> None:
+        """Go on showing what was shown, without a solve, unless training has passed it on the validation rows.
+
+        Arguments and errors are those of `run`.
+        """
+        network = Network(module, rows, self.readout or self.settings.readout)
+        with isolate_rng(), all_or_nothing(module):
+            with (context.precision or nullcontext)(), undisturbed(module), quick_neurons(module):
+                module.eval()
+                with self._find_readout(network, context).counting(network.readout.module) as work:
+                    judges = self._captures.judges(network, context, "patterns", validation)
+                score = judges.found() if judges is not None and judges.kind == "validation" else None
+            score, spent = rows.ranks.exchange((score, work()))[0]
+            self.showing.judge(network, score, context.epoch, solved=False)
+        self.budget.charge_look(spent)
 
     def _find_readout(self, network: Network, context: TrainerContext) -> Meter:
         """Prove the readout and, if it is another one than at the last solve, measure a forward pass."""

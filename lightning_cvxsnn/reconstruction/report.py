@@ -10,7 +10,13 @@ from lightning_cvxsnn.witnesses.kinds import describe_repairs
 
 
 def report_of(
-    finished: Finished, policy: Policy, context: TrainerContext, readout: Readout, budget: Budget, work: float
+    finished: Finished,
+    policy: Policy,
+    context: TrainerContext,
+    readout: Readout,
+    budget: Budget,
+    work: float,
+    stands: int | None,
 ) -> SolveReport:
     """The report.
 
@@ -21,6 +27,7 @@ def report_of(
         readout: The proved readout.
         budget: The account, this solve entered.
         work: Work of this solve.
+        stands: The epoch of the earlier network that is still shown; None: it is this solve's.
     """
     outcome, search, judgement = finished.outcome, finished.search, finished.outcome.judgement
     verdict = "rejected, not better"
@@ -30,6 +37,8 @@ def report_of(
         verdict += (
             f" by the firing rates of '{readout.neuron_name}'; the certificate is about the linear programme only"
         )
+    if stands is not None:
+        verdict += f", and what is shown is still the network of epoch {stands}, which scores better"
     return SolveReport(
         epoch=context.epoch,
         step=context.step,

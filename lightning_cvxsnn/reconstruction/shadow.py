@@ -28,21 +28,24 @@ class Shadow:
         return cls(*({name: pair[k].cpu() for name, pair in pairs.items()} for k in range(2)))
 
     @torch.no_grad()
-    def leave(self, module: nn.Module) -> None:
+    def leave(self, module: nn.Module) -> bool:
         """Put the trained values back, all or none, bit for bit, unless the network holds other parameters by now.
 
         A buffer that has changed in between, such as a statistic that another forward pass has moved on, is left as it
         is: it is no longer the solution's.
+
+        Returns:
+            Whether its parameters are the trained ones.
         """
         present, parameters = dict(_named(module)), dict(module.named_parameters())
         if not present.keys() >= self.solved.keys():  # pruning, say, gives parameters other names
-            return
+            return False
         tensors = {}
         for name, solved in self.solved.items():
             if torch.equal(present[name], solved.to(present[name].device)):
                 tensors[name] = present[name]
             elif name in parameters:
-                return
+                return all(torch.equal(p.cpu(), self.trained[n]) for n, p in parameters.items() if n in self.trained)
         try:
             for name, tensor in tensors.items():
                 tensor.copy_(self.trained[name])
@@ -50,6 +53,7 @@ class Shadow:
             for name, tensor in tensors.items():
                 tensor.copy_(self.solved[name])
             raise
+        return True
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Tensors for a checkpoint; ``Shadow(**state)`` reads them."""

@@ -10,36 +10,31 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cvxsnn.convex import Loss
-from lightning_cvxsnn.network import put_back, release_graphs
+from lightning_cvxsnn.network import release_graphs
 from lightning_cvxsnn.network.relays import Relays
 from lightning_cvxsnn.patterns import Backend
-from lightning_cvxsnn.reconstruction.policy import Occasion, Policy
+from lightning_cvxsnn.reconstruction.policy import Occasion
 from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
 from lightning_cvxsnn.reconstruction.settings import Apply, Judge, Settings, Witnesses, check_settings
 from lightning_cvxsnn.reports import plots
 from lightning_cvxsnn.reports.advice import advise
 from lightning_cvxsnn.reports.solve_report import SolveReport
-from lightning_cvxsnn.runtime.ranks import Ranks
 from lightning_cvxsnn.training.agreement import Agreement
 from lightning_cvxsnn.training.progress_bars import above_progress_bar
 from lightning_cvxsnn.training.trainer import (
     averages,
     check_strategy,
-    data_hooks,
     fit_allows,
     follow_averages,
     forget_start,
-    leave_out,
+    lent,
     log_report,
     save_beside_checkpoints,
+    shows_after_epoch,
     start_module,
     tell_of_relays,
     tell_of_watcher,
-    trainer_context,
-    training_rows,
-    unlogged,
     validation_metrics,
-    validation_rows,
     weights_digest,
 )
 
@@ -178,7 +173,7 @@ class ConvexReconstruction(Callback):
 
     def _begin_schedule(self) -> None:
         self._solved_epoch = 0  # epochs that were finished at the last solve on schedule
-        self._finished_step = -1  # global step of the last solve that was shown: a final one would find the same
+        self._finished_step = -1  # global step of the last final solve, made or left out
         self._agreement = Agreement(self.settings.loss)
         self._reconstructor.begin_schedule()
 
@@ -261,7 +256,7 @@ class ConvexReconstruction(Callback):
     ) -> None:
         """Our loss on the first batch after a solve, to be compared with what the module trains."""
         self._withdraw(trainer, pl_module)
-        self._reconstructor.shadow = None  # of weights that are about to change
+        self._reconstructor.showing.shadow = None  # of weights that are about to change
         if readout := self._reconstructor.readout:
             self._agreement.note(trainer, pl_module, readout, batch, batch_idx)
         self._relays.attach()
@@ -287,6 +282,10 @@ class ConvexReconstruction(Callback):
                 self._solve(trainer, pl_module, "final solve", finished)
         elif self._may_solve(trainer, "periodic solve", finished):
             self._solve(trainer, pl_module, "periodic solve", finished)
+        elif self._reconstructor.showing.best is not None and shows_after_epoch(trainer, self.settings):
+            what = "comparison with what was shown"
+            with lent(trainer, pl_module, self.settings, what, epoch=finished, alone=True) as (rows, context, judging):
+                self._reconstructor.look(pl_module, rows, context, judging)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -338,23 +337,16 @@ class ConvexReconstruction(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, occasion: Occasion, epoch: int
     ) -> SolveReport | None:
         """Solve and report; None, with a warning, where a later solve fails, which nothing but itself depends on."""
-        ranks = Ranks(alone=trainer.world_size == 1)
-        try:
-            with above_progress_bar(trainer), ranks, unlogged(pl_module), put_back(data_hooks(trainer)):
-                rows = training_rows(trainer, pl_module, self.settings, ranks)
-                judging = validation_rows(trainer, pl_module, self.settings, ranks)
-                context = trainer_context(trainer, epoch)
-                report = self._reconstructor.run(pl_module, rows, occasion, context, judging)
-        except Exception as error:  # whatever it is, training alone would go on after a later solve
-            if occasion == "warm start" or not ranks.in_step:
-                raise
-            leave_out(trainer, occasion, f"{type(error).__name__}: {error}")
+        if occasion == "final solve":
+            self._finished_step = trainer.global_step
+        report, settings, alone = None, self.settings, len(_solvers(trainer)) == 1
+        with lent(trainer, pl_module, settings, occasion, epoch=epoch, alone=alone) as (rows, context, judging):
+            report = self._reconstructor.run(pl_module, rows, occasion, context, judging)
+        if report is None:
             return None
         self._relays.hold(pl_module, self._reconstructor.relays, trainer.optimizers)
         self.reports.append(report)
         self._solved_epoch = epoch
-        if occasion == "final solve" or Policy(self.settings, occasion, context.watched).shows:
-            self._finished_step = trainer.global_step
         log_report(trainer, report, self.settings.readout if len(_solvers(trainer)) > 1 else None)
         with above_progress_bar(trainer):
             rank_zero_info(f"ConvexReconstruction {report.line()}")
@@ -364,8 +356,7 @@ class ConvexReconstruction(Callback):
     def _withdraw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take shadows out, the last to enter first: it was laid over the others."""
         for callback in reversed(_solvers(trainer)):
-            if callback._reconstructor.shadow is not None:
-                callback._reconstructor.shadow.leave(pl_module)
+            callback._reconstructor.showing.leave(pl_module)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import (
     Checkpoint,
     EarlyStopping,
     ModelCheckpoint,
+    ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -25,11 +26,12 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_cvxsnn.network.contents import put_back
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.relays import Relay
 from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.reconstruction.context import TrainerContext
-from lightning_cvxsnn.reconstruction.policy import Occasion
+from lightning_cvxsnn.reconstruction.policy import Occasion, Policy
 from lightning_cvxsnn.reconstruction.settings import Apply, Settings
 from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.runtime.ranks import Ranks, checksum
@@ -103,8 +105,8 @@ def validation_rows(
     return rows
 
 
-def trainer_context(trainer: "pl.Trainer", epoch: int) -> TrainerContext:
-    """What a solve after ``epoch`` finished epochs reads of the Trainer."""
+def trainer_context(trainer: "pl.Trainer", epoch: int, *, alone: bool) -> TrainerContext:
+    """What a solve after ``epoch`` finished epochs reads of the Trainer; ``alone``: there is one callback like this."""
     return TrainerContext(
         optimizers=trainer.optimizers,
         precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
@@ -113,8 +115,43 @@ def trainer_context(trainer: "pl.Trainer", epoch: int) -> TrainerContext:
         epoch=epoch,
         step=trainer.global_step,
         watched=bool(watcher(trainer)),
+        may_stand=alone and not changes_weights(trainer),
         batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
     )
+
+
+@contextmanager
+def lent(
+    trainer: "pl.Trainer", pl_module: "pl.LightningModule", settings: Settings, what: str, *, epoch: int, alone: bool
+) -> Iterator[tuple[TrainingRows, TrainerContext, Callable[[], TrainingRows] | None]]:
+    """Yield training rows, the Trainer's part and validation rows; what reading them changes is put back.
+
+    What fails inside, but for a warm start, is left out with a warning: training alone would go on.
+
+    Args:
+        trainer: The Trainer, in a fit.
+        pl_module: Its module.
+        settings: The arguments.
+        what: The name of what is done with them.
+        epoch: Epochs finished.
+        alone: Whether there is one callback like this.
+    """
+    ranks = Ranks(alone=trainer.world_size == 1)
+    try:
+        with above_progress_bar(trainer), ranks, unlogged(pl_module), put_back(data_hooks(trainer)):
+            rows = training_rows(trainer, pl_module, settings, ranks)
+            yield (
+                rows,
+                trainer_context(trainer, epoch, alone=alone),
+                validation_rows(trainer, pl_module, settings, ranks),
+            )
+    except Exception as error:
+        if what == "warm start" or not ranks.in_step:
+            raise
+        with above_progress_bar(trainer):
+            rank_zero_warn(
+                f"ConvexReconstruction leaves out the {what}, and training goes on. {type(error).__name__}: {error}"
+            )
 
 
 def watcher(trainer: "pl.Trainer") -> str:
@@ -177,12 +214,6 @@ def follow_averages(trainer: "pl.Trainer", callback: Callback) -> None:
         )
 
 
-def leave_out(trainer: "pl.Trainer", occasion: Occasion, reason: str) -> None:
-    """Say that a solve is left out, and why."""
-    with above_progress_bar(trainer):
-        rank_zero_warn(f"ConvexReconstruction leaves out the {occasion}, and training goes on. {reason}")
-
-
 def fit_allows(trainer: "pl.Trainer", occasion: Occasion, apply: Apply) -> bool:
     """Whether a solve has its place in this fit: never under ``fast_dev_run``; a mere shadow where somebody looks."""
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -199,6 +230,11 @@ def seen_after_epoch(trainer: "pl.Trainer") -> bool:
     if not trainer.enable_validation and not savers:
         return True
     return _validates_next(trainer) or any(_saves_next(trainer, saver) for saver in savers)
+
+
+def shows_after_epoch(trainer: "pl.Trainer", settings: Settings) -> bool:
+    """Whether somebody sees, after the batch that has just ended, what is shown then, and takes it for no other."""
+    return seen_after_epoch(trainer) and Policy(settings, "periodic solve", bool(watcher(trainer))).shows
 
 
 def _validates_next(trainer: "pl.Trainer") -> bool:
@@ -256,6 +292,11 @@ def forget_start(pl_module: "pl.LightningModule") -> None:
 def weights_digest(module: nn.Module) -> str:
     """A digest of all parameters that have a value."""
     return checksum(*(p for p in module.parameters() if not isinstance(p, UninitializedParameter)))
+
+
+def changes_weights(trainer: "pl.Trainer") -> bool:
+    """Whether a callback is known to write to weights between training steps."""
+    return bool(averages(trainer)) or any(isinstance(c, ModelPruning) for c in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def averages(trainer: "pl.Trainer") -> list[Callback]:

@@ -160,7 +160,7 @@ def alone(net, train=None, val=None, **arguments):
     training, validation = train or loader(ROWS, BATCH), val or loader(40, BATCH, seed=1)
     reconstructor = Reconstructor(Settings(**arguments))
     report = reconstructor.run(net, rows_of(net, training), "warm start", validation=lambda: rows_of(net, validation))
-    reconstructor.shadow.leave(net)
+    reconstructor.showing.leave(net)
     return {"after": state(net), "report": asdict(report)}
 
 

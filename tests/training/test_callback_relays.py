@@ -60,7 +60,7 @@ class Logging(Decaying):
 @pytest.mark.parametrize("kind", [Decaying, Manual, Raw, Logging])
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 def test_all_but_the_first_three_layers_are_held(kind, step_mode):
-    watch, ours = Watch(), ConvexReconstruction()
+    watch, ours = Watch(), ConvexReconstruction(judge="train")
     options = {"gradient_clip_val": 1.0} if kind.automatic_optimization else {}
     net, _ = fitted([ours, watch], kind(step_mode=step_mode), validation=True, **options)
     assert moved(net, watch.state) == set(net.state_dict()) - HELD

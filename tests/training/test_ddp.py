@@ -132,7 +132,9 @@ def test_all_processes_show_the_same_and_train_on_the_same(outcomes, case):
         assert report["relaxation"] == 0.3
         assert report["accepted"] or case != "judged" or report["epoch"] > 1
         assert not (report["accepted"] and case == "rejected")
-        assert {name for name in validated if not torch.equal(validated[name], stepped[name])} == READOUT
+        changed = {name for name in validated if not torch.equal(validated[name], stepped[name])}
+        stands = "is still the network of epoch" in report["reason"]  # with its hidden weights
+        assert changed > READOUT if stands else changed == READOUT
 
 
 def test_validation_rows_that_cannot_judge_are_refused_in_both(outcomes):

@@ -1,0 +1,162 @@
+"""What a network shows until training goes on: a solution, or the network that was shown before."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_cvxsnn.network.network import Network
+from lightning_cvxsnn.network.transaction import Transaction
+from lightning_cvxsnn.reconstruction.guard import Score
+from lightning_cvxsnn.reconstruction.policy import Policy
+from lightning_cvxsnn.reconstruction.shadow import Shadow
+from lightning_cvxsnn.reconstruction.stages import Outcome
+
+
+@torch.no_grad()
+def lay_out(network: Network, transaction: Transaction, outcome: Outcome, policy: Policy) -> Shadow | None:
+    """Put what is shown into a readout that holds the solution, and keep what training goes on from.
+
+    Args:
+        network: The network, with the solution in its readout.
+        transaction: What it held before.
+        outcome: Of the solve.
+        policy: What becomes of it.
+
+    Returns:
+        What is shown with what training goes on from; None: they are the same.
+    """
+    written, shadow = network.readout.parameters, None
+    only_readout = all(any(p is own for own in written) for p in transaction.changed())
+    trained = {id(p): torch.lerp(transaction.found(p), p, outcome.relaxation) for p in written}
+    stand_ins: list[Tensor] = []
+    if policy.shows:
+        stand_ins = [*written, *(network.statistics if only_readout and outcome.accepted else [])]
+    for p in written:
+        if not policy.shows:
+            p.copy_(trained[id(p)])
+        elif not outcome.accepted:
+            p.copy_(transaction.found(p))
+    if stand_ins:
+        # Of hidden weights as found the statistics are those of training, too.
+        shadow = Shadow.of(network.module, stand_ins, lambda t: trained.get(id(t), transaction.found(t)))
+    kept = [] if policy.replaces else written  # a readout that is drawn keeps its optimiser state
+    transaction.forget_history(p for p in transaction.changed() if not any(p is own for own in kept))
+    return shadow
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A whole network as it was shown after a solve.
+
+    Attributes:
+        values: Parameters, statistics of adapting batch norms and constants of neurons by dotted name, on the CPU.
+        others: The other buffers, which only the user's code changes.
+        score: On the validation rows.
+        epoch: Epochs finished at that solve.
+    """
+
+    values: dict[str, Tensor]
+    others: dict[str, Tensor]
+    score: Score
+    epoch: int
+
+    @classmethod
+    def of(cls, network: Network, score: Score, epoch: int) -> "Shown":
+        """The network as it is."""
+        own, others = map(_copied, _named(network))
+        return cls(own, others, score, epoch)
+
+    def beats(self, network: Network, score: Score) -> bool:
+        """Whether it scores better than the network does, and can take its place."""
+        own, others = _named(network)
+        fits = {name: t.shape for name, t in own.items()} == {name: t.shape for name, t in self.values.items()}
+        fits = fits and others.keys() == self.others.keys()
+        return fits and self.score.beats(score) and all(torch.equal(t.cpu(), self.others[n]) for n, t in others.items())
+
+
+class Showing:
+    """What a network shows between training steps, from one solve to the next.
+
+    Attributes:
+        shadow: What is shown, with what training goes on from where that is something else; None: it is not.
+        best: The network that was shown last; None: there is none, or training has passed it.
+    """
+
+    def __init__(self) -> None:
+        self.shadow: Shadow | None = None
+        self.best: Shown | None = None
+        self._told = -1  # epoch of the network of which a person has been told that it is still shown
+
+    def leave(self, module: nn.Module) -> None:
+        """Put back what training goes on from."""
+        if self.shadow is None or self.shadow.leave(module) or self.best is None:
+            return
+        self.best = None
+        rank_zero_warn(
+            "Something has changed the weights that ConvexReconstruction showed after an epoch, and training goes on "
+            "from them as they are now. Expected changes while a batch is trained or as an epoch starts. Use "
+            "apply='replace' for callbacks that change weights as an epoch ends."
+        )
+
+    def judge(self, network: Network, score: Score | None, epoch: int, *, solved: bool) -> int | None:
+        """Show an earlier network on if it is better than the present one on the validation rows.
+
+        Args:
+            network: The network. Call this in all processes.
+            score: Its own; None: validation rows do not judge.
+            epoch: Epochs finished.
+            solved: Whether it shows a solution, to be shown on in its turn.
+
+        Returns:
+            The epoch of the earlier network; None: the present one is shown.
+        """
+        best = self.best
+        if score is not None and best is not None and all(network.rows.ranks.exchange(best.beats(network, score))):
+            if not solved and self._told != best.epoch:
+                rank_zero_info(
+                    f"ConvexReconstruction goes on showing the network of epoch {best.epoch} until training has passed "
+                    f"it. On validation rows it has {best.score}, the one in training {score}."
+                )
+                self._told = best.epoch
+            self._lay_over(network, best.values)
+            return best.epoch
+        self.best = Shown.of(network, score, epoch) if score is not None and solved else None
+        return None
+
+    @torch.no_grad()
+    def _lay_over(self, network: Network, values: dict[str, Tensor]) -> None:
+        own, _ = _named(network)
+        trained = _copied(own) | (self.shadow.trained if self.shadow else {})
+        for name, tensor in own.items():
+            tensor.copy_(values[name])
+        self.shadow = Shadow(trained, values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors for a checkpoint."""
+        shadow = {} if self.shadow is None else {"shadow": self.shadow.state_dict()}
+        best = {} if self.best is None else {"best": vars(self.best) | {"score": asdict(self.best.score)}}
+        return shadow | best
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.shadow = Shadow(**state["shadow"]) if "shadow" in state else None
+        self.best = None
+        if "best" in state:
+            self.best = Shown(**state["best"] | {"score": Score(**state["best"]["score"])})
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+def _named(network: Network) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What makes the network answer as it does, and its other buffers, by dotted name."""
+    ours = {id(buffer) for buffer in (*network.statistics, *network.constants)}
+    own: dict[str, Tensor] = dict(network.module.named_parameters())
+    others: dict[str, Tensor] = {}
+    for name, buffer in network.module.named_buffers():
+        (own if id(buffer) in ours else others)[name] = buffer
+    return own, others
