@@ -1,5 +1,6 @@
 """Callbacks that methods of a sweep are made of: no training, new weights, a reservoir, the best weights."""
 
+import math
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -153,7 +154,7 @@ class BestWeights(Callback):
                 f"Found no metric {self.monitor!r}. Expected one of {sorted(trainer.callback_metrics)}."
             )
         value = float(trainer.callback_metrics[self.monitor]) * (1 if self.mode == "min" else -1)
-        if self._best is None or value < self._best[0]:
+        if math.isfinite(value) and (self._best is None or value < self._best[0]):
             self._best = value, {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
 
     @override

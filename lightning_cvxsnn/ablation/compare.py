@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_cvxsnn.ablation import figures
-from lightning_cvxsnn.ablation.results import read_history, smaller_is_better
+from lightning_cvxsnn.ablation.metric_names import smaller_is_better
+from lightning_cvxsnn.ablation.results import read_history
 
 #: Columns of logs that say when, and measure nothing.
 _PLACES = ("epoch", "step", "stage", "cpu_seconds")
@@ -98,9 +99,8 @@ def draw_comparison(a: str | Path, b: str | Path, output: str | Path) -> None:
 
 def _shared(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
     """Metrics that both have a finite value of."""
-    places = {"epoch", "step", "stage"}
     shared = [
-        name for name in a if name in b and name not in places and a[name].notna().any() and b[name].notna().any()
+        name for name in a if name in b and name not in _PLACES and a[name].notna().any() and b[name].notna().any()
     ]
     if not shared:
         raise MisconfigurationException(

@@ -15,6 +15,7 @@ import pandas as pd
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_cvxsnn.ablation.metric_names import smaller_is_better
 from lightning_cvxsnn.ablation.state import read_json
 
 #: From the best to keep to the worst, where two folders have the same cell.
@@ -226,11 +227,6 @@ def _metric(cells: Iterable[Mapping[str, Any]]) -> str:
     """Test accuracy where there is one, else validation accuracy, else the first metric of all."""
     names = dict.fromkeys(name for cell in cells for name in cell["metrics"])
     return next((name for name in ("test_accuracy", "val_accuracy", *names) if name in names), "val_accuracy")
-
-
-def smaller_is_better(metric: str) -> bool:
-    """Whether a metric of this name is a loss or an error."""
-    return any(word in metric.lower() for word in ("loss", "error", "mse", "mae", "gap", "objective", "perplexity"))
 
 
 def words(value: Hashable | list[Any]) -> str:

@@ -265,7 +265,7 @@ def _has_metric(place: Path, metric: str) -> bool:
 def _note_crash(place: Path, process: "subprocess.CompletedProcess[str]") -> None:
     """Say in its state how a process ended that could not say so itself."""
     state = read_state(place)
-    if process.returncode == 0 or (state is not None and state["state"] == "failed"):
+    if process.returncode == 0 or (state is not None and state["state"] in ("failed", "finished")):
         return
     lines = process.stderr.strip().splitlines() or [""]
     how = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"

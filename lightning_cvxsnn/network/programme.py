@@ -169,7 +169,7 @@ class CapturedProgramme:
             rows[own[torch.randperm(len(own), generator=torch.Generator().manual_seed(0))[:_PATH_ROWS]]] = True
         few, columns = self.subset(rows), self.dictionary.shape[1]
         if betas is None:
-            largest = few.largest_rho(~few.held_out)
+            largest = few.largest_rho(~few.held_out) or 1.0  # rows of one class: any penalty gives the same
             rhos = [largest * _PATH_RATIO ** (k / (_PATH_VALUES - 1)) for k in range(_PATH_VALUES)]
         else:
             rhos = [beta / columns**0.5 for beta in betas]

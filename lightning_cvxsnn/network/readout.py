@@ -1,7 +1,7 @@
 """Find the readout of any LightningModule, prove what it is, read it and write it.
 
 A readout is linear, or linear and followed by one layer of spiking neurons. Either way it is the linear part that a
-programme solves for; see `lightning_cvxsnn.reconstruction.spiking_output` for the neurons' part.
+programme solves for; see `lightning_cvxsnn.reconstruction.guard` for the neurons' part.
 """
 
 from collections.abc import Callable, Iterator

@@ -52,11 +52,14 @@ class Budget:
     def allows(self, epochs: int) -> bool:
         """Whether the share of training pays for one more periodic solve; the first of all is always tried.
 
-        After rejections it must pay for more: twice as much for each.
+        So is the first one of a loader without a length, whose epoch is known only then. After rejections it must pay
+        for more: twice as much for each.
         """
         paying = max(epochs, self.planned) if epochs in _EARLY else epochs
         wanted = self.expected * 2**self.rejected
-        return self.share is None or self.spent - self.free + wanted <= self.share * self.epoch * paying
+        if self.share is None or not self.epoch:
+            return True
+        return self.spent - self.free + wanted <= self.share * self.epoch * paying
 
     def charge(self, work: float, *, periodic: bool, accepted: bool, once: float = 0.0) -> None:
         """Enter a solve of which the part ``once`` (a search for witnesses, the choice of beta) is not repeated."""

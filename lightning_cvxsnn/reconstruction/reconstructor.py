@@ -100,7 +100,7 @@ class Reconstructor:
         """Another fit counts its epochs from 0, and may bring another loader."""
         self.readout = self._meter = self.showing.best = None
         self._captures = Captures(self.settings)
-        self.budget = Budget(self.settings.max_overhead, expected=self.budget.expected)
+        self.budget = Budget(self.settings.max_overhead, epoch=self.budget.epoch, expected=self.budget.expected)
 
     def run(
         self,
@@ -172,6 +172,7 @@ class Reconstructor:
                     "The processes hold different parameters after a reconstruction, so nothing was written. Expected "
                     "the same bits in all; do they write to the network on their own?"
                 )
+        self.relays = finished.relays
         _, spent, once = told[0]
         accepted = finished.outcome.accepted
         self.budget.charge(spent, periodic=occasion == "periodic solve", accepted=accepted, once=once)
@@ -222,7 +223,7 @@ class Reconstructor:
         prepared = self._prepare(network, policy, context, validation)
         # Rank 0 alone may have searched.
         tried, layers = network.rows.ranks.exchange((prepared.search, prepared.layers))[0]
-        self.relays = relays_to_hold(network, self.relays, policy, layers)
+        relays = relays_to_hold(network, self.relays, policy, layers)
         self._once = work() if policy.may_change_hidden else 0.0
         programme, judges = self._captures.take(network, context, "patterns", validation)
         if programme is not None and bool(programme.dictionary.constant.all()):
@@ -238,9 +239,9 @@ class Reconstructor:
             network.verify()
         if prepared.replaced and not outcome.accepted:
             layers = self._take_back(network, prepared)
-            self.relays = relays_to_hold(network, self.relays, policy, layers)
+            relays = relays_to_hold(network, relays, policy, layers)
         seconds = captured - started, time.perf_counter() - captured
-        return Finished(outcome, layers, tried, len(self.relays), *seconds)
+        return Finished(outcome, layers, tried, relays, *seconds)
 
     def _prepare(
         self, network: Network, policy: Policy, context: TrainerContext, validation: Validation | None
@@ -319,8 +320,8 @@ class Reconstructor:
         self.last = Point(solution.coef, solution.intercept)
         if not solution.converged:
             rank_zero_warn(
-                f"The convex solve stopped at a certified gap of {solution.gap:.2e}, above "
-                f"gap_tolerance={tolerance:g}; its solution is valid, not optimal. Raise beta or gap_tolerance."
+                f"The convex solve stopped at a certified gap of {solution.gap:.2e}, where {tolerance:g} of the best "
+                "constant predictor's objective was asked for; its solution is valid, not optimal. Raise beta."
             )
         return Solved(solution, judgement, judges.kind, choice.penalty, choice.edge, fitted)
 

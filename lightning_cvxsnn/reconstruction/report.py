@@ -74,5 +74,5 @@ def report_of(
         accuracy_after=judgement.accuracy_after,
         beta_edge=outcome.edge,
         repaired=describe_repairs(finished.layers),
-        relays=finished.relays,
+        relays=len(finished.relays),
     )

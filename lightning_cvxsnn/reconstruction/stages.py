@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_cvxsnn.convex import Solution
 from lightning_cvxsnn.network.programme import Penalty
+from lightning_cvxsnn.network.relays import Relay
 from lightning_cvxsnn.reconstruction.guard import Judgement, Score
 from lightning_cvxsnn.witnesses.calibration import CalibratedLayer
 from lightning_cvxsnn.witnesses.search import SearchStatistics
@@ -100,6 +101,6 @@ class Finished:
     outcome: Outcome
     layers: list[CalibratedLayer]
     search: SearchStatistics | None
-    relays: int
+    relays: tuple[Relay, ...]
     seconds_patterns: float
     seconds_solve: float

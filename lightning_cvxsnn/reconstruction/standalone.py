@@ -55,7 +55,11 @@ def reconstruct(model: nn.Module, dataloader: Any, validation: Any = None, **arg
         raise MisconfigurationException(f"reconstruct() got unexpected arguments {unknown}. Expected some of {known}.")
     settings = Settings(**arguments)
     rows = rows_of(model, dataloader, max_samples=settings.max_samples, seed=settings.seed)
-    judging = None if validation is None else partial(rows_of, model, validation, seed=settings.seed)
+    judging = (
+        None
+        if validation is None
+        else partial(rows_of, model, validation, max_samples=settings.max_samples, seed=settings.seed)
+    )
     report = Reconstructor(settings).run(model, rows, "single solve", validation=judging)
     advise([report])
     rank_zero_info(f"ConvexReconstruction {report.line()}")

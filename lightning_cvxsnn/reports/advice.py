@@ -69,6 +69,11 @@ def _few_patterns(reports: Sequence[SolveReport]) -> str | None:
 
 def _beta_at_the_edge(reports: Sequence[SolveReport]) -> str | None:
     beta, edge = reports[-1].beta, reports[-1].beta_edge
+    if edge == "largest" and reports[-1].l1_ratio == 0:
+        return (
+            f"chose beta = {beta:.3g}, the largest of its grid: a stronger penalty may be better still. Pass "
+            f"beta={10 * beta:.1g} and compare held_out_loss_after."
+        )
     if edge == "largest":
         return (
             f"chose beta = {beta:.3g}, the largest of its grid, at which no unit is used: on the held-out rows no "

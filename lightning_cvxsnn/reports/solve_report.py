@@ -21,7 +21,7 @@ class SolveReport:
         gap_written: Objective at the readout as it is stored after the solve (scaled, rounded, or kept) minus the best
             bound known then, ``dual`` or a tighter one.
         scope: What the bound holds over: ``"dictionary"``, the columns at hand.
-        rows: Rows of the programme: all training rows, or the four fifths that judge a rejected solution.
+        rows: Rows of the programme: all training rows, or the four fifths that a rejected solution was fitted to.
         columns: Units that the readout receives.
         distinct: Distinct columns.
         silent: Columns that are always zero.

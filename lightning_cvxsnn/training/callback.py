@@ -92,7 +92,7 @@ class ConvexReconstruction(Callback):
             ``W + relaxation (W* - W)``. The programme's objective falls all the way, by convexity; the optimiser keeps
             its state. ``"auto"``: 0.3 after epochs, 0 where the units of a solution cancel, so that its answers would
             change with any spike, and 0 before training: hidden weights train best under the readout that was there.
-        scale: Factor on the solution as written. ``"auto"``: 0.3 where training goes on from it as a whole (decisions
+        scale: Factor on the solution as written. ``"auto"``: 0.3 where ``apply="replace"`` trains on from it (decisions
             stay, hidden layers keep a gradient), 1 elsewhere and for ``squared``; before a spiking output layer the
             factor at which its firing rates decide best on the rows that judge.
         max_overhead: Share of training work that periodic solves may take, in multiply-adds, so that runs repeat. Those
@@ -156,7 +156,7 @@ class ConvexReconstruction(Callback):
             backend=backend, dry_run=dry_run, seed=seed,
         )  # fmt: skip
         self._left = ""  # digest of the weights that the last fit left behind
-        self._in_trainer = False
+        self._in_trainer, self._resumes = False, True
         self._relays = Relays()
         self._begin_run()
 
@@ -215,7 +215,7 @@ class ConvexReconstruction(Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work."""
-        self._in_trainer = True
+        self._in_trainer, self._resumes = True, stage == "fit"
         check_settings([c.settings for c in _solvers(trainer)])
         if stage == "fit":
             check_strategy(trainer)
@@ -242,7 +242,7 @@ class ConvexReconstruction(Callback):
         self._warm_started = True
         self._relays.hold(pl_module, self._reconstructor.relays, trainer.optimizers)
         tell_of_relays(trainer, self._relays.held)
-        if self.settings.every_n_epochs and self.settings.apply != "replace":
+        if self.settings.every_n_epochs and self.settings.apply != "replace" and not self.settings.dry_run:
             tell_of_watcher(trainer, self.settings.apply)
 
     @override
@@ -373,7 +373,9 @@ class ConvexReconstruction(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the run that ``state_dict`` describes."""
+        """Continue the run that ``state_dict`` describes; a test of a checkpoint leaves the callback as it is."""
+        if not self._resumes:
+            return
         self._warm_started = state_dict["warm_started"]
         self._solved_epoch = state_dict["solved_epoch"]
         self._finished_step = state_dict["finished_step"]

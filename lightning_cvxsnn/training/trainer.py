@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import (
     Callback,
@@ -107,6 +108,7 @@ def validation_rows(
 
 def trainer_context(trainer: "pl.Trainer", epoch: int, *, alone: bool) -> TrainerContext:
     """What a solve after ``epoch`` finished epochs reads of the Trainer; ``alone``: there is one callback like this."""
+    endless = trainer.num_training_batches == float("inf")  # a loader without a length: batches so far
     return TrainerContext(
         optimizers=trainer.optimizers,
         precision=None if trainer.precision == "32-true" else trainer.precision_plugin.forward_context,
@@ -116,7 +118,7 @@ def trainer_context(trainer: "pl.Trainer", epoch: int, *, alone: bool) -> Traine
         step=trainer.global_step,
         watched=bool(watcher(trainer)),
         may_stand=alone and not changes_weights(trainer),
-        batches=0 if trainer.num_training_batches == float("inf") else int(trainer.num_training_batches),
+        batches=max(trainer.fit_loop.epoch_loop.batch_idx + 1, 0) if endless else int(trainer.num_training_batches),
     )
 
 
@@ -316,7 +318,7 @@ def save_beside_checkpoints(trainer: "pl.Trainer") -> None:
     }
     for folder in sorted(folders):
         path, version = os.path.join(folder, "convex-last.ckpt"), 0
-        while os.path.exists(path):
+        while get_filesystem(folder).exists(path):
             version += 1
             path = os.path.join(folder, f"convex-last-v{version}.ckpt")
         trainer.save_checkpoint(path, weights_only=weights_only)
