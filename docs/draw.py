@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs/pages/img"
-EXAMPLES = ("quick_start", "dead_layers", "dictionary", "certificate", "own_module", "own_loader")
+EXAMPLES = ("quick_start", "dead_layers", "dictionary", "certificate", "own_module", "own_loader", "shown")
 LIMIT = 30  # points ahead that are drawn
 COLOURS = {"default": "#999999", "calibrated": "#e69f00", "callback": "#0072b2", "ahead": "#009e73"}
 

@@ -52,6 +52,16 @@ def test_quick_start(capsys, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_shown(tmp_path):
+    trained, shown = load(EXAMPLES / "shown.py").main(str(tmp_path / "picture.png"), epochs=3)
+    assert shown.epochs == [0, 1, 2, 3]
+    assert trained.epochs == [1, 2, 3]
+    assert shown.values == sorted(shown.values)
+    assert all(below <= above for below, above in zip(trained.values, shown.values[1:], strict=True))
+    assert drawn(tmp_path / "picture.png")
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_dead_layers(capsys, tmp_path):
     load(EXAMPLES / "dead_layers.py").main(str(tmp_path / "picture.png"))
     dead, alive = capsys.readouterr().out.split("2 spiking layers")[1:]

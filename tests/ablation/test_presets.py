@@ -3,13 +3,16 @@
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from lightning_cvxsnn import ConvexReconstruction, DigitsDataModule, LitSNN, ParallelSNN, XORDataModule
 from lightning_cvxsnn.ablation.callbacks import (
@@ -157,6 +160,18 @@ def test_the_weights_of_the_best_validation_are_left(mode, best):
     assert losses.seen[0] == max(losses.seen) > losses.seen[-1]
     (metrics,) = fit.validate(net, datamodule=DigitsDataModule(), verbose=False)
     assert metrics["val_loss"] == pytest.approx(best(losses.seen[:3]), rel=1e-5)
+
+
+def test_a_metric_that_is_no_number_is_never_the_best():
+    best = BestWeights("val_loss", "min")
+    net = nn.Linear(1, 1)
+    run = SimpleNamespace(sanity_checking=False, state=SimpleNamespace(fn=TrainerFn.FITTING))
+    for value in (float("nan"), 2.0, float("nan")):
+        run.callback_metrics = {"val_loss": torch.tensor(value)}
+        nn.init.constant_(net.weight, value)
+        best.on_validation_end(run, net)
+    best.on_train_end(run, net)
+    assert float(net.weight) == 2.0
 
 
 def test_a_metric_that_is_not_there_is_told():

@@ -14,6 +14,8 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from lightning_cvxsnn import DigitsDataModule
 from lightning_cvxsnn.ablation.cell import command
@@ -291,6 +293,37 @@ def test_parts_are_disjoint_cover_all_rows_and_stay_the_same():
         assert data.train_dataloader().batch_size == 50
         rows += first
     assert sorted(rows) == list(range(1097))
+
+
+class Sampled(DigitsDataModule):
+    """Trains on some rows alone, by a sampler."""
+
+    sampler = SubsetRandomSampler(range(100, 200))
+
+    def train_dataloader(self):
+        return DataLoader(self.train, 10, sampler=self.sampler)
+
+
+def test_parts_are_of_the_rows_that_a_sampler_reads():
+    rows = []
+    for number in (1, 2):
+        data = Sampled()
+        data.setup("fit")
+        see_part(data, number, 2, seed=4)
+        loader = data.train_dataloader()
+        assert type(loader.sampler) is RandomSampler
+        rows += loader.dataset.indices
+    assert sorted(rows) == list(range(100, 200))
+
+
+@pytest.mark.parametrize("sampler", [WeightedRandomSampler([1.0] * 50, 50), RandomSampler(range(50), replacement=True)])
+def test_parts_of_rows_that_are_drawn_with_repeats_are_refused(monkeypatch, sampler):
+    data = Sampled()
+    data.setup("fit")
+    monkeypatch.setattr(Sampled, "sampler", sampler)
+    see_part(data, 1, 2, seed=4)
+    with pytest.raises(MisconfigurationException, match=f"'part' with training rows from a {type(sampler).__name__}"):
+        data.train_dataloader()
 
 
 # -- being killed -----------------------------------------------------------------------------------------------------

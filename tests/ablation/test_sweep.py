@@ -110,6 +110,23 @@ def test_names_are_safe_and_distinct():
     assert all(len(cell.id) < 180 and "/" not in cell.id and " " not in cell.id for cell in cells)
 
 
+def test_methods_that_differ_in_special_characters_have_folders_of_their_own():
+    cells = sweep(methods={"a (x)": {"trainer.max_epochs": 1}, "a [x]": {"trainer.max_epochs": 2}}).cells()
+    assert len(set(ids(cells))) == 2
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode", "best"),
+    [("val_loss", None, "min"), ("test_accuracy", None, "max"), ("nrmse", None, "min"), ("val_loss", "max", "max")],
+)
+def test_a_loss_is_better_if_it_is_smaller_unless_told_otherwise(metric, mode, best):
+    told = {} if mode is None else {"mode": mode}
+    choose = {"key": LR, "values": [0.1, 0.2]}
+    assert sweep(metric=metric, **told).mode == best
+    assert sweep(choose=choose | {"metric": "val_loss"}).choose["mode"] == "min"
+    assert sweep(metric=metric, **told, choose=choose).choose["mode"] == ("max" if "test" in metric else best)
+
+
 def test_cells_are_quiet_unless_told_otherwise():
     plain = sweep().cells()[0].configs[0]["trainer"]
     assert plain["logger"] is plain["enable_checkpointing"] is plain["enable_progress_bar"] is False

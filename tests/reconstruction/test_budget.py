@@ -6,8 +6,9 @@ from itertools import count
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from networks import Net, loader, trainer
+from networks import Net, fitted, loader, occasions, trainer
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cvxsnn import ConvexReconstruction, ParallelSNN, XORDataModule, reconstruct
 from lightning_cvxsnn.convex import solve
@@ -94,6 +95,28 @@ def test_without_a_warm_start_the_first_solve_is_tried_and_paid_for_afterwards()
     assert solves[0].epoch == 1
     assert solves[0].work > 0.1 * EPOCH * 2
     assert len(solves) == 1 or 2 * solves[0].work <= 0.1 * EPOCH * paying(solves[1].epoch, 60)
+
+
+def test_a_second_fit_gets_periodic_solves():
+    callback = ConvexReconstruction(beta=0.02, l1_ratio=1.0, max_overhead=5.0)
+    net, run = fitted(callback, max_epochs=2)
+    run.fit_loop.max_epochs = 5
+    run.fit(net, loader())
+    again = trainer(callback, max_epochs=3)
+    again.fit(net, loader())
+    assert occasions(callback)[-3:] == [("periodic solve", 1), ("periodic solve", 2), ("final solve", 3)]
+
+
+def test_a_loader_without_a_length_gets_periodic_solves_and_its_work_is_known_then():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from loader()
+
+    callback = ConvexReconstruction(beta=0.02, l1_ratio=1.0, max_overhead=5.0, max_samples=200)
+    trainer(callback, max_epochs=3).fit(Net(), DataLoader(Stream(), batch_size=None))
+    assert [name for name, _ in occasions(callback)] == ["warm start", *2 * ["periodic solve"], "final solve"]
+    assert callback._reconstructor.budget.epoch == EPOCH
+    assert callback.reports[-1].overhead > 0
 
 
 def rejections_before(solves):

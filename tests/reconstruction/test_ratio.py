@@ -152,3 +152,14 @@ def test_units_cancel_where_their_answers_would_vary_more_if_each_fired_on_its_o
         variances = [(spiked.double() @ weights).var(0).sum() for spiked in (twins, alone)]
         assert bool(variances[1] > variances[0]) == expected
         assert problem.cancels(weights) == expected
+
+
+@pytest.mark.parametrize("rare", [0, 8])
+def test_rows_of_one_class_choose_some_penalty(rare):
+    """Where the few rows that choose hold one class, any penalty is as good as another."""
+    torch.manual_seed(0)
+    x, y = torch.rand(6000, 6), torch.zeros(6000, dtype=torch.long)
+    y[torch.randperm(6000)[:rare]] = 1
+    report = reconstruct(Net(classes=2), DataLoader(TensorDataset(x, y), 500))
+    assert 0 < report.beta < float("inf")
+    assert report.gap < 1e-6

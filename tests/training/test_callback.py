@@ -12,6 +12,7 @@ from networks import Net, assert_same_state, fitted, loader, occasions, state, t
 from torch.nn import functional as F
 
 from lightning_cvxsnn import ConvexReconstruction
+from lightning_cvxsnn.reconstruction.reconstructor import Reconstructor
 
 
 class Events(pl.Callback):
@@ -281,6 +282,20 @@ def test_low_precision_certifies_what_is_stored(precision):
     if precision == "bf16-true":
         assert net.readout.weight.dtype == torch.bfloat16
         assert report.gap_written > report.gap
+
+
+def test_a_final_solve_that_fails_is_tried_once(monkeypatch):
+    tried = []
+
+    def run(self, module, rows, occasion, *others):
+        tried.append(occasion)
+        raise RuntimeError("no solution")
+
+    callback = ConvexReconstruction(warm_start=False)
+    monkeypatch.setattr(Reconstructor, "run", run)
+    with pytest.warns(UserWarning, match="leaves out the final solve, and training goes on. RuntimeError: no solution"):
+        fitted(callback, max_epochs=1)
+    assert tried == ["final solve"]
 
 
 def test_fit_twice_goes_on_and_a_new_network_begins_anew():

@@ -64,6 +64,17 @@ def test_a_checkpoint_without_our_state_is_no_fresh_start(tmp_path):
     assert occasions(callback) == [("periodic solve", 2), ("final solve", 3)]
 
 
+def test_a_test_of_a_checkpoint_leaves_the_callback_as_it_is(tmp_path):
+    saves, callback = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1), ConvexReconstruction()
+    net, run = fitted([callback, saves], max_epochs=3, checkpoint=True, validation=True)
+    before, last = list(callback.reports), state(net)
+    run.validate(net, loader(seed=1), ckpt_path=tmp_path / "epoch=0.ckpt", weights_only=True, verbose=False)
+    assert callback.reports == before
+    net.load_state_dict(last)
+    trainer(callback, max_epochs=1).fit(Net(), loader())
+    assert [name for name, _ in occasions(callback)] == ["warm start", "final solve"]
+
+
 def test_the_checkpoint_holds_plain_values_and_tensors():
     callback = ConvexReconstruction()
     fitted(callback, max_epochs=1)
