@@ -132,9 +132,9 @@ class Reconstructor:
         """
         context = context or TrainerContext()
         policy = Policy(self.settings, occasion, context.watched)
-        tolerance = _TOLERANCE if context.precision is None else _LOW_PRECISION_TOLERANCE
         # Proved anew at each solve: sequences may have become longer since the last one.
-        network = Network(module, rows, self.readout.name if self.readout else self.settings.readout, tolerance)
+        sought = self.readout.name if self.readout else self.settings.readout
+        network = Network(module, rows, sought, _tolerance(context))
         network.check_initialised()
         self._once = 0.0
         self.showing.leave(module)
@@ -174,8 +174,7 @@ class Reconstructor:
                 )
         self.relays = finished.relays
         _, spent, once = told[0]
-        accepted = finished.outcome.accepted
-        self.budget.charge(spent, periodic=occasion == "periodic solve", accepted=accepted, once=once)
+        self.budget.charge(spent, periodic=occasion == "periodic solve", accepted=outcome.accepted, once=once)
         return report_of(finished, policy, context, network.readout, self.budget, spent, stands)
 
     def look(
@@ -185,7 +184,7 @@ class Reconstructor:
 
         Arguments and errors are those of `run`.
         """
-        network = Network(module, rows, self.readout or self.settings.readout)
+        network = Network(module, rows, self.readout or self.settings.readout, _tolerance(context))
         with isolate_rng(), all_or_nothing(module):
             with (context.precision or nullcontext)(), undisturbed(module), quick_neurons(module):
                 module.eval()
@@ -394,3 +393,8 @@ class Reconstructor:
             if outcome.written and not self.settings.dry_run:
                 readout.write(*stored)
         return outcome
+
+
+def _tolerance(context: TrainerContext) -> float:
+    """Relative deviation of a forward pass in the precision of training."""
+    return _TOLERANCE if context.precision is None else _LOW_PRECISION_TOLERANCE

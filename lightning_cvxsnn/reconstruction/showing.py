@@ -89,16 +89,17 @@ class Showing:
         self.shadow: Shadow | None = None
         self.best: Shown | None = None
         self._told = -1  # epoch of the network of which a person has been told that it is still shown
+        self._touched = False  # whether somebody has changed what was shown: it would happen again
 
     def leave(self, module: nn.Module) -> None:
         """Put back what training goes on from."""
         if self.shadow is None or self.shadow.leave(module) or self.best is None:
             return
-        self.best = None
+        self.best, self._touched = None, True
         rank_zero_warn(
-            "Something has changed the weights that ConvexReconstruction showed after an epoch, and training goes on "
-            "from them as they are now. Expected changes while a batch is trained or as an epoch starts. Use "
-            "apply='replace' for callbacks that change weights as an epoch ends."
+            "Something has changed the weights that ConvexReconstruction showed after an epoch. Training goes on from "
+            "them as they are now, and no earlier network is shown from here on. Expected changes while a batch is "
+            "trained or as an epoch starts; use apply='replace' beside callbacks that change weights as an epoch ends."
         )
 
     def judge(self, network: Network, score: Score | None, epoch: int, *, solved: bool) -> int | None:
@@ -113,7 +114,7 @@ class Showing:
         Returns:
             The epoch of the earlier network; None: the present one is shown.
         """
-        best = self.best
+        best, score = self.best, None if self._touched else score
         if score is not None and best is not None and all(network.rows.ranks.exchange(best.beats(network, score))):
             if not solved and self._told != best.epoch:
                 rank_zero_info(
