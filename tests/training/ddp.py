@@ -140,7 +140,7 @@ def fit(callback, net, train, *others, val=None, **kwargs):
     return result
 
 
-def judged(callback, count, patch):
+def judged(callback, count, patch, lr=1e-3):
     """A fit with so many validation rows; also what is validated, what is trained on, and the labels that judge."""
     labels, of = [], Judges.of.__func__
 
@@ -151,7 +151,7 @@ def judged(callback, count, patch):
     patch.setattr(Judges, "of", classmethod(noted))
     moments = Moments()
     validation = loader(count, BATCH, seed=1)
-    result = fit(callback, network(lr=1e-3), data(), moments, val=validation, max_epochs=4)
+    result = fit(callback, network(lr=lr), data(), moments, val=validation, max_epochs=4)
     return result | {"validated": moments.validated, "stepped": moments.stepped, "labels": labels}
 
 
@@ -224,6 +224,8 @@ def main(folder):
     for name, count, arguments in JUDGED:
         with pytest.MonkeyPatch.context() as patch:
             results[name] = judged(ConvexReconstruction(max_overhead=None, **arguments), count, patch)
+    with pytest.MonkeyPatch.context() as patch:  # a rate that destroys the start, and no solve before the last one
+        results["shown on"] = judged(ConvexReconstruction(max_overhead=1e-6), 131, patch, lr=3.0)
     x, y = rows(40)
     other = DataLoader(TensorDataset(x, y, y), BATCH)
     results["unreadable"] = fit(ConvexReconstruction(), network(Unscored), data(), val=other, max_epochs=1)

@@ -137,6 +137,17 @@ def test_all_processes_show_the_same_and_train_on_the_same(outcomes, case):
         assert changed > READOUT if stands else changed == READOUT
 
 
+def test_all_processes_show_the_same_network_on(outcomes):
+    first, second = (result["shown on"] for result in outcomes[:2])
+    assert [report["epoch"] for report in first["reports"]] == [0, 4]
+    assert len(first["labels"]) == 6  # before and after the start's choice, three comparisons, the end
+    for moment in ("validated", "stepped"):
+        assert all(same(a, b) for a, b in zip(first[moment], second[moment], strict=True))
+    assert same(first["validated"][0], first["validated"][1])
+    assert not same(first["stepped"][0], first["stepped"][1])
+    assert not same(first["validated"][0], first["stepped"][1])
+
+
 def test_validation_rows_that_cannot_judge_are_refused_in_both(outcomes):
     """One process that left them out would wait for the other."""
     for rank in range(2):
