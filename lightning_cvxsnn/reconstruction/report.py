@@ -38,7 +38,7 @@ def report_of(
             f" by the firing rates of '{readout.neuron_name}'; the certificate is about the linear programme only"
         )
     if stands is not None:
-        verdict += f", and what is shown is still the network of epoch {stands}, which scores better"
+        verdict += f", but the network of epoch {stands} scores better and is shown"
     return SolveReport(
         epoch=context.epoch,
         step=context.step,
@@ -75,4 +75,5 @@ def report_of(
         beta_edge=outcome.edge,
         repaired=describe_repairs(finished.layers),
         relays=len(finished.relays),
+        shown_epoch=stands,
     )

@@ -113,5 +113,5 @@ def _undone(reports: Sequence[SolveReport]) -> str | None:
     return (
         f"answered {had:.1%} of the rows that judge rightly before training, {has:.1%} at the end: training has undone "
         "what the start had. Take a lower learning rate or fewer layers; reconstruct(model, loader) gives the start "
-        "alone."
+        f"alone.{'' if last.shown_epoch is None else ' The network that was shown before is left.'}"
     )

@@ -31,7 +31,8 @@ class SolveReport:
         relaxation: How far the trained readout was drawn towards the solution: 0 not at all, 1 it is the solution.
         judge: The rows that chose between the readout as found and the solution: ``"train"``, the held-out fifth of the
             training rows; ``"validation"``; or ``"both"``.
-        accepted: Whether the solution is (or with ``dry_run`` would be) in the network after the solve.
+        accepted: Whether the solution is (or with ``dry_run`` would be) in the network after the solve, unless
+            ``shown_epoch`` names an earlier one.
         reason: The occasion, and why the solution was accepted or rejected.
         held_out_loss_before: Unpenalised loss before the solve, on the rows that judge.
         held_out_loss_after: The same with the candidate, fitted on other rows and scaled.
@@ -49,6 +50,7 @@ class SolveReport:
         beta_edge: ``"largest"`` or ``"smallest"`` where this solve chose beta at that end of its grid.
         repaired: Dead layers that were repaired before the solve, and how.
         relays: Hidden layers that send on the spikes of the layer below, and are held while the others train.
+        shown_epoch: Epoch of the earlier network that is shown instead, since it scores better; None: there is none.
     """
 
     epoch: int
@@ -86,6 +88,7 @@ class SolveReport:
     beta_edge: Literal["largest", "smallest"] | None = None
     repaired: str = ""
     relays: int = 0
+    shown_epoch: int | None = None
 
     def metrics(self) -> dict[str, float]:
         """The numeric fields as ``convex/<field>``, for loggers."""
@@ -122,6 +125,9 @@ class SolveReport:
             f"{self.silent} silent, {self.saturated} saturated",
             "search": f"{self.candidates} candidates" if self.candidates else "",
             "relays": f"{self.relays} layers, held while the others train" if self.relays else "",
+            "shown": ""
+            if self.shown_epoch is None
+            else f"the network of epoch {self.shown_epoch}, which scores better",
             "repaired": self.repaired.replace("); ", ")\n"),  # a line for each layer
             "seconds": f"{self.seconds_patterns:.1f} patterns, {self.seconds_solve:.1f} solve",
         }

@@ -47,8 +47,8 @@ def same(first, second):
 
 
 def stands(callback):
-    """The epochs after which a solve found that an earlier network scores better."""
-    return [report.epoch for report in callback.reports if "still the network of epoch 0" in report.reason]
+    """The epochs after which a solve found that the network of the warm start scores better."""
+    return [report.epoch for report in callback.reports if report.shown_epoch == 0]
 
 
 @pytest.mark.parametrize("max_overhead", [None, NEXT_TO_NONE])
