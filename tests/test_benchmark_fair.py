@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_cvxsnn import LitSNN
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # after tests/, which has a networks.py, too
-fair, arms, choices, summaries, tasks = map(
-    importlib.import_module, ("fair", "fair_arms", "fair_choice", "fair_summary", "fair_tasks")
+fair, arms, choices, summaries, tasks, unseen = map(
+    importlib.import_module, ("fair", "fair_arms", "fair_choice", "fair_summary", "fair_tasks", "fair_unseen")
 )
 TASK = "digits, 1 layer"
 QUICK = ["--tasks", TASK, "--seeds", "1", "--epochs", "2", "--rates", "0.01"]
@@ -26,6 +26,30 @@ def threads():
     number = torch.get_num_threads()
     yield
     torch.set_num_threads(number)
+
+
+def test_series_are_read_and_standardised_by_their_training_rows(tmp_path):
+    folder = tmp_path / "aeon" / "Waves"
+    folder.mkdir(parents=True)
+    lines = ["0,2,4,6,8:1,1,1,1,1:up", "8,6,4,2,0:3,3,3,3,3:down"]
+    for part, wanted in (("TRAIN", lines), ("TEST", lines[:1])):
+        (folder / f"Waves_{part}.ts").write_text("@problemName Waves\n@data\n" + "\n".join(wanted) + "\n")
+    (x, y), (test, labels) = (part.tensors for part in unseen.archive("Waves", 2, None, False, tmp_path))
+    assert x.shape == (2, 2, 4)  # of five steps two windows of two, of two channels
+    torch.testing.assert_close(test[0, 0], torch.tensor([-(2**0.5), -1.0, -(2**-0.5), -1.0]))
+    assert y.tolist() == [1, 0]
+    assert labels.tolist() == [1]
+
+
+def test_what_was_kept_aside_has_a_file_of_its_own(tmp_path, monkeypatch, threads):
+    monkeypatch.setattr(fair, "RESULTS", tmp_path)
+    assert not unseen.UNSEEN.keys() & tasks.TASKS.keys()
+    arguments = ["--unseen", "--tasks", "breast cancer, 1 layer", "diabetes, 2 layers", "--arms", arms.SG]
+    fair.main([*arguments, "--seeds", "0", "--epochs", "1", "--rates", "0.01"])
+    assert [path.name for path in tmp_path.iterdir()] == ["fair_unseen.json"]
+    runs = json.loads((tmp_path / "fair_unseen.json").read_text())["runs"]
+    assert len(runs) == 4
+    assert not any("error" in run for run in runs.values())
 
 
 def test_arms_run_once_and_test_rows_choose_nothing(tmp_path, monkeypatch, capsys, threads):
