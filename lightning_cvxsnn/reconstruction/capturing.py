@@ -1,5 +1,6 @@
 """The programme of a network as it is, and the rows that judge its solution."""
 
+import math
 from collections.abc import Callable
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -9,7 +10,7 @@ from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.programme import CapturedProgramme, capture_programme
 from lightning_cvxsnn.network.rows import TrainingRows
 from lightning_cvxsnn.reconstruction.context import TrainerContext
-from lightning_cvxsnn.reconstruction.guard import Judges
+from lightning_cvxsnn.reconstruction.guard import Judges, Score
 from lightning_cvxsnn.reconstruction.settings import Settings
 
 #: Makes the validation rows, which may turn out to be none that can judge.
@@ -45,6 +46,17 @@ class Captures:
             return judges
         programme = self._programme(network, context, stage)
         return None if programme is None else self._judges(network, programme, judging)
+
+    def score(self, network: Network, context: TrainerContext, validation: Validation | None) -> Score | None:
+        """What the network scores on the validation rows, in all processes; None where these do not judge.
+
+        Where training has diverged the loss is infinite.
+        """
+        if not all(bool(p.isfinite().all()) for p in network.module.parameters()):
+            return Score(math.inf, None)
+        judges = self.judges(network, context, "patterns", validation)
+        own = judges.found() if judges is not None and judges.kind == "validation" else None
+        return network.rows.ranks.exchange(own)[0]
 
     def _judges(
         self,

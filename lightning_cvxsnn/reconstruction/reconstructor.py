@@ -98,7 +98,8 @@ class Reconstructor:
 
     def begin_schedule(self) -> None:
         """Another fit counts its epochs from 0, and may bring another loader."""
-        self.readout = self._meter = self.showing.best = None
+        self.readout = self._meter = None
+        self.showing.begin()
         self._captures = Captures(self.settings)
         self.budget = Budget(self.settings.max_overhead, epoch=self.budget.epoch, expected=self.budget.expected)
 
@@ -141,26 +142,22 @@ class Reconstructor:
         with isolate_rng(), all_or_nothing(module, context.optimizers) as transaction:
             with (context.precision or nullcontext)(), undisturbed(module), quick_neurons(module):
                 module.eval()
-                meter = self._find_readout(network, context)
-                with meter.counting(network.readout.module) as work:
+                network.check_finite()
+                with self._find_readout(network, context).counting(network.readout.module) as work:
                     finished = self._run_stages(network, policy, context, validation, work)
                 buffers = [(b, b.clone()) for b in (*network.statistics, *network.constants)]
             if not self.settings.dry_run and (finished.outcome.accepted or finished.layers):
                 with torch.no_grad():
                     for buffer, value in buffers:
                         buffer.copy_(value)
-            self.showing.shadow = None
+            outcome, shadow = finished.outcome, None
             if self.settings.dry_run:
                 transaction.roll_back()
-            elif finished.outcome.written:
-                self.showing.shadow = lay_out(network, transaction, finished.outcome, policy)
+            elif outcome.written:
+                shadow = lay_out(network, transaction, outcome, policy)
             else:
                 transaction.forget_history(transaction.changed())
             tell_untrained(network, transaction, context.optimizers)
-            stands, outcome = None, finished.outcome
-            if policy.shows and not self.settings.dry_run:
-                score = outcome.judgement.best if context.may_stand and outcome.judge == "validation" else None
-                stands = self.showing.judge(network, score, context.epoch, solved=outcome.accepted)
             if not all(bool(p.isfinite().all()) for p in module.parameters()):
                 raise RuntimeError(
                     "The reconstruction found weights that hold NaN or infinity, so nothing was written. Expected "
@@ -172,7 +169,10 @@ class Reconstructor:
                     "The processes hold different parameters after a reconstruction, so nothing was written. Expected "
                     "the same bits in all; do they write to the network on their own?"
                 )
-        self.relays = finished.relays
+        self.showing.shadow, stands, self.relays = shadow, None, finished.relays
+        if policy.shows and not self.settings.dry_run:
+            score = outcome.judgement.best if context.may_stand and outcome.judge == "validation" else None
+            stands = self.showing.judge(network, score, context.epoch, solved=outcome.accepted)
         _, spent, once = told[0]
         self.budget.charge(spent, periodic=occasion == "periodic solve", accepted=outcome.accepted, once=once)
         return report_of(finished, policy, context, network.readout, self.budget, spent, stands)
@@ -180,24 +180,21 @@ class Reconstructor:
     def look(
         self, module: nn.Module, rows: TrainingRows, context: TrainerContext, validation: Validation | None
     ) -> None:
-        """Go on showing what was shown, without a solve, unless training has passed it on the validation rows.
+        """Whether to show on what was shown, without a solve: unless training has passed it on the validation rows.
 
-        Arguments and errors are those of `run`.
+        Arguments and errors are those of `run`, but a network that has diverged is no error: it is passed by any other.
         """
         network = Network(module, rows, self.readout or self.settings.readout, _tolerance(context))
-        with isolate_rng(), all_or_nothing(module):
-            with (context.precision or nullcontext)(), undisturbed(module), quick_neurons(module):
-                module.eval()
-                with self._find_readout(network, context).counting(network.readout.module) as work:
-                    judges = self._captures.judges(network, context, "patterns", validation)
-                score = judges.found() if judges is not None and judges.kind == "validation" else None
-            score, spent = rows.ranks.exchange((score, work()))[0]
-            self.showing.judge(network, score, context.epoch, solved=False)
+        with isolate_rng(), (context.precision or nullcontext)(), undisturbed(module), quick_neurons(module):
+            module.eval()
+            with self._find_readout(network, context).counting(network.readout.module) as work:
+                score = self._captures.score(network, context, validation)
+            spent = rows.ranks.exchange(work())[0]
+        self.showing.judge(network, score, context.epoch, solved=False)
         self.budget.charge_look(spent)
 
     def _find_readout(self, network: Network, context: TrainerContext) -> Meter:
         """Prove the readout and, if it is another one than at the last solve, measure a forward pass."""
-        network.check_finite()
         found, known = network.readout, self.readout
         if self._meter is None or known is None or found.reduction != known.reduction:
             context.check(network)

@@ -1,5 +1,6 @@
 """What a network shows until training goes on: a solution, or the network that was shown before."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.transaction import Transaction
 from lightning_cvxsnn.reconstruction.guard import Score
 from lightning_cvxsnn.reconstruction.policy import Policy
-from lightning_cvxsnn.reconstruction.shadow import Shadow
+from lightning_cvxsnn.reconstruction.shadow import Shadow, named_tensors
 from lightning_cvxsnn.reconstruction.stages import Outcome
 
 
@@ -83,27 +84,38 @@ class Showing:
     Attributes:
         shadow: What is shown, with what training goes on from where that is something else; None: it is not.
         best: The network that was shown last; None: there is none, or training has passed it.
+        told: Epoch of the network of which a person has been told that it is still shown; -1: of none.
+        touched: Whether somebody has changed an earlier network while it was shown: none is shown again.
     """
 
     def __init__(self) -> None:
         self.shadow: Shadow | None = None
-        self.best: Shown | None = None
-        self._told = -1  # epoch of the network of which a person has been told that it is still shown
-        self._touched = False  # whether somebody has changed what was shown: it would happen again
+        self.begin()
 
-    def leave(self, module: nn.Module) -> None:
-        """Put back what training goes on from."""
-        if self.shadow is None or self.shadow.leave(module) or self.best is None:
+    def begin(self) -> None:
+        """Another fit."""
+        self.best: Shown | None = None
+        self.told, self.touched = -1, False
+        self._next: dict[str, Tensor] | None = None
+
+    def train(self) -> None:
+        """A step of training changes the network."""
+        self.shadow = self._next = None
+
+    def leave(self, module: nn.Module, *, training: bool = False) -> None:
+        """Put back what training goes on from; while it is ``training``, what somebody else wrote does not count."""
+        shadow, anyway = self.shadow, training and self.shadow is not None and self.shadow.whole
+        if shadow is None or shadow.leave(module, anyway=anyway) or not anyway:
             return
-        self.best, self._touched = None, True
+        self.best, self.touched = None, True
         rank_zero_warn(
-            "Something has changed the weights that ConvexReconstruction showed after an epoch. Training goes on from "
-            "them as they are now, and no earlier network is shown from here on. Expected changes while a batch is "
-            "trained or as an epoch starts; use apply='replace' beside callbacks that change weights as an epoch ends."
+            "Something has changed the weights of an earlier network that ConvexReconstruction showed after an epoch. "
+            "The change is lost, since training goes on from its own weights, and no earlier network is shown from "
+            "here on. Expected changes while a batch is trained or as an epoch starts."
         )
 
     def judge(self, network: Network, score: Score | None, epoch: int, *, solved: bool) -> int | None:
-        """Show an earlier network on if it is better than the present one on the validation rows.
+        """Whether an earlier network is better than the present one on the validation rows: `lay` then shows it.
 
         Args:
             network: The network. Call this in all processes.
@@ -114,36 +126,44 @@ class Showing:
         Returns:
             The epoch of the earlier network; None: the present one is shown.
         """
-        best, score = self.best, None if self._touched else score
+        best, score = self.best, None if self.touched else score
+        if score is not None and not math.isfinite(score.loss):
+            score = Score(math.inf, None)  # whatever decisions it may still make
         if score is not None and best is not None and all(network.rows.ranks.exchange(best.beats(network, score))):
-            if not solved and self._told != best.epoch:
+            if not solved and self.told != best.epoch:
                 rank_zero_info(
                     f"ConvexReconstruction goes on showing the network of epoch {best.epoch} until training has passed "
                     f"it. On validation rows it has {best.score}, the one in training {score}."
                 )
-                self._told = best.epoch
-            self._lay_over(network, best.values)
+                self.told = best.epoch
+            self._next = best.values
             return best.epoch
         self.best = Shown.of(network, score, epoch) if score is not None and solved else None
         return None
 
     @torch.no_grad()
-    def _lay_over(self, network: Network, values: dict[str, Tensor]) -> None:
-        own, _ = _named(network)
-        trained = _copied(own) | (self.shadow.trained if self.shadow else {})
-        for name, tensor in own.items():
+    def lay(self, module: nn.Module) -> None:
+        """Put the earlier network that is to be shown into the module, once all others are done with the last batch."""
+        if self._next is None:
+            return
+        values, self._next = self._next, None
+        present = {name: t for name, t in named_tensors(module) if name in values}
+        trained = _copied(present) | (self.shadow.trained if self.shadow else {})
+        for name, tensor in present.items():
             tensor.copy_(values[name])
-        self.shadow = Shadow(trained, values)
+        self.shadow = Shadow(trained, values, whole=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors for a checkpoint."""
+        """Plain values and tensors for a checkpoint, of which `best` and `shadow` share some."""
+        told = {"told": self.told, "touched": self.touched}
         shadow = {} if self.shadow is None else {"shadow": self.shadow.state_dict()}
         best = {} if self.best is None else {"best": vars(self.best) | {"score": asdict(self.best.score)}}
-        return shadow | best
+        return told | shadow | best
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self.shadow = Shadow(**state["shadow"]) if "shadow" in state else None
+        self.told, self.touched = state.get("told", -1), state.get("touched", False)
         self.best = None
         if "best" in state:
             self.best = Shown(**state["best"] | {"score": Score(**state["best"]["score"])})

@@ -22,6 +22,7 @@ from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.training.agreement import Agreement
 from lightning_cvxsnn.training.progress_bars import above_progress_bar
 from lightning_cvxsnn.training.trainer import (
+    alike,
     averages,
     check_strategy,
     fit_allows,
@@ -216,7 +217,7 @@ class ConvexReconstruction(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work."""
         self._in_trainer, self._resumes = True, stage == "fit"
-        check_settings([c.settings for c in _solvers(trainer)])
+        check_settings([c.settings for c in alike(trainer, ConvexReconstruction)])
         if stage == "fit":
             check_strategy(trainer)
             follow_averages(trainer, self)
@@ -248,15 +249,15 @@ class ConvexReconstruction(Callback):
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Training goes on from the weights that it left."""
-        self._withdraw(trainer, pl_module)
+        self._withdraw(trainer, pl_module, training=True)
 
     @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Our loss on the first batch after a solve, to be compared with what the module trains."""
-        self._withdraw(trainer, pl_module)
-        self._reconstructor.showing.shadow = None  # of weights that are about to change
+        self._withdraw(trainer, pl_module, training=True)
+        self._reconstructor.showing.train()
         if readout := self._reconstructor.readout:
             self._agreement.note(trainer, pl_module, readout, batch, batch_idx)
         self._relays.attach()
@@ -276,16 +277,27 @@ class ConvexReconstruction(Callback):
         finished, out_of_steps = trainer.current_epoch + 1, 0 <= trainer.max_steps <= trainer.global_step
         if self.settings.every_n_epochs == 0 or not (trainer.is_last_batch or out_of_steps):
             return
-        last_epoch = trainer.max_epochs not in (None, -1) and finished >= trainer.max_epochs
-        if (last_epoch or out_of_steps) and self._may_solve(trainer, "final solve", finished):
-            if not averages(trainer):
-                self._solve(trainer, pl_module, "final solve", finished)
+        last = out_of_steps or (trainer.max_epochs not in (None, -1) and finished >= trainer.max_epochs)
+        report = None
+        if last and self._may_solve(trainer, "final solve", finished):
+            if averages(trainer):  # in `on_train_end`, over the average
+                return
+            report = self._solve(trainer, pl_module, "final solve", finished)
         elif self._may_solve(trainer, "periodic solve", finished):
-            self._solve(trainer, pl_module, "periodic solve", finished)
-        elif self._reconstructor.showing.best is not None and shows_after_epoch(trainer, self.settings):
-            what = "comparison with what was shown"
-            with lent(trainer, pl_module, self.settings, what, epoch=finished, alone=True) as (rows, context, judging):
+            report = self._solve(trainer, pl_module, "periodic solve", finished)
+        if report is None and self._reconstructor.showing.best and shows_after_epoch(trainer, self.settings):
+            with lent(trainer, pl_module, self.settings, epoch=finished, alone=True) as (rows, context, judging):
                 self._reconstructor.look(pl_module, rows, context, judging)
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After an epoch all others are done with its last batch by now: an earlier network may be shown."""
+        self._reconstructor.showing.lay(pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same, for checkpoints, where no validation has come before."""
+        self._reconstructor.showing.lay(pl_module)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -300,7 +312,8 @@ class ConvexReconstruction(Callback):
         if done or not self._may_solve(trainer, "final solve", epoch):
             return
         report = self._solve(trainer, pl_module, "final solve", epoch)
-        if report is not None and report.accepted and not self.settings.dry_run:
+        self._reconstructor.showing.lay(pl_module)
+        if report and not self.settings.dry_run and (report.accepted or report.shown_epoch is not None):
             save_beside_checkpoints(trainer)
 
     @override
@@ -316,6 +329,7 @@ class ConvexReconstruction(Callback):
         release_graphs(pl_module)
         if stage == "fit":
             self._left, self._restored = weights_digest(pl_module), False
+        self._resumes = True
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -339,24 +353,24 @@ class ConvexReconstruction(Callback):
         """Solve and report; None, with a warning, where a later solve fails, which nothing but itself depends on."""
         if occasion == "final solve":
             self._finished_step = trainer.global_step
-        report, settings, alone = None, self.settings, len(_solvers(trainer)) == 1
-        with lent(trainer, pl_module, settings, occasion, epoch=epoch, alone=alone) as (rows, context, judging):
+        report, alone = None, len(alike(trainer, ConvexReconstruction)) == 1
+        with lent(trainer, pl_module, self.settings, occasion, epoch=epoch, alone=alone) as (rows, context, judging):
             report = self._reconstructor.run(pl_module, rows, occasion, context, judging)
         if report is None:
             return None
         self._relays.hold(pl_module, self._reconstructor.relays, trainer.optimizers)
         self.reports.append(report)
         self._solved_epoch = epoch
-        log_report(trainer, report, self.settings.readout if len(_solvers(trainer)) > 1 else None)
+        log_report(trainer, report, self.settings.readout if len(alike(trainer, ConvexReconstruction)) > 1 else None)
         with above_progress_bar(trainer):
             rank_zero_info(f"ConvexReconstruction {report.line()}")
             advise(self.reports)
         return report
 
-    def _withdraw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _withdraw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, training: bool = False) -> None:
         """Take shadows out, the last to enter first: it was laid over the others."""
-        for callback in reversed(_solvers(trainer)):
-            callback._reconstructor.showing.leave(pl_module)
+        for callback in reversed(alike(trainer, ConvexReconstruction)):
+            callback._reconstructor.showing.leave(pl_module, training=training)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -384,9 +398,3 @@ class ConvexReconstruction(Callback):
         self._restored = True
         self.reports = [SolveReport(**report) for report in state_dict["reports"]]
         self.validations = [(step, dict(metrics)) for step, metrics in state_dict.get("validations", [])]
-
-
-def _solvers(trainer: pl.Trainer) -> list[ConvexReconstruction]:
-    """All callbacks of this kind, in the order in which they act."""
-    # Lightning's connectors set `Trainer.callbacks` from outside the class, where mypy does not see it.
-    return [c for c in trainer.callbacks if isinstance(c, ConvexReconstruction)]  # type: ignore[attr-defined]

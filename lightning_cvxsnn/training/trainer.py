@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.cloud_io import get_filesystem
@@ -40,6 +40,9 @@ from lightning_cvxsnn.training.progress_bars import above_progress_bar, trainer_
 from lightning_cvxsnn.training.step_inputs import check_step_inputs
 
 # Lightning's connectors set `Trainer.callbacks` from outside the class, where mypy does not see it: `attr-defined`.
+
+
+Kind = TypeVar("Kind", bound=Callback)
 
 
 def transfer(
@@ -124,7 +127,13 @@ def trainer_context(trainer: "pl.Trainer", epoch: int, *, alone: bool) -> Traine
 
 @contextmanager
 def lent(
-    trainer: "pl.Trainer", pl_module: "pl.LightningModule", settings: Settings, what: str, *, epoch: int, alone: bool
+    trainer: "pl.Trainer",
+    pl_module: "pl.LightningModule",
+    settings: Settings,
+    what: str = "comparison with what was shown",
+    *,
+    epoch: int,
+    alone: bool,
 ) -> Iterator[tuple[TrainingRows, TrainerContext, Callable[[], TrainingRows] | None]]:
     """Yield training rows, the Trainer's part and validation rows; what reading them changes is put back.
 
@@ -298,12 +307,18 @@ def weights_digest(module: nn.Module) -> str:
 
 def changes_weights(trainer: "pl.Trainer") -> bool:
     """Whether a callback is known to write to weights between training steps."""
-    return bool(averages(trainer)) or any(isinstance(c, ModelPruning) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    return bool(averages(trainer) or alike(trainer, ModelPruning))
+
+
+def alike(trainer: "pl.Trainer", kind: type[Kind]) -> list[Kind]:
+    """All callbacks of a kind, in the order in which they act."""
+    # Lightning's connectors set `Trainer.callbacks` from outside the class, where mypy does not see it.
+    return [c for c in trainer.callbacks if isinstance(c, kind)]  # type: ignore[attr-defined]
 
 
 def averages(trainer: "pl.Trainer") -> list[Callback]:
     """The callbacks that replace the weights by their averages at the end of training."""
-    return [c for c in trainer.callbacks if isinstance(c, (StochasticWeightAveraging, WeightAveraging))]  # type: ignore[attr-defined]
+    return [*alike(trainer, StochasticWeightAveraging), *alike(trainer, WeightAveraging)]
 
 
 def save_beside_checkpoints(trainer: "pl.Trainer") -> None:

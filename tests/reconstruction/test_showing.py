@@ -1,5 +1,7 @@
 """Networks that are shown on until training has passed them on the validation rows."""
 
+import warnings
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -111,15 +113,82 @@ def test_few_validation_rows_do_not_decide():
     assert not same(watch.validated[0], watch.start)
 
 
-def test_weights_that_somebody_changes_as_an_epoch_ends_are_told_and_kept():
-    class Clip(pl.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            with torch.no_grad():
-                pl_module.hidden[0].weight.clamp_(-0.1, 0.1)
+class Clip(pl.Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        with torch.no_grad():
+            pl_module.hidden[0].weight.clamp_(-0.1, 0.1)
 
-    with pytest.warns(UserWarning, match="Something has changed the weights"):
-        _, watch = fit(ConvexReconstruction(max_overhead=NEXT_TO_NONE), Clip(), max_epochs=3)
-    assert float(watch.stepped[4]["hidden.0.weight"].abs().max()) == pytest.approx(0.1)
+
+def test_weights_that_somebody_changes_as_an_epoch_ends_are_told_and_training_goes_on_from_its_own():
+    with pytest.warns(UserWarning, match="Something has changed the weights of an earlier network") as warned:
+        _, watch = fit(callback := ConvexReconstruction(max_overhead=NEXT_TO_NONE), Clip())
+    assert len([w for w in warned if "Something has changed" in str(w.message)]) == 1
+    assert float(watch.stepped[4]["hidden.0.weight"].abs().max()) > 1.0  # the first change was to what was shown
+    assert float(watch.stepped[8]["hidden.0.weight"].abs().max()) == pytest.approx(0.1)
+    assert callback._reconstructor.showing.best is None
+
+
+def test_a_resumed_run_remembers_that_somebody_changes_what_is_shown(tmp_path):
+    saves = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
+    with pytest.warns(UserWarning, match="Something has changed"):
+        reference, _ = fit(ConvexReconstruction(max_overhead=NEXT_TO_NONE), Clip(), saves, checkpoint=True)
+    torch.manual_seed(5)
+    net = Net(lr=3.0)
+    run = trainer(ConvexReconstruction(max_overhead=NEXT_TO_NONE), Clip(), max_epochs=4, num_sanity_val_steps=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Something has changed")
+        run.fit(net, loader(), loader(240, seed=1), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
+    assert_same_state(net, state(reference))
+
+
+class Clamped(Net):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        with torch.no_grad():
+            self.hidden[0].weight.clamp_(-0.3, 0.3)
+
+
+class Averaged(Net):
+    """An average of its own, after each batch."""
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        own = self.hidden[0].weight.detach().clone()
+        self.average = own if batch_idx == 0 == self.current_epoch else 0.9 * self.average + 0.1 * own
+
+
+@pytest.mark.parametrize("kind", [Clamped, Averaged])
+def test_hooks_after_a_batch_see_the_network_in_training(kind):
+    nets, steps = [], []
+    for judge in ("auto", "train"):
+        callback = ConvexReconstruction(max_overhead=NEXT_TO_NONE, beta=0.02, l1_ratio=0.0, judge=judge)
+        torch.manual_seed(1)
+        net, watch = fit(callback, net=kind(lr=3.0))
+        nets.append(net)
+        steps.append(watch.stepped)
+    assert all(map(same, *steps))
+    assert torch.equal(*(getattr(net, "average", torch.zeros(1)) for net in nets))
+
+
+def test_what_was_shown_comes_back_where_training_has_diverged():
+    class Diverging(Net):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (float("nan") if self.current_epoch else 1.0)
+
+    with pytest.warns(UserWarning, match="leaves out the final solve"):
+        net, watch = fit(ConvexReconstruction(max_overhead=NEXT_TO_NONE), net=Diverging(lr=3.0))
+    assert watch.losses == [watch.losses[0]] * 4
+    assert all(bool(p.isfinite().all()) for p in net.parameters())
+    assert_same_state(net, watch.start)
+
+
+def test_at_the_end_what_was_shown_is_compared_in_any_case(tmp_path):
+    for others, options in (([], {"every_n_epochs": 0}), ([EarlyStopping("val_loss", patience=1)], {})):
+        saves = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}")
+        callback = ConvexReconstruction(**options)
+        net, watch = fit(callback, *others, saves, checkpoint=True)
+        assert callback.reports[-1].shown_epoch == 0
+        assert_same_state(net, watch.start)
+        last = max(tmp_path.glob("convex-last*"), key=lambda path: path.stat().st_mtime)
+        assert same(torch.load(last, weights_only=True)["state_dict"], watch.start)
 
 
 @pytest.mark.parametrize(
