@@ -29,7 +29,7 @@ class DemoRow:
         start: Validation accuracy before the first epoch, in [0, 1].
         validation: Validation accuracy after each epoch.
         test: Test accuracy at the end.
-        gap: Largest certified relative duality gap of its solves; None without solves.
+        gap: Largest certified duality gap of its solves; None without solves.
         solves: Numbers of accepted solves and of all.
         seconds: Wall-clock seconds of the fit, solves included.
         seconds_solves: Those of the solves and their pattern passes.

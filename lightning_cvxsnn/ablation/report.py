@@ -1,7 +1,6 @@
 """One page about a sweep: ``report.html``, which needs no network, with tables and figures as files beside it."""
 
 import importlib.metadata
-import shutil
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -18,6 +17,7 @@ from lightning_cvxsnn.ablation.summary import summarise
 
 #: Lines of a cell's log that its page shows.
 _LOG_LINES = 80
+_WRITTEN = ".written"  # names of a report's figures: the next one deletes these, and nothing else
 _SOLVE_FIELDS = (
     *("epoch", "accepted", "reason", "beta", "l1_ratio", "primal", "gap", "gap_written", "rows", "columns", "active"),
     *("held_out_loss_before", "held_out_loss_after", "seconds_patterns", "seconds_solve"),
@@ -47,7 +47,7 @@ def write_report(*folders: str | Path, output: str | Path | None = None) -> Path
     table = tables.results_table(results, frame)
     sentences = summarise(results, frame)
     frame.to_csv(target / "results.csv", index=False)
-    (target / "results.md").write_text("\n\n".join([*sentences, table.markdown()]))
+    (target / "results.md").write_text("\n\n".join([*sentences, table.markdown()]), encoding="utf-8")
     with figures.style():
         drawn = _figures(results, target / "figures")
         cells = [_cell(cell, results) for cell in results.cells.to_dict("records")]
@@ -71,15 +71,20 @@ def write_report(*folders: str | Path, output: str | Path | None = None) -> Path
 
 def _figures(results: Results, folder: Path) -> dict[str, dict[str, list[tuple[str, Markup]]]]:
     """Write all figures; for each task and kind their settings and elements."""
-    shutil.rmtree(folder, ignore_errors=True)  # those of an earlier report, of cells that may be gone
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    written = folder / _WRITTEN
+    for name in written.read_text(encoding="utf-8").splitlines() if written.exists() else []:
+        (folder / name).unlink(missing_ok=True)  # of an earlier report, of cells that may be gone
     elements: dict[str, dict[str, list[tuple[str, Markup]]]] = {}
+    names: list[str] = []
     for number, panel in enumerate(figures.panels(results)):
+        names += [f"{panel.name}.png", f"{panel.name}.svg"]
         panel.figure.savefig(folder / f"{panel.name}.png", dpi=150)
         text = figures.svg(panel.figure)
         (folder / f"{panel.name}.svg").write_text(text, encoding="utf-8")
         element = (panel.setting, Markup(figures.inline(text, f"figure-{number}")))
         elements.setdefault(panel.task, {}).setdefault(panel.kind, []).append(element)
+    written.write_text("\n".join(names), encoding="utf-8")
     return elements
 
 
@@ -100,7 +105,7 @@ def _cell(cell: Mapping[str, Any], results: Results) -> dict[str, Any]:
         "figure": None if figure is None else Markup(figures.inline(figures.svg(figure), f"cell-{cell['id']}")),
         "fields": fields,
         "reports": [[_short(report.get(name)) for name in fields] for report in reports],
-        "configs": [(path.name, path.read_text()) for path in sorted(folder.glob("config*.yaml"))],
+        "configs": [(path.name, path.read_text(encoding="utf-8")) for path in sorted(folder.glob("config*.yaml"))],
         "log": "\n".join(lines[-_LOG_LINES:]),
         "left_out": max(len(lines) - _LOG_LINES, 0),
     }

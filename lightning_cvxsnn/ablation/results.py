@@ -110,7 +110,7 @@ def _read_sweep(folder: Path) -> dict[str, Any]:
     if not (folder / "cells").is_dir():
         raise MisconfigurationException(f"Found no cells/ in {folder}. Expected a run folder of cvxsnn ablate.")
     path = folder / "sweep.yaml"
-    sweep = yaml.safe_load(path.read_text()) if path.exists() else {}
+    sweep = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     return sweep if isinstance(sweep, dict) else {}
 
 

@@ -184,7 +184,7 @@ def ablate(
         dry_run: List the cells and estimate the time, train nothing.
 
     Returns:
-        Whether all cells that it trained have finished.
+        Whether all cells of the sweep have finished; of a shard, those of all shards.
 
     Raises:
         MisconfigurationException: If an argument or the sweep is wrong, before anything is trained.

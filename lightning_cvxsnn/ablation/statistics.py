@@ -57,7 +57,8 @@ def paired_p(values: Sequence[float] | pd.Series, baseline: Sequence[float] | pd
         baseline: Those of the baseline, in the same order of seeds.
 
     Returns:
-        The p value: 1 where no pair differs, 0 where all differ by the same amount; NaN for fewer than two pairs.
+        The p value: 1 where no pair differs, NaN for fewer than two pairs. Where all differ by
+        the same amount, which has no spread, that of a sign test: 1/4 for three pairs, 1/16 for five.
 
     Example:
         >>> round(paired_p([0.91, 0.94, 0.95], [0.88, 0.90, 0.93]), 3)
@@ -69,7 +70,7 @@ def paired_p(values: Sequence[float] | pd.Series, baseline: Sequence[float] | pd
     if len(differences) < 2:
         return float("nan")
     if np.ptp(differences) <= 1e-9 * np.abs(differences).max():  # the t statistic would be 0/0, or a rounding error's
-        return 0.0 if differences[0] else 1.0
+        return 2.0 ** (1 - len(differences)) if differences[0] else 1.0
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 

@@ -26,11 +26,21 @@ class SpikeDictionary:
             spikes). With ``packed_columns``, ``[n, ceil(P / 8)]`` bytes.
         scale: The factor of every entry, such as 1/T for a mean over T steps.
         packed_columns: P if the counts are zeros and ones stored as bits, eight columns to a byte; else ``None``.
+
+    Raises:
+        ValueError: If the counts have another dtype.
     """
 
     counts: Tensor
     scale: float = 1.0
     packed_columns: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.counts.dtype not in (torch.uint8, torch.uint16, torch.float32):
+            raise ValueError(
+                f"Found counts of {self.counts.dtype}. Expected uint8, uint16 or float32; "
+                "SpikeDictionary.from_values takes any."
+            )
 
     @classmethod
     def from_values(cls, values: Tensor, scale: float = 1.0) -> "SpikeDictionary":
@@ -261,6 +271,8 @@ class SpikeDictionary:
 
     def __matmul__(self, coef: Tensor) -> Tensor:
         """Outputs ``[n, C]`` of a readout ``coef [P, C]`` without a bias, in the dtype of ``coef``."""
+        if coef.dim() != 2 or len(coef) != self.shape[1]:
+            raise ValueError(f"Found coef of shape {list(coef.shape)}. Expected [{self.shape[1]}, outputs].")
         product = coef.new_empty(self.shape[0], coef.shape[1])
         for part in self._parts():
             product[part] = self.block(part).to(coef.dtype) @ coef

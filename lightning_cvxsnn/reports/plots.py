@@ -216,6 +216,8 @@ def raster(before: Tensor, after: Tensor | None = None, *, sample: int = 0) -> F
         >>> axes.get_xlabel(), axes.get_ylabel()
         ('time step', 'unit')
     """
+    if not isinstance(sample, int):
+        raise MisconfigurationException(f"Found sample={sample!r}. Expected an integer, one of the N samples.")
     shown = {"spikes": before} if after is None else {"before": before, "after": after}
     for spikes in shown.values():
         if not isinstance(spikes, Tensor) or spikes.ndim < 3 or not -spikes.shape[1] <= sample < spikes.shape[1]:

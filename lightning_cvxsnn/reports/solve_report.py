@@ -19,7 +19,7 @@ class SolveReport:
         dual: Certified lower bound on the optimum over the dictionary.
         gap: ``primal - dual``.
         gap_written: Objective at the readout as it is stored after the solve (scaled, rounded, or kept) minus the best
-            bound known then, ``dual`` or a tighter one.
+            bound known then, ``dual`` or a tighter one; of this solve's network, whatever is shown.
         scope: What the bound holds over: ``"dictionary"``, the columns at hand.
         rows: Rows of the programme: all training rows, or the four fifths that a rejected solution was fitted to.
         columns: Units that the readout receives.

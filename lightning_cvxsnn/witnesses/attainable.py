@@ -16,6 +16,7 @@ Kind = Literal["last", "mean", "sum"]
 Array = NDArray[np.float64]
 
 _THINNEST = 1e-7  # margins below it are ties
+_DEEPEST = 700  # steps of all rows: each is a call within the last
 _WIDEST = 1.0  # margins are cut at it, since cells may be unbounded
 _EXACTLY = {"primal_feasibility_tolerance": 1e-9, "dual_feasibility_tolerance": 1e-9}
 
@@ -83,8 +84,8 @@ def attainable_trains(neuron: Neuron, inputs: Tensor, *, bias: bool, max_trains:
         in weight space count as ties; a train is kept if some weights have it with ties that fire.
 
     Raises:
-        ValueError: If ``inputs`` is not a finite ``[T, N, F]`` with sizes of at least 1, there are too many trains, or
-            the neuron has no linear form (KLIF).
+        ValueError: If ``inputs`` is not a finite ``[T, N, F]`` with sizes of at least 1, has more than 700 steps of all
+            rows together, there are too many trains, or the neuron has no linear form (KLIF).
 
     Example:
         >>> found = attainable_trains(Neuron(tau=2.0), torch.tensor([[[1.0]], [[1.0]]]), bias=False)
@@ -97,6 +98,9 @@ def attainable_trains(neuron: Neuron, inputs: Tensor, *, bias: bool, max_trains:
         raise ValueError(f"Found inputs of shape {list(inputs.shape)}. Expected [T, N, F] with sizes of at least 1.")
     if not bool(inputs.isfinite().all()):
         raise ValueError("Found NaN or infinity in the inputs. Expected finite numbers.")
+    steps = inputs.shape[0] * inputs.shape[1]
+    if steps > _DEEPEST:
+        raise ValueError(f"Found {steps} steps of all rows together. Expected at most {_DEEPEST}: fewer rows or steps.")
     data = inputs.detach().cpu().double().numpy()
     if bias:
         data = np.concatenate([data, np.ones((*data.shape[:2], 1))], 2)

@@ -97,23 +97,23 @@ class BranchSampler:
     def widen(self, layers: nn.Sequential, width: int) -> nn.Sequential:
         """The same lower layers and constants with ``width`` new units in the last layer."""
         own: Any = layers
-        affine = nn.Linear(own[-2].in_features, width).to(own[-2].weight)
+        affine = nn.Linear(own[-2].in_features, width, bias=own[-2].bias is not None).to(own[-2].weight)
         return nn.Sequential(*own[:-2], affine, own[-1])
 
     def cut(self, branch: Branch, units: Tensor) -> Branch:
         """A branch of some of the units of a wider one, int64 positions."""
         own: Any = branch.layers
-        affine = nn.Linear(own[-2].in_features, len(units)).to(own[-2].weight)
-        affine.weight.copy_(own[-2].weight[units])
-        affine.bias.copy_(own[-2].bias[units])
+        affine: Any = nn.Linear(own[-2].in_features, len(units), bias=own[-2].bias is not None).to(own[-2].weight)
+        for ours, theirs in zip(affine.parameters(), own[-2].parameters(), strict=True):
+            ours.copy_(theirs[units])
         return Branch(nn.Sequential(*own[:-2], affine, own[-1]), branch.columns.columns(units))
 
     def put(self, branch: Branch, places: Tensor, source: nn.Sequential, units: Tensor) -> Branch:
         """A copy of a branch whose last units at ``places`` (bool) are those of ``source`` at ``units`` (int64)."""
         layers: Any = copy.deepcopy(branch.layers)
         affine: Any = source[-2]
-        layers[-2].weight[places] = affine.weight[units]
-        layers[-2].bias[places] = affine.bias[units]
+        for ours, theirs in zip(layers[-2].parameters(), affine.parameters(), strict=True):
+            ours[places] = theirs[units]
         return self.measure(layers)
 
     def calibrated(self, layers: nn.Sequential, *, only_last: bool = False) -> nn.Sequential:
@@ -124,12 +124,13 @@ class BranchSampler:
         for position in range(0, len(parts), 2):
             affine, neuron = parts[position], parts[position + 1]
             currents = affine(spikes)
-            factors = torch.ones_like(affine.bias)
+            factors = torch.ones_like(affine.weight[:, 0])
             if not only_last or position + 2 == len(parts):
                 rates = partial(_rates, neuron, currents)
                 factors = factors_for(rates, affine.out_features, self.rate, currents.device)
             affine.weight.mul_(factors[:, None])
-            affine.bias.mul_(factors)
+            if affine.bias is not None:
+                affine.bias.mul_(factors)
             spikes = _run(neuron, currents * factors)
         return layers
 

@@ -166,7 +166,8 @@ def calibrate(model: nn.Module, dataloader: Any, *, rate: float = TARGET_RATE, s
         seed: Seed of the 1024 rows that are used.
 
     Returns:
-        What was done to each layer, in the order reached.
+        What was done to each layer, in the order reached. Batch norms that training updates have the statistics of the
+        rows that were used.
 
     Raises:
         MisconfigurationException: If ``rate`` is out of range or the data is not as expected.
@@ -176,7 +177,13 @@ def calibrate(model: nn.Module, dataloader: Any, *, rate: float = TARGET_RATE, s
     if not 0 < rate < 1:
         raise MisconfigurationException(f"Invalid value rate={rate!r}. Expected spikes per unit and step, in (0, 1).")
     network = Network(model, rows_of(model, dataloader, seed=seed))
-    with isolate_rng(), all_or_nothing(model), undisturbed(model), quick_neurons(model):
-        model.eval()
-        network.refresh_norms()
-        return calibrate_layers(network, rate=rate, only_dead=False)
+    with isolate_rng(), all_or_nothing(model):
+        with undisturbed(model), quick_neurons(model):
+            model.eval()
+            network.refresh_norms()
+            layers = calibrate_layers(network, rate=rate, only_dead=False)
+            statistics = [(buffer, buffer.clone()) for buffer in network.statistics]
+        with torch.no_grad():
+            for buffer, value in statistics:
+                buffer.copy_(value)
+    return layers

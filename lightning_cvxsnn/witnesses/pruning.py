@@ -85,16 +85,22 @@ def prune(model: Network, x: Any = None, *, readout: str | None = None) -> Netwo
         ours.training = theirs.training
     with isolate_rng(), undisturbed(smaller):
         smaller.eval()
-        answer = found.forward_of(smaller)(x)
+        try:
+            answer = found.forward_of(smaller)(x)
+        except RuntimeError as failure:  # of a part that expects the old width
+            raise RuntimeError(_depends(used, layer.affine_name, f"fails: {failure}")) from failure
     error = float((answer - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not error <= _TOLERANCE:
-        raise RuntimeError(
-            f"Without the {int((~used).sum())} unused units of '{layer.affine_name}' the network answers differently, "
-            f"by {error:.1%}. Expected a network whose other parts do not depend on that width, and the same output "
-            "for the same input in eval mode."
-        )
+        raise RuntimeError(_depends(used, layer.affine_name, f"answers differently, by {error:.1%}"))
     return smaller
 
 
 def _part(parameter: nn.Parameter, values: Tensor) -> nn.Parameter:
     return nn.Parameter(values.clone(), requires_grad=parameter.requires_grad)
+
+
+def _depends(used: Tensor, layer: str, how: str) -> str:
+    return (
+        f"Without the {int((~used).sum())} unused units of '{layer}' the network {how}. Expected a network whose other "
+        "parts do not depend on that width, and the same output for the same input in eval mode."
+    )

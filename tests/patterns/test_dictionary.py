@@ -208,3 +208,12 @@ def test_columns():
         index = torch.tensor([2, 0, 2])
         assert found.columns(index).counts.dtype == found.counts.dtype
         assert torch.equal(found.columns(index).to_dense(), values[:, index].double())
+
+
+def test_other_counts_and_other_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"counts of torch.float64. Expected uint8, uint16 or float32"):
+        SpikeDictionary(torch.rand(3, 4).double())
+    dictionary = SpikeDictionary(torch.ones(3, 4, dtype=torch.uint8))
+    for coef in (torch.ones(4), torch.ones(3, 2)):
+        with pytest.raises(ValueError, match=r"coef of shape .* Expected \[4, outputs\]"):
+            dictionary @ coef

@@ -580,6 +580,19 @@ def test_data_that_cannot_be_solved(dataloader, error, message):
     assert_same_state(net, before)
 
 
+def test_calibrated_units_fire_at_the_rate_behind_a_batch_norm_in_evaluation_too():
+    torch.manual_seed(0)
+    net = Net(gain=1.0)
+    net.hidden = nn.Sequential(
+        layer.Linear(6, 24, step_mode="m"), layer.BatchNorm1d(24, step_mode="m"), neuron.LIFNode(step_mode="m")
+    )
+    (change,) = calibrate(net, loader(), rate=0.1)
+    net.eval()
+    net.hidden[2].reset()
+    found = float(net.hidden(net.steps(rows()[0])).mean())
+    assert found == pytest.approx(change.after.rate, abs=0.005)
+
+
 def test_calibrate_alone_changes_hidden_weights_only():
     net = Net(gain=0.05)
     before = state(net)

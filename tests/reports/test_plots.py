@@ -270,3 +270,8 @@ def test_a_subset_of_rows_and_a_named_readout():
         spike_dictionary(net, loader(50, 16), readout="nowhere")
     with pytest.raises(MisconfigurationException, match="empty"):
         spike_dictionary(net, [])
+
+
+def test_a_sample_that_is_no_number_is_refused():
+    with pytest.raises(MisconfigurationException, match=r"sample='0'. Expected an integer"):
+        plots.raster(torch.zeros(5, 2, 8), sample="0")

@@ -137,3 +137,9 @@ def test_refusals():
         attainable_trains(neuron_, x, bias=True).dictionary("all")
     with pytest.raises(ValueError, match="KLIF neuron cuts its voltage at zero"):
         attainable_trains(KLIFNeuron(), x, bias=True)
+
+
+def test_more_steps_than_can_be_followed_are_refused():
+    with pytest.raises(ValueError, match=r"Found 1100 steps of all rows together. Expected at most 700"):
+        attainable_trains(Neuron(), torch.rand(10, 110, 1), bias=False)
+    assert len(attainable_trains(Neuron(), torch.ones(7, 10, 1), bias=False).trains) > 1

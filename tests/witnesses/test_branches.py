@@ -4,6 +4,7 @@ from functools import cache, partial
 import pytest
 import torch
 from networks import Net, trainer
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cvxsnn import AdditionDataModule, AdditionSNN, ConvexReconstruction, ParallelSNN, reconstruct
 from lightning_cvxsnn.network import LIF, undisturbed
@@ -255,3 +256,15 @@ def test_branches_are_chosen_on_some_samples_and_their_own_targets(reduction):
     assert len(chosen.unique(dim=0)) == 50
     expected = chosen[..., 0] > 0 if reduction == "all" else chosen[:, -1, 0] > 0
     assert torch.equal(labels, expected.long().flatten())
+
+
+@pytest.mark.parametrize("witnesses", ["pool", "priced"])
+def test_branches_without_biases(witnesses):
+    """The paper's have none."""
+    torch.manual_seed(0)
+    net = ParallelSNN(in_features=2, width=8, last_width=16, depth=3, branches=2, bias=False, tau=2.0)
+    x = torch.rand(200, 6, 2) * 3
+    rows = DataLoader(TensorDataset(x, (x[:, :, 0].sum(1) > 9).long()), 50)
+    report = reconstruct(net, rows, witnesses=witnesses, beta=0.01)
+    assert report.candidates > 0
+    assert report.gap < 1e-6

@@ -115,3 +115,22 @@ class Rigid(Net):
 def test_a_width_elsewhere_is_refused():
     with pytest.raises(RuntimeError, match="answers differently"):
         prune(sparse(Rigid()), torch.rand(40, FEATURES))
+
+
+class TwoHeads(Net):
+    """Another head over the same units, which keeps its width."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = layer.Linear(24, 2)
+
+    def forward(self, x):
+        answers = super().forward(x)
+        self.other(torch.zeros(5, self.hidden[0].out_features))
+        return answers
+
+
+def test_another_part_that_needs_the_old_width_is_told():
+    torch.manual_seed(0)
+    with pytest.raises(RuntimeError, match=r"Without the 17 unused units of 'hidden.0' the network fails: .*Expected"):
+        prune(sparse(TwoHeads()), torch.rand(9, FEATURES), readout="readout")
