@@ -234,6 +234,19 @@ def test_the_fair_tables_are_the_committed_results(page, monkeypatch):
     assert "\n".join(rows) == expected
 
 
+def test_the_table_of_unseen_tasks_is_the_committed_result(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    runs = json.loads((ROOT / "benchmarks/results/fair_unseen.json").read_text())["runs"]
+    unseen, summaries = map(importlib.import_module, ("fair_unseen", "fair_summary"))
+    expected = summaries.Summary(runs).markdown(list(unseen.UNSEEN), "ConvexReconstruction()")
+    text = (ROOT / "docs/pages/results.md").read_text()
+    written = re.search(r"<!-- unseen-results -->(.*?)<!-- /unseen-results -->", text, re.S)
+    assert written
+    assert "\n".join(re.findall(r"^\|.*$", written[1], re.M)) == expected
+    words = ["ten", "eleven", "twelve", "thirteen"]
+    assert f"Do they hold on others? {words[len(unseen.UNSEEN) - 10].capitalize()} were kept aside" in text
+
+
 def test_the_comparison_with_averaged_weights_is_the_committed_result(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     summaries, arms, tasks = map(importlib.import_module, ("fair_summary", "fair_arms", "fair_tasks"))
