@@ -245,6 +245,13 @@ def test_the_table_of_unseen_tasks_is_the_committed_result(monkeypatch):
     assert "\n".join(re.findall(r"^\|.*$", written[1], re.M)) == expected
     words = ["ten", "eleven", "twelve", "thirteen"]
     assert f"Do they hold on others? {words[len(unseen.UNSEEN) - 10].capitalize()} were kept aside" in text
+    summary, arm = summaries.Summary(runs), "ConvexReconstruction()"
+    ends = {name: summaries.interval(summary.differences(name, arm)["end"]) for name in unseen.UNSEEN}
+    assert [name for name, (middle, half) in ends.items() if middle > half] == [
+        "GunPoint, 1 layer",
+        "recurrent, OSULeaf",
+    ]
+    assert [name for name, (middle, half) in ends.items() if -middle > half] == ["ACSF1, 4 layers"]
 
 
 def test_the_comparison_with_averaged_weights_is_the_committed_result(monkeypatch):
