@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_cvxsnn.convex.losses import loss_named
 from lightning_cvxsnn.network.firing import LayerFiring, measure_firing
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import TOGETHER, Network
@@ -68,7 +69,7 @@ def diagnose(model: nn.Module, dataloader: Any, **arguments: Any) -> Diagnosis:
                 f"Found no spiking layer that a batch reaches in {type(model).__name__}. Expected neurons of "
                 "spikingjelly."
             )
-        sought = _Sought.of(batches)
+        sought = _Sought.of(batches, classes=loss_named(settings.loss).decides)
         layers = [_health(model, firing, sought) for firing in firings]
     measured = sum(map(count_rows, batches))
     try:
@@ -92,8 +93,11 @@ class _Sought(NamedTuple):
     decides: bool
 
     @classmethod
-    def of(cls, batches: list[Batch]) -> "_Sought | None":
-        """From the targets, where each row has one class or one vector of values; else None."""
+    def of(cls, batches: list[Batch], *, classes: bool) -> "_Sought | None":
+        """From the targets, where each row has one class or one vector of values; else None.
+
+        Whole numbers that are floats are ``classes``, or values.
+        """
         every, weights = [], []
         for batch in batches:
             if not isinstance(batch.y, Tensor) or batch.y.dim() == 0:
@@ -107,10 +111,10 @@ class _Sought(NamedTuple):
         y = y.flatten(1).squeeze(1) if y.dim() > 1 else y
         if not y.is_floating_point() and y.dim() > 1:  # a class for each step
             return None
-        if y.is_floating_point() and not (y.dim() == 1 and torch.equal(y, y.round())):
+        if y.is_floating_point() and not (classes and y.dim() == 1 and torch.equal(y, y.round())):
             return cls(y.float().reshape(len(y), -1), torch.cat(weights), decides=False)
-        _, classes = y.unique(return_inverse=True)
-        return cls(F.one_hot(classes).float(), torch.cat(weights), decides=True)
+        _, labels = y.unique(return_inverse=True)
+        return cls(F.one_hot(labels).float(), torch.cat(weights), decides=True)
 
 
 def _health(model: nn.Module, firing: LayerFiring, sought: _Sought | None) -> LayerHealth:

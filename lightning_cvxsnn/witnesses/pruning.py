@@ -34,7 +34,7 @@ def prune(model: Network, x: Any = None, *, readout: str | None = None) -> Netwo
         readout: Dotted name of the readout; None: the last linear layer that ``x`` reaches.
 
     Returns:
-        The copy, in the mode of ``model``; the same outputs up to float rounding.
+        The copy, in the mode of ``model``; the same outputs of the readout up to float rounding.
 
     Raises:
         MisconfigurationException: If there is no ``x``, no readout is found, or it uses no unit at all.

@@ -166,3 +166,14 @@ def test_wrong_networks_and_data_are_refused():
         diagnose(Net(), [])
     with pytest.raises(ValueError, match="NaN"):
         diagnose(Net(), [(torch.full((4, 6), torch.nan), torch.zeros(4).long())])
+
+
+@pytest.mark.filterwarnings("ignore:ConvexReconstruction")
+@pytest.mark.parametrize(("loss", "outputs"), [("squared", 1), ("cross_entropy", 3)])
+def test_whole_numbers_are_values_of_a_squared_loss_and_classes_of_others(loss, outputs):
+    torch.manual_seed(0)
+    x = torch.rand(200, 6)
+    y = (3 * x[:, 0]).floor()
+    batches = [(x, y[:, None] if loss == "squared" else y.long())]
+    (found,) = diagnose(Net(classes=outputs), batches, loss=loss).layers
+    assert (found.accuracy is None) == (loss == "squared")
