@@ -104,8 +104,13 @@ class Showing:
 
     def leave(self, module: nn.Module, *, training: bool = False) -> None:
         """Put back what training goes on from; while it is ``training``, what somebody else wrote does not count."""
-        shadow, anyway = self.shadow, training and self.shadow is not None and self.shadow.whole
-        if shadow is None or shadow.leave(module, anyway=anyway) or not anyway:
+        if self.shadow is None:
+            return
+        anyway = training and self.shadow.whole
+        untouched = self.shadow.leave(module, anyway=anyway)
+        if training:  # whoever changes weights from here on changes those in training
+            self.shadow = None
+        if untouched or not anyway:
             return
         self.best, self.touched = None, True
         rank_zero_warn(

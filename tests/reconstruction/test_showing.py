@@ -240,3 +240,21 @@ def test_the_network_that_is_shown_answers_as_it_did():
     with torch.no_grad():
         assert float(F.cross_entropy(net(x), y)) == pytest.approx(watch.losses[-1], rel=1e-5)
     assert set(watch.start) == PARAMETERS
+
+
+def test_weights_that_somebody_changes_as_an_epoch_starts_are_those_in_training():
+    class Clamps(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            with torch.no_grad():
+                pl_module.hidden[0].weight.clamp_(-0.1, 0.1)
+
+    callback, watch = ConvexReconstruction(max_overhead=NEXT_TO_NONE), Watch()
+    torch.manual_seed(1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Something has changed")
+        run = trainer(callback, Clamps(), watch, max_epochs=3, num_sanity_val_steps=0)
+        run.fit(Net(lr=3.0), loader(), loader(240, seed=1))
+    assert same(watch.validated[0], watch.validated[1])
+    for step in (4, 8):
+        assert float(watch.stepped[step]["hidden.0.weight"].abs().max()) == pytest.approx(0.1)
+        assert float(watch.stepped[step + 1]["hidden.0.weight"].abs().max()) > 0.1
