@@ -36,7 +36,7 @@ def panels(width: float, height: float, titles: list[str], columns: int = 9) -> 
     for axes in every[len(titles) :]:
         axes.set_axis_off()
     for axes, title in zip(every, titles, strict=False):
-        axes.set_title(title)
+        axes.set_title(title, fontsize="medium" if len(title) < 30 else "x-small")
         axes.grid(alpha=0.25)
         yield axes
     handles, labels = figure.axes[0].get_legend_handles_labels()
