@@ -192,7 +192,8 @@ class SpikeDictionary:
             ValueError: If ``dual`` has another shape, dtype or device.
 
         Example:
-            >>> SpikeDictionary(torch.tensor([[0, 3], [1, 3]]), 0.5).column_scores(torch.tensor([[1.0], [2.0]]))
+            >>> counts = torch.tensor([[0, 3], [1, 3]], dtype=torch.uint8)
+            >>> SpikeDictionary(counts, 0.5).column_scores(torch.tensor([[1.0], [2.0]]))
             tensor([[1.0000],
                     [4.5000]])
         """
