@@ -1,4 +1,4 @@
-"""Tasks of benchmarks/fair.py that were kept aside: nothing was chosen by them, and they were run once, at the end.
+"""Tasks of benchmarks/fair.py that were kept aside: nothing was chosen by them.
 
 Series are those that the package aeon carries, from the UCR and UEA archives: unpack its wheel's `aeon/datasets/data`
 as the folder `aeon` beside the others (`pip download --no-deps aeon`). Its speech is JapaneseVowels, which others have
@@ -54,7 +54,7 @@ def archive(name: str, window: int, file: str | None, values: bool, folder: Path
 
 @lru_cache
 def vectors(load: Callable[..., tuple[NDArray, NDArray]], folder: Path) -> Pool:
-    """``[8, features]``, the same at each step, standardised; a quarter of the rows is to test on."""
+    """``[8, features]``, the same at each step, standardised over all rows; a quarter of the rows is to test on."""
     x, y = load(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(x))
     x, y = ((x - x.mean(0)) / x.std(0))[order], y[order]

@@ -265,6 +265,20 @@ def test_the_comparison_with_averaged_weights_is_the_committed_result(monkeypatc
     assert f"weights averaged* as a mean of {len(found)} tasks: {ahead}" in text
 
 
+def test_the_lead_over_sg_that_leaves_its_best_epoch_is_the_committed_result(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    summaries, arms, tasks = map(importlib.import_module, ("fair_summary", "fair_arms", "fair_tasks"))
+    summary = summaries.Summary(json.loads((ROOT / "benchmarks/results/fair.json").read_text())["runs"])
+    leads = []
+    for name in (name for name, task in tasks.TASKS.items() if task.loss != "squared" and not task.deep):
+        sg, own = (summary.paired(name, arm, summary.chosen(name, arm)) for arm in (summary.reference(name), arms.OURS))
+        best = {s: max(reversed(run["points"]), key=lambda p: p["validation"])["test"] for s, run in sg.items()}
+        leads.append(mean(own[seed]["points"][-1]["test"] - best[seed] for seed in own.keys() & best.keys()))
+    told = "{:+.1f} ± {:.1f}".format(*summaries.interval(leads))
+    text = " ".join((ROOT / "docs/pages/results.md").read_text().split())
+    assert f"the callback's lead below four layers is {told}" in text
+
+
 def test_what_the_pages_count_in_the_fair_comparison(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     summaries, arms, tasks = map(importlib.import_module, ("fair_summary", "fair_arms", "fair_tasks"))

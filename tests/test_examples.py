@@ -56,6 +56,9 @@ def test_shown(tmp_path):
     trained, shown = load(EXAMPLES / "shown.py").main(str(tmp_path / "picture.png"), epochs=3)
     assert shown.epochs == [0, 1, 2, 3]
     assert trained.epochs == [1, 2, 3]
+    page = " ".join((ROOT / "docs/pages/training.md").read_text().split())
+    told = re.search(r"the warm start has (\d+) % of .* in training (\d+) % after its first epoch", page)
+    assert [shown.values[0], trained.values[0]] == pytest.approx([float(each) for each in told.groups()], abs=2)
     assert shown.values == sorted(shown.values)
     assert all(below <= above for below, above in zip(trained.values, shown.values[1:], strict=True))
     assert drawn(tmp_path / "picture.png")

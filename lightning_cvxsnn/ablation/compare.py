@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_cvxsnn.ablation import figures
-from lightning_cvxsnn.ablation.metric_names import smaller_is_better
+from lightning_cvxsnn.ablation.metric_names import better_mode
 from lightning_cvxsnn.ablation.results import read_history
 
 #: Columns of logs that say when, and measure nothing.
@@ -41,7 +41,7 @@ def compare_runs(a: str | Path, b: str | Path) -> pd.DataFrame:
     for metric in _shared(*logs):
         values = [log[metric].dropna() for log in logs]
         final_a, final_b = (float(each.iloc[-1]) for each in values)
-        best = "min" if smaller_is_better(metric) else "max"
+        best = better_mode(metric)
         best_a, best_b = (float(getattr(each, best)()) for each in values)
         lines.append((metric, final_a, final_b, final_b - final_a, best_a, best_b, best))
     columns = ["metric", "final_a", "final_b", "difference", "best_a", "best_b", "best"]

@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_cvxsnn.ablation.metric_names import smaller_is_better
+from lightning_cvxsnn.ablation.metric_names import better_mode
 from lightning_cvxsnn.ablation.state import read_json
 
 #: From the best to keep to the worst, where two folders have the same cell.
@@ -185,7 +185,7 @@ def _results(title: str, sweep: Mapping[str, Any], cells: list[dict[str, Any]]) 
     return Results(
         title=title,
         metric=metric,
-        mode=sweep.get("mode") or ("min" if smaller_is_better(metric) else "max"),
+        mode=sweep.get("mode") or better_mode(metric),
         baseline=sweep.get("baseline") or (methods[0] if len(methods) > 1 else None),
         axes=axes,
         names=names,

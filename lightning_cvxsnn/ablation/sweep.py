@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_cvxsnn.ablation.metric_names import smaller_is_better
+from lightning_cvxsnn.ablation.metric_names import better_mode
 from lightning_cvxsnn.ablation.overrides import Config, NotInListError, with_overrides
 from lightning_cvxsnn.ablation.reading import check_keys, distinct, mapping_of, named, read_yaml
 
@@ -101,7 +101,7 @@ class Sweep:
                 f"Found baseline {self.baseline!r}. Expected a method of the sweep: {', '.join(self.methods)}."
             )
         self.metric = given.get("metric", "val_accuracy")
-        self.mode = _mode(given.get("mode", _better(self.metric)))
+        self.mode = _mode(given.get("mode", better_mode(str(self.metric))))
         self.threads = given.get("threads", 1)
         if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
             raise MisconfigurationException(f"Found threads: {self.threads!r}. Expected an integer >= 1.")
@@ -272,7 +272,7 @@ def _choose(given: Any, sweep: Sweep) -> dict[str, Any]:
         raise MisconfigurationException(
             f"Found seed {min(shared)} in choose and in seeds. Expected others: the choice must not see the runs."
         )
-    mode = _mode(given.get("mode", sweep.mode if metric == sweep.metric else _better(metric)))
+    mode = _mode(given.get("mode", sweep.mode if metric == sweep.metric else better_mode(metric)))
     return {"key": given["key"], "values": given["values"], "metric": metric, "mode": mode, "seeds": seeds}
 
 
@@ -287,11 +287,6 @@ def _mode(mode: Any) -> str:
     if mode not in ("max", "min"):
         raise MisconfigurationException(f"Found mode: {mode!r}. Expected 'max' or 'min'.")
     return mode
-
-
-def _better(metric: Any) -> str:
-    """The mode of a metric where none is given."""
-    return "min" if smaller_is_better(str(metric)) else "max"
 
 
 def _part(part: Any, where: str) -> list[int] | None:

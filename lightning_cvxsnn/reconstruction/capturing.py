@@ -83,7 +83,7 @@ class Captures:
         try:
             rows = validation()
             judging = self._programme(network, context, f"{stage}, validation", rows)
-        except Exception as error:
+        except Exception as error:  # whatever the user's loader or forward raises
             if self.settings.judge == "validation" or network.rows.ranks.size > 1:
                 raise MisconfigurationException(
                     f"The validation rows cannot judge: {error} Use judge='train' to leave them out."

@@ -156,7 +156,7 @@ def lent(
                 trainer_context(trainer, epoch, alone=alone),
                 validation_rows(trainer, pl_module, settings, ranks),
             )
-    except Exception as error:
+    except Exception as error:  # whatever it is
         if what == "warm start" or not ranks.in_step:
             raise
         with above_progress_bar(trainer):
