@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 __all__ = ["real_number", "real_tensor", "whole_number"]
+
+_WHOLE = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
 
 
 def real_number(value: object, name: str) -> float:
@@ -26,7 +29,8 @@ def whole_number(value: object, name: str) -> int:
     Raises:
         TypeError: It is no integer.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or (isinstance(value, Tensor) and value.numel() != 1):
+    whole = not isinstance(value, Tensor) or (value.numel() == 1 and value.dtype in _WHOLE)
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not whole:
         raise TypeError(f"{name} is {_what(value)}; expected an integer. Convert it with int().")
     return int(value)
 

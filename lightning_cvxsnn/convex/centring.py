@@ -16,6 +16,7 @@ __all__ = ["Centred", "centre"]
 
 _FAR = 16  # ranges from zero; taking off the middle is exact from there on
 _LARGE_COUNT = 1024
+_SMALL_COUNTS = torch.bool, torch.uint8, torch.int8
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +46,13 @@ def centre(data: Data, loss: LossFunction, fit_intercept: bool) -> Centred:
     """The rows, centred where that keeps digits; without an intercept and for counts, as they are."""
     if not fit_intercept:
         return Centred(data)
-    targets = _middle(*data.encoded.aminmax(dim=0)) if loss.follows_targets else None
-    columns = _far_columns(data.matrix)
+    matrix, encoded, counted = data.matrix, data.encoded, data.weight > 0
+    if not bool(counted.all()):  # rows of no weight may hold anything
+        matrix, encoded = matrix[counted], encoded[counted]
+    if not len(encoded):
+        return Centred(data)
+    targets = _middle(*encoded.aminmax(dim=0)) if loss.follows_targets else None
+    columns = _far_columns(matrix)
     if targets is not None:
         data = replace(data, encoded=data.encoded - targets)
     if columns is not None:
@@ -55,14 +61,19 @@ def centre(data: Data, loss: LossFunction, fit_intercept: bool) -> Centred:
 
 
 def _middle(low: Tensor, high: Tensor) -> Tensor | None:
-    """The middle of what is far from zero for its range, 0 for the rest; ``None`` if nothing is far."""
-    middle = low / 2 + high / 2
+    """The middle of what is far from zero for its range, 0 for the rest; ``None`` if nothing but constants is far.
+
+    Constants go with what is far, or with what varies by far less than they are.
+    """
+    middle, size = low / 2 + high / 2, torch.maximum(low.abs(), high.abs())
     far = torch.minimum(low.abs(), high.abs()) > _FAR * (high - low)
-    return torch.where(far, middle, 0.0) if bool((far & (low < high)).any()) else None
+    varying = torch.where(low < high, size, torch.inf)
+    needed = far & ((low < high) | (size > _FAR * varying.min()))
+    return torch.where(far, middle, 0.0) if bool(needed.any()) else None
 
 
 def _far_columns(matrix: Matrix) -> Tensor | None:
-    if not matrix.dtype.is_floating_point:
+    if matrix.dtype in _SMALL_COUNTS:
         return None
     count = largest_count(matrix)
     if count is not None and count <= _LARGE_COUNT:

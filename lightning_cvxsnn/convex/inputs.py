@@ -15,7 +15,7 @@ from lightning_cvxsnn.convex.solution import Point
 
 __all__ = [
     "Data", "Dictionary", "check_data", "check_dictionary", "check_held_out", "check_point", "check_ratio",
-    "check_rho", "check_weights",
+    "check_rho", "check_start", "check_weights",
 ]  # fmt: skip
 
 Dictionary = Tensor | DictionaryLike | Matrix
@@ -60,7 +60,7 @@ def check_dictionary(dictionary: Dictionary, blocks: Blocks | None = None) -> Ma
     elif isinstance(dictionary, PackedDictionary):
         source = dictionary
     elif isinstance(dictionary, DictionaryLike):
-        source = Entries(dictionary.to_dense(torch.float64))
+        source = Entries(dictionary.to_dense(torch.float64).detach())
     else:
         raise TypeError(
             f"dictionary is a {type(dictionary).__name__}; expected a torch.Tensor [n, P] or an object with "
@@ -161,7 +161,10 @@ def check_data(
             f"targets has {encoded.shape[0]} rows and dictionary has {matrix.shape[0]}; expected the same number. "
             "Pair every dictionary row with its target."
         )
-    return Data(matrix, encoded, check_weights(sample_weight, matrix.shape[0], matrix.device))
+    weight = check_weights(sample_weight, matrix.shape[0], matrix.device)
+    if loss.follows_targets:  # what a masked row holds instead of a target may be anything
+        encoded = torch.where(weight[:, None] > 0, encoded, 0.0)
+    return Data(matrix, encoded, weight)
 
 
 def check_held_out(held_out: Tensor, data: Data) -> Tensor:
@@ -190,6 +193,37 @@ def check_point(data: Data, coef: Tensor, intercept: Tensor | None, dual_point: 
     if dual_point is not None:
         dual_point = _finite(dual_point, "dual_point", (rows, outputs), device)
     return Point(coef, intercept, dual_point)
+
+
+def check_start(data: Data, init: Point) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A start as float64 on the matrix's device: coefficients of at most its columns, intercept, and a dual point.
+
+    The dual point is ``None`` where it is of other rows.
+
+    Raises:
+        TypeError: Not a point, or complex.
+        ValueError: Shapes that do not fit, NaN or infinity.
+    """
+    columns, outputs = data.matrix.shape[1], data.encoded.shape[1]
+    if not all(isinstance(getattr(init, name, None), Tensor) for name in ("coef", "intercept")):
+        raise TypeError(
+            f"init is a {type(init).__name__} without tensors coef and intercept; expected a Point, such as the "
+            "point of a solution, or None."
+        )
+    coef, intercept = real_tensor(init.coef, "coef of init"), real_tensor(init.intercept, "intercept of init")
+    dual_point = None if init.dual_point is None else real_tensor(init.dual_point, "dual_point of init")
+    shape = tuple(coef.shape)
+    if len(shape) != 2 or shape[0] > columns or shape[1] != outputs or tuple(intercept.shape) != (outputs,):
+        raise ValueError(
+            f"init has coef {shape} and intercept {tuple(intercept.shape)}; expected at most {columns} rows "
+            f"and exactly {outputs} outputs. Pass the point of a solution of the same programme, or init=None."
+        )
+    if dual_point is not None and dual_point.shape != data.encoded.shape:
+        dual_point = None
+    if not all(bool(torch.isfinite(t).all()) for t in (coef, intercept, dual_point) if t is not None):
+        raise ValueError("init holds NaN or infinite entries; expected finite numbers. Pass init=None.")
+    coef, intercept = coef.to(data.weight), intercept.to(data.weight)
+    return coef, intercept, None if dual_point is None else dual_point.to(data.weight)
 
 
 def _finite(tensor: Tensor, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -15,7 +15,15 @@ from torch import Tensor
 from lightning_cvxsnn.convex.algorithms import Algorithm, Minimum, StoppingRule, algorithm_for
 from lightning_cvxsnn.convex.centring import Centred, centre
 from lightning_cvxsnn.convex.certify import Certificate, Certifier
-from lightning_cvxsnn.convex.inputs import Data, Dictionary, check_data, check_held_out, check_point, check_rho
+from lightning_cvxsnn.convex.inputs import (
+    Data,
+    Dictionary,
+    check_data,
+    check_held_out,
+    check_point,
+    check_rho,
+    check_start,
+)
 from lightning_cvxsnn.convex.losses import Loss, loss_named, proof_named
 from lightning_cvxsnn.convex.penalties import ElasticNet, proof_of
 from lightning_cvxsnn.convex.presolve import Presolve, reduce
@@ -116,9 +124,15 @@ class Programme:
         return at_zero if constant <= 1e-9 * at_zero else constant
 
     def subset(self, rows: Tensor) -> Programme:
-        """The programme over some of the rows, a bool mask ``[n]`` or int64 positions; outputs stay as many."""
+        """The programme over some of the rows, a bool mask ``[n]`` or int64 positions; outputs stay as many.
+
+        Raises:
+            ValueError: No row is left.
+        """
         part = copy.copy(self)
         part.data = self.data.subset(rows)
+        if not len(part.data.weight):
+            raise ValueError("No row is left of the programme; expected a subset of at least one.")
         for name in ("centred", "presolve", "scale", "_steepest"):
             vars(part).pop(name, None)
         return part
@@ -175,7 +189,7 @@ class Programme:
             stop = StoppingRule(target, limits.max_iterations, started + seconds)
             answers = [self._answer(self._minimum(penalty, init, stop, algorithm), penalty.rho, target)]
             used = answers[0].minimum.iterations
-            left = None if limits.max_iterations is None else limits.max_iterations - used
+            left = None if limits.max_iterations is None else max(limits.max_iterations - used, 0)
             if init is not None and not answers[0].gap <= enough and left != 0 and not stop.late:
                 again = self._minimum(penalty, None, replace(stop, max_iterations=left), algorithm)
                 answers.append(self._answer(again, penalty.rho, target))  # the start led nowhere
@@ -191,7 +205,7 @@ class Programme:
             primal=best.proof.primal,
             dual=best.proof.dual,
             gap=best.gap,
-            converged=best.gap <= enough and math.isfinite(best.gap),
+            converged=abs(best.gap) <= enough and math.isfinite(best.gap),  # far below zero, it would prove nothing
             iterations=used,
             seconds=time.perf_counter() - started,
             algorithm=best.minimum.algorithm,
@@ -266,23 +280,6 @@ class Programme:
 
     def _restrict(self, init: Point) -> Point:
         """A start as a point of the reduced programme, without a dual point that belongs to other rows."""
-        columns, outputs = self.data.matrix.shape[1], self.data.encoded.shape[1]
-        if not all(isinstance(getattr(init, name, None), Tensor) for name in ("coef", "intercept")):
-            raise TypeError(
-                f"init is a {type(init).__name__} without tensors coef and intercept; expected a Point, such as the "
-                "point of a solution, or None."
-            )
-        shape = tuple(init.coef.shape)
-        if len(shape) != 2 or shape[0] > columns or shape[1] != outputs or tuple(init.intercept.shape) != (outputs,):
-            raise ValueError(
-                f"init has coef {shape} and intercept {tuple(init.intercept.shape)}; expected at most {columns} rows "
-                f"and exactly {outputs} outputs. Pass the point of a solution of the same programme, or init=None."
-            )
-        dual_point = init.dual_point
-        if dual_point is not None and dual_point.shape != self.data.encoded.shape:
-            dual_point = None
-        if not all(bool(torch.isfinite(t).all()) for t in (init.coef, init.intercept, dual_point) if t is not None):
-            raise ValueError("init holds NaN or infinite entries; expected finite numbers. Pass init=None.")
-        coef, intercept = init.coef, self.centred.intercept(init.coef, init.intercept)
-        coef, intercept = self.presolve.restrict(coef, intercept)
+        coef, intercept, dual_point = check_start(self.data, init)
+        coef, intercept = self.presolve.restrict(coef, self.centred.intercept(coef, intercept))
         return Point(coef, intercept, None if dual_point is None else self.presolve.restrict_dual(dual_point))

@@ -72,7 +72,7 @@ class Walk:
     def __init__(self, least_gain: float = 0.0, max_work: float = math.inf) -> None:
         if not 0 <= real_number(least_gain, "least_gain") < 1:
             raise ValueError(f"least_gain is {least_gain}; expected a share in [0, 1), such as 0.1.")
-        if not (isinstance(max_work, (int, float)) and max_work >= 0):
+        if not real_number(max_work, "max_work") >= 0:
             raise ValueError(f"max_work is {max_work}; expected a number of multiply-adds >= 0.")
         self.least_gain, self.max_work = least_gain, max_work
         self.rhos: list[float] = []

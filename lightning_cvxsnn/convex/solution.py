@@ -46,11 +46,11 @@ class Limits:
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        real_number(self.gap_tolerance, "gap_tolerance")
+        object.__setattr__(self, "gap_tolerance", real_number(self.gap_tolerance, "gap_tolerance"))
         if self.max_iterations is not None:
-            whole_number(self.max_iterations, "max_iterations")
+            object.__setattr__(self, "max_iterations", whole_number(self.max_iterations, "max_iterations"))
         if self.max_seconds is not None:
-            real_number(self.max_seconds, "max_seconds")
+            object.__setattr__(self, "max_seconds", real_number(self.max_seconds, "max_seconds"))
         if not math.isfinite(self.gap_tolerance) or self.gap_tolerance < 0:
             raise ValueError(f"gap_tolerance is {self.gap_tolerance}; expected a finite number >= 0, such as 1e-6.")
         if self.max_iterations is not None and self.max_iterations < 0:

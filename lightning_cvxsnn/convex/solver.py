@@ -63,8 +63,9 @@ def solve(
         init: Where to start, such as the ``point`` of an earlier solution; its dictionary may have had fewer columns.
         gap_tolerance: Gap to reach, relative to the objective of the best constant predictor (of ``W = 0`` without an
             intercept; of ``W = 0, b = 0`` if that constant is already perfect).
-        max_iterations: Limit of iterations of whichever algorithm runs. When it is reached, the best certified point so
-            far is returned with ``converged=False``.
+        max_iterations: Limit of iterations of whichever algorithm runs; for hinge, whose outputs are programmes of
+            their own, of all outputs' together, but one of each. When it is reached, the best certified point so far
+            is returned with ``converged=False``.
         max_seconds: Limit of wall-clock time with the same outcome; runs then no longer repeat exactly. It is looked at
             between iterations: checks, reductions, the iteration at hand and the certificate are always finished.
         solver: ``"own"``, or ``"cvxpy"`` for the independent reference (CVXPY with Clarabel).

@@ -28,7 +28,7 @@ class SpikeDictionary:
         packed_columns: P if the counts are zeros and ones stored as bits, eight columns to a byte; else ``None``.
 
     Raises:
-        ValueError: If the counts have another dtype.
+        ValueError: If the counts have another dtype or shape.
     """
 
     counts: Tensor
@@ -36,22 +36,30 @@ class SpikeDictionary:
     packed_columns: int | None = None
 
     def __post_init__(self) -> None:
-        if self.counts.dtype not in (torch.uint8, torch.uint16, torch.float32):
+        counts, packed = self.counts, self.packed_columns
+        if counts.dtype not in (torch.uint8, torch.uint16, torch.float32):
             raise ValueError(
-                f"Found counts of {self.counts.dtype}. Expected uint8, uint16 or float32; "
+                f"Found counts of {counts.dtype}. Expected uint8, uint16 or float32; "
                 "SpikeDictionary.from_values takes any."
+            )
+        if counts.dim() != 2:
+            raise ValueError(f"Found counts of shape {list(counts.shape)}. Expected [rows, columns].")
+        if packed is not None and (counts.dtype != torch.uint8 or counts.shape[1] != -(-packed // 8)):
+            raise ValueError(
+                f"Found counts {list(counts.shape)} of {counts.dtype} for {packed} columns stored as bits. Expected "
+                f"[rows, {-(-packed // 8)}] of uint8, as SpikeDictionary.packed() makes them."
             )
 
     @classmethod
     def from_values(cls, values: Tensor, scale: float = 1.0) -> "SpikeDictionary":
-        """Store ``values * scale`` in the smallest type that holds ``values`` exactly.
+        """Store ``values * scale``: counts below 65,536 exactly in the smallest type, all else rounded to float32.
 
         Args:
             values: ``[n, P]``, any real dtype.
             scale: The factor of every entry.
 
         Raises:
-            ValueError: If ``values`` is not a matrix or holds NaN or infinity.
+            ValueError: If ``values`` is not a matrix, is complex or holds NaN, infinity or what float32 does not hold.
 
         Example:
             >>> SpikeDictionary.from_values(torch.tensor([[0.0, 3.0], [1.0, 3.0]]), scale=0.25)
@@ -59,12 +67,21 @@ class SpikeDictionary:
         """
         if values.dim() != 2:
             raise ValueError(f"Expected values of shape [rows, columns], found {list(values.shape)}.")
+        if values.is_complex():
+            raise ValueError(f"Expected spikes or real numbers, found {values.dtype}.")
+        values = values.detach()
         if values.dtype in (torch.bool, torch.uint8):
             return cls(values.to(torch.uint8), scale)
-        if not values.isfinite().all():
-            raise ValueError("The readout's input holds NaN or infinity; expected spikes or finite numbers.")
-        if values.numel() and bool((values == values.round()).all()) and values.min() >= 0 and values.max() < 2**16:
-            return cls(values.to(torch.uint8 if values.max() < 2**8 else torch.uint16), scale)
+        if values.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has few operations on these
+            values = values.to(torch.int64)
+        if not values.to(torch.float32).isfinite().all():
+            raise ValueError(
+                "The readout's input holds NaN, infinity or numbers beyond 3e38; expected spikes or finite numbers."
+            )
+        if values.numel() and float(values.min()) >= 0 and bool((values == values.round()).all()):
+            largest = float(values.max())
+            if largest < 2**16:
+                return cls(values.to(torch.uint8 if largest < 2**8 else torch.uint16), scale)
         return cls(values.to(torch.float32), scale)
 
     @classmethod
@@ -89,7 +106,8 @@ class SpikeDictionary:
                 "the same scale."
             )
         ((rows, scale),), widths = found, [d.shape[1] for d in dictionaries]
-        joined = torch.empty(rows, sum(widths), dtype=widest_dtype(d.counts.dtype for d in dictionaries))
+        dtype = widest_dtype(d.counts.dtype for d in dictionaries)
+        joined = torch.empty(rows, sum(widths), dtype=dtype, device="cpu")
         for part, one in zip(torch.split(joined, widths, dim=1), dictionaries, strict=True):
             part.copy_(one.counts if one.packed_columns is None else one.block(slice(None)))
         return cls(joined, scale)
@@ -259,7 +277,8 @@ class SpikeDictionary:
             raise
         except Exception as error:  # damaged and foreign files raise about anything
             raise ValueError(f"{os.fspath(path)!r} is not a file that SpikeDictionary.save wrote: {error}") from error
-        if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
+        parts = {"format", "counts", "scale", "packed_columns"}
+        if not isinstance(saved, dict) or saved.get("format") != _FORMAT or saved.keys() != parts:
             raise ValueError(
                 f"{os.fspath(path)!r} holds something else than a SpikeDictionary of this version. Expected a file "
                 f"written by SpikeDictionary.save, of format {_FORMAT!r}."

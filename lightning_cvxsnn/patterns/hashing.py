@@ -20,4 +20,4 @@ def mix64(z: Tensor) -> Tensor:
 
 def random_keys(size: int, seed: int) -> Tensor:
     """The first ``size`` outputs of the generator, int64 ``[size]`` on the CPU."""
-    return mix64(seed + torch.arange(1, size + 1) * _GAMMA)
+    return mix64(seed + torch.arange(1, size + 1, device="cpu") * _GAMMA)

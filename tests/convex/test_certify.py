@@ -135,3 +135,22 @@ def test_bad_input() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             certificate(**({"rho": rho, "fit_intercept": True} | inputs | change))
+
+
+@pytest.mark.parametrize("rows", [300, 500, 1000])
+@pytest.mark.parametrize("constant", [0.1, 0.7, 7.5472])
+def test_equal_residuals_prove_nothing(rows: int, constant: float) -> None:
+    # once they are centred, all that is left of them is rounding error of one sign
+    g = torch.Generator().manual_seed(0)
+    matrix = torch.randn(rows, 3, generator=g, dtype=torch.float64)
+    asked: dict[str, Any] = {"loss": "squared", "rho": 0.01, "fit_intercept": True}
+    targets = torch.cat([matrix[:, :1], torch.full((rows, 1), constant, dtype=torch.float64)], 1)
+    optimum = solve(matrix, targets[:, :1], **asked).primal
+    written = torch.tensor([0.0, constant])  # float32, as in a network
+    assert certificate(matrix, targets, torch.zeros(3, 2), written, **asked).dual <= optimum + 1e-12
+    alone = solve(matrix, targets[:, 1:], **asked)
+    assert alone.converged
+    assert abs(alone.gap) <= 1e-20
+    shifted = 1.4 * torch.randn(rows, 1, generator=g, dtype=torch.float64) + 3
+    best = solve(matrix, shifted, **asked, gap_tolerance=1e-10).primal
+    assert certificate(matrix, shifted, torch.zeros(3, 1), dual_point=torch.ones(rows, 1), **asked).dual <= best + 1e-9

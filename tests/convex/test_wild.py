@@ -84,6 +84,7 @@ def test_a_bad_start_is_never_worse_than_none(loss: Any) -> None:
         ({"rho": None}, TypeError, "rho is None"),
         ({"rho": 1j}, TypeError, "rho is 1j"),
         ({"num_outputs": 2.0}, TypeError, "num_outputs is 2.0; expected an integer"),
+        ({"num_outputs": torch.tensor(2.5)}, TypeError, "num_outputs is a Tensor; expected an integer"),
         ({"sample_weight": [1.0] * 4}, TypeError, "sample_weight is a list"),
         ({"fit_intercept": "yes"}, TypeError, "fit_intercept is a str"),
         ({"loss": ["hinge"]}, ValueError, "loss is"),
@@ -111,3 +112,86 @@ def test_wrong_types_elsewhere() -> None:
         mean_loss([[1.0]], y, loss="cross_entropy")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="held_out is a str"):
         path(torch.eye(4), y, held_out="last", **options)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("masked", [0.0, -3.0, 1e170])
+def test_rows_without_weight_may_hold_anything(loss: Any, masked: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    near = torch.randn(200, 20, generator=g).double()
+    used = torch.arange(200) < 195
+    labels = (near[:, 0] > 0).long()
+    values = near[:, :3].sum(1, keepdim=True) + 1e5
+    targets = torch.where(used[:, None], values, masked) if loss == "squared" else labels
+    matrix = torch.where(used[:, None], near + 1e6, min(masked, 0.0))
+    asked = {"loss": loss, "rho": 0.01, "fit_intercept": True}
+    found = solve(matrix, targets, sample_weight=used.double(), **asked)
+    assert found.converged
+    whole = values - 1e5 if loss == "squared" else labels
+    assert found.primal == pytest.approx(solve(near, whole, sample_weight=used.double(), **asked).primal, rel=1e-5)
+
+
+def test_a_large_constant_target_does_not_drown_the_others() -> None:
+    g = torch.Generator().manual_seed(0)
+    matrix = torch.randn(200, 20, generator=g).double()
+    targets = torch.cat([matrix[:, :3].sum(1, keepdim=True), torch.full((200, 1), 1e5).double()], 1)
+    found = solve(matrix, targets, loss="squared", rho=0.01, fit_intercept=True)
+    alone = solve(matrix, targets[:, :1], loss="squared", rho=0.01, fit_intercept=True)
+    assert found.converged
+    assert found.primal == pytest.approx(alone.primal, rel=1e-5)
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
+def test_large_integers_are_centred_in_any_dtype(l1_ratio: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    whole = torch.randint(0, 50, (9000, 1000), generator=g)
+    targets = whole[:, :3].double().sum(1, keepdim=True)
+    far = whole + 10**9 * torch.arange(1000)
+    asked: dict[str, Any] = {"loss": "squared", "rho": 0.01, "fit_intercept": True, "l1_ratio": l1_ratio}
+    found = solve(far, targets / targets.std(), **asked)  # too large to be converted once and for all
+    assert found.converged
+    assert found.primal == pytest.approx(solve(whole, targets / targets.std(), **asked).primal, rel=1e-5)
+
+
+@pytest.mark.parametrize(("size", "rho"), [(0.01, 1.0), (1.0, 10.0), (0.001, 0.001)])
+def test_hinge_with_ridge_at_any_penalty(size: float, rho: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    matrix, labels = size * torch.randn(200, 30, generator=g), torch.randint(0, 3, (200,), generator=g)
+    assert solve(matrix, labels, loss="hinge", rho=rho, l1_ratio=0.0, fit_intercept=True).converged
+
+
+def test_hinge_with_ridge_does_not_mind_where_counts_are() -> None:
+    g = torch.Generator().manual_seed(0)
+    counts, labels = torch.randint(0, 6, (60, 40), generator=g), torch.randint(0, 2, (60,), generator=g)
+    asked: dict[str, Any] = {"loss": "hinge", "rho": 1.0, "l1_ratio": 0.0, "fit_intercept": True}
+    near, far = (solve((counts + mean).to(torch.uint16), labels, **asked) for mean in (0, 300))
+    assert far.converged
+    assert far.primal == pytest.approx(near.primal, rel=1e-5)
+    assert far.iterations <= near.iterations + 5
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_start_of_trained_parameters_leaves_no_graph(loss: Any, l1_ratio: float) -> None:
+    problem = make(5, loss, rows=40, columns=20, outputs=3)
+    readout = torch.nn.Linear(20, 3)
+    found = solve(
+        **problem, rho=0.01, l1_ratio=l1_ratio, fit_intercept=True, init=Point(readout.weight.T, readout.bias)
+    )
+    assert found.converged
+    assert not found.coef.requires_grad
+    assert not found.dual_point.requires_grad
+
+
+def test_time_is_looked_at_between_the_outputs_of_an_iteration() -> None:
+    g = torch.Generator().manual_seed(0)
+    matrix, labels = torch.randn(1500, 800, generator=g), torch.randint(0, 10, (1500,), generator=g)
+    asked: dict[str, Any] = {"loss": "hinge", "rho": 1e-3, "l1_ratio": 0.0, "fit_intercept": True}
+    all_of_them = solve(matrix, labels, **asked, max_iterations=10).seconds
+    assert solve(matrix, labels, **asked, max_seconds=1e-3).seconds < 0.6 * all_of_them
+
+
+def test_nothing_is_left_of_a_programme() -> None:
+    programme = Programme(torch.eye(3), torch.arange(3), loss="hinge", fit_intercept=True)
+    with pytest.raises(ValueError, match="No row is left"):
+        programme.subset(torch.zeros(3, dtype=torch.bool))

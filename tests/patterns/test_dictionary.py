@@ -153,10 +153,11 @@ def _foreign_files(folder):
     torch.save({"weight": torch.zeros(2)}, folder / "weights")
     torch.save(torch.nn.Linear(1, 1), folder / "module")
     torch.save({"format": "lightning_cvxsnn.SpikeDictionary 2"}, folder / "later")
+    torch.save({"format": "lightning_cvxsnn.SpikeDictionary 1"}, folder / "without")
     (folder / "cut").write_bytes(whole[: len(whole) // 2])
     (folder / "text").write_text("patterns")
     (folder / "empty").write_bytes(b"")
-    return ["weights", "module", "later", "cut", "text", "empty"]
+    return ["weights", "module", "later", "without", "cut", "text", "empty"]
 
 
 def test_other_files_are_refused(tmp_path):
@@ -176,11 +177,28 @@ def test_rows():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [(torch.zeros(3), "shape"), (torch.tensor([[float("nan")]]), "NaN"), (torch.tensor([[float("inf")]]), "infinity")],
+    [
+        (torch.zeros(3), "shape"),
+        (torch.tensor([[float("nan")]]), "NaN"),
+        (torch.tensor([[float("inf")]]), "infinity"),
+        (torch.tensor([[1e39, 0.5]], dtype=torch.float64), "beyond 3e38"),
+        (torch.ones(1, 1, dtype=torch.complex64), "complex64"),
+    ],
 )
 def test_what_is_no_dictionary_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         SpikeDictionary.from_values(values)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.float16])
+def test_any_real_dtype(dtype):
+    found = SpikeDictionary.from_values(torch.tensor([[0, 3], [7, 1]]).to(dtype))
+    assert found.counts.dtype == torch.uint8
+    assert found.to_dense().tolist() == [[0.0, 3.0], [7.0, 1.0]]
+
+
+def test_no_graph_is_kept():
+    assert not SpikeDictionary.from_values(torch.rand(2, 2, requires_grad=True)).counts.requires_grad
 
 
 @given(st.lists(st.tuples(_matrices(1, columns=9), st.sampled_from([1, 200, 300, 0.5])), min_size=1, max_size=4))
@@ -213,6 +231,11 @@ def test_columns():
 def test_other_counts_and_other_shapes_are_refused():
     with pytest.raises(ValueError, match=r"counts of torch.float64. Expected uint8, uint16 or float32"):
         SpikeDictionary(torch.rand(3, 4).double())
+    with pytest.raises(ValueError, match=r"counts of shape \[3\]"):
+        SpikeDictionary(torch.ones(3, dtype=torch.uint8))
+    for counts in (torch.ones(3, 1, dtype=torch.uint8), torch.ones(3, 13)):
+        with pytest.raises(ValueError, match=r"100 columns stored as bits. Expected \[rows, 13\] of uint8"):
+            SpikeDictionary(counts, packed_columns=100)
     dictionary = SpikeDictionary(torch.ones(3, 4, dtype=torch.uint8))
     for coef in (torch.ones(4), torch.ones(3, 2)):
         with pytest.raises(ValueError, match=r"coef of shape .* Expected \[4, outputs\]"):

@@ -43,7 +43,7 @@ _FIRST_COLUMNS = 100  # that enter a working set together, or as many as there a
 _DENSE = 0.3  # share of the columns in use beyond which a rough start costs more than it saves
 _SETTLED = 0.1  # share of the gap that a round's minimum may be missed by
 _ROUNDING = 1e-15  # relative to the objective
-_PATIENCE = 4  # rounds without progress
+_PATIENCE = 12  # rounds without progress: as many as take the first width, far from the outputs' own, to theirs
 _STEEP = 0.3  # of the slope at the start of a step: at the end of a full one, at most
 _HALVINGS = 50  # of a step, at most
 
@@ -92,6 +92,8 @@ class _Rounds:
         self.tolerance, self.stop = stop.tolerance / outputs, stop
         every = torch.arange(columns, device=self.sign.device)
         self.bend = self.sign.new_ones(columns) * penalty.bend(every)
+        centred = programme.fit_intercept and penalty.l1 == 0
+        self.mean = programme.matrix.T @ (self.weight / self.weight.sum()) if centred else self.sign.new_zeros(columns)
         self.best = start.coef.T.clone()
         self.value, self.best_intercept = objectives(programme, penalty, self.sign, self.best)
         constant, centre = objectives(programme, penalty, self.sign, torch.zeros_like(self.best))
@@ -124,7 +126,7 @@ class _Rounds:
             self._keep(alive)
             gap = (self.value - self.bound)[alive]
             report_gap(float(gap.max()), self.tolerance, float(self.value[alive].max()))
-            missed = self._missed(alive, descent) + tilt.abs()
+            missed = self._missed(alive, descent, tilt) + tilt.abs()
             settled = self.moved[alive] & (missed <= (_SETTLED * gap).maximum(_ROUNDING * self.value[alive]))
             if bool(settled.any()):
                 self._end_round(alive[settled], share[settled])
@@ -132,7 +134,7 @@ class _Rounds:
                 continue
             if self.dense:
                 break
-            if used + len(alive) > limit or self.stop.late:
+            if (used + len(alive) > limit and (used or not limit)) or self.stop.late:
                 self._prove(alive, self.weight * share)
                 break
             self._move(alive, raw, slope, tilt)
@@ -149,10 +151,10 @@ class _Rounds:
         l1 = self.penalty.l1
         return torch.where(coef != 0, slope + l1 * coef.sign(), soft_threshold(slope, l1))
 
-    def _missed(self, alive: Tensor, descent: Tensor) -> Tensor:
+    def _missed(self, alive: Tensor, descent: Tensor, tilt: Tensor) -> Tensor:
         """About how far the rounds' objectives are from their minima, but for the intercepts."""
-        if self.penalty.l1 == 0:
-            return (descent.square() / self.bend).sum(1) / 2
+        if self.penalty.l1 == 0:  # the intercepts take part: slopes are those of centred columns
+            return ((descent - tilt[:, None] * self.mean).square() / self.bend).sum(1) / 2
         return descent.abs().amax(1) / self.penalty.l1 * self.value[alive]  # scaled to feasible, multipliers lose that
 
     def _open(self) -> Tensor:
@@ -184,8 +186,10 @@ class _Rounds:
 
     def _move(self, alive: Tensor, raw: Tensor, slope: Tensor, tilt: Tensor) -> None:
         """A Newton step of every output, as far as the objective falls."""
-        step, shift = torch.empty_like(slope), torch.empty_like(tilt)
+        step, shift = torch.zeros_like(slope), torch.zeros_like(tilt)
         for k in range(len(alive)):
+            if k and self.stop.late:
+                break
             newton = self._newton if self.penalty.l1 == 0 else partial(self._sparse_newton, self.coef[alive[k]])
             step[k], shift[k] = newton(raw[k], self.width[alive[k]], slope[k], tilt[k])
         change = (self.programme.matrix @ step.T).T + shift[:, None]
@@ -216,7 +220,8 @@ class _Rounds:
         """Newton's step of one output: of its coefficients ``[p]`` and its intercept."""
         band = ((raw > 0) & (raw < 1)).nonzero()[:, 0]
         scale = self.bend.rsqrt()
-        rows = self.programme.matrix[band].to_dense() * scale
+        rows = (self.programme.matrix[band].to_dense() - self.mean) * scale
+        slope = slope - tilt * self.mean
         curvature = self.weight[band] / width
         rows *= curvature.sqrt()[:, None]
         border = curvature.sqrt() @ rows
@@ -227,7 +232,8 @@ class _Rounds:
         corner = (curvature.sum() - border @ bordered).clamp_min(1e-12 * float(self.weight.sum() / width))
         reach = width * (1 + raw.abs().amax())  # beyond, the band would be empty
         shift = ((-tilt - border @ solved) / corner).clamp(-reach[0], reach[0])
-        return scale * (solved - shift * bordered), shift
+        step = scale * (solved - shift * bordered)
+        return step, shift - self.mean @ step
 
     def _sparse_newton(
         self, coef: Tensor, raw: Tensor, width: Tensor, slope: Tensor, tilt: Tensor

@@ -145,7 +145,7 @@ class _Descent:
             size = int(working.sum())
             if size == 0:
                 break  # nothing in use and nothing violates: only rounding error is left
-            length = self._step(gradient, working, size, self.penalty.at(current))
+            length = self._step(gradient, working, size, self.penalty.at(current), stop)
             if near and length < 1:
                 current = math.inf  # the start was not near
             elif not self._adapt(length, current):
@@ -204,7 +204,7 @@ class _Descent:
         worst = violation.topk(min(most, violation.shape[0]), 0)
         return working.scatter(0, worst.indices, working.gather(0, worst.indices) | (worst.values > 0))
 
-    def _step(self, gradient: Tensor, working: Tensor, size: int, penalty: ElasticNet) -> float:
+    def _step(self, gradient: Tensor, working: Tensor, size: int, penalty: ElasticNet, stop: StoppingRule) -> float:
         """Towards the minimiser of the model over ``size`` entries; the length of the step, 0 if nothing descends."""
         support, ridge = self.coef != 0, self._ridge(penalty)
         weights = penalty.weights(self.penalised)
@@ -214,7 +214,7 @@ class _Descent:
         turns = (self.unsettled and size > self.settings.small_model) or size > self.settings.largest_model
         if self.coupled and not turns:
             return self._together(gradient, working, weights, ridge, raised)
-        length = self._in_turn(gradient, working, weights, ridge, raised)
+        length = self._in_turn(gradient, working, weights, ridge, raised, stop)
         changed = int((support != (self.coef != 0)).sum())
         self.unsettled = penalty.rho > self.penalty.rho or changed > _SETTLED * int(support.sum())
         return length
@@ -230,15 +230,23 @@ class _Descent:
         return True
 
     def _in_turn(
-        self, gradient: Tensor, working: Tensor, weights: Tensor, ridge: Tensor, raised: Tensor | None
+        self,
+        gradient: Tensor,
+        working: Tensor,
+        weights: Tensor,
+        ridge: Tensor,
+        raised: Tensor | None,
+        stop: StoppingRule,
     ) -> float:
-        """A step of each output, given those before it; the shortest length."""
+        """A step of each output, given those before it, until it is late; the shortest length."""
         lengths: list[float] = []
         self.outputs, self.coef = self.outputs.clone(), self.coef.clone()
         for c in range(self.outputs.shape[1]):
             rows = working[:, c].nonzero()[:, 0]
             if rows.numel() == 0:
                 continue
+            if lengths and stop.late:
+                break
             own, target = self.loss.one_output(self.outputs, c), self.encoded[:, c, None]
             if self.loss.quadratic:
                 hessian, descent = self.grams.of(rows), gradient[rows, c]

@@ -119,7 +119,7 @@ class _Descent:
             if gap > _SLOW * before:
                 self.rough = self.exact
             before = gap
-            step = self._newton(gradient, max(_FORCING * gap, _FINAL * stop.tolerance))
+            step = self._newton(gradient, max(_FORCING * gap, _FINAL * stop.tolerance), stop)
             if not self._move(step, value, float((gradient * step).sum())):
                 if self.rough is self.exact:
                     break  # only rounding error is left
@@ -136,8 +136,8 @@ class _Descent:
         if self._value(x, outputs) <= self._value(self.x, self.outputs):
             self.x, self.outputs = x, outputs
 
-    def _newton(self, gradient: Tensor, enough: float) -> Tensor:
-        """The step to where the model's own gap is ``enough``, or near it."""
+    def _newton(self, gradient: Tensor, enough: float, stop: StoppingRule) -> Tensor:
+        """The step to where the model's own gap is ``enough``, or near it, or as far as there is time."""
         local = self.loss.local(self.outputs, self.encoded)
         if self.factors:
             return self._factored(gradient, local)
@@ -164,7 +164,7 @@ class _Descent:
                 break
             step = step + product / curvature * direction
             residual = residual - product / curvature * curved
-            if self._gap(residual) <= enough:
+            if self._gap(residual) <= enough or stop.late:
                 break
         else:
             self.factors = gradient.numel() <= _FACTORED and self.exact.copy is not None

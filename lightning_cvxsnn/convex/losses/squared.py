@@ -66,10 +66,13 @@ class SquaredProof(LossProof):
     @override
     def repair(self, point: Tensor, encoded: Tensor, scale: Tensor, fit_intercept: bool) -> Tensor:
         point = torch.where(scale > 0, point, 0.0)
-        if fit_intercept and bool((share := scale.sum()) > 0):
-            for _ in range(2):  # the second pass removes the rounding error of the first
-                point = point - scale / share * point.sum(0)
-        return point
+        if not fit_intercept or not bool((share := scale.sum()) > 0):
+            return point
+        for _ in range(2):  # the second pass removes the rounding error of the first
+            point = point - scale / share * point.sum(0)
+        # of equal residuals nothing but such errors is left, all of one sign: any multiple would break the equality
+        balanced = point.sum(0).abs() <= 1e-12 * point.abs().sum(0)
+        return torch.where(balanced, point, 0.0)
 
     @override
     def ray(self, point: Tensor, encoded: Tensor, weight: Tensor) -> RayProof:
