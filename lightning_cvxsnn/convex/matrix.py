@@ -13,6 +13,7 @@ from typing import Protocol, overload, runtime_checkable
 import torch
 from torch import Tensor
 
+from lightning_cvxsnn.convex.gemm import few, multiply
 from lightning_cvxsnn.runtime.work import count_work
 
 __all__ = ["Blocks", "DictionaryLike", "Entries", "Gathered", "Matrix", "PackedDictionary", "add_gram", "slices"]
@@ -258,9 +259,14 @@ class _Transposed:
 def add_gram(total: Tensor, wide: Tensor, factor: float = 1.0) -> None:
     """Add ``factor * wide @ wide^T``, ``[k, k]`` of ``[k, m]``, on and below the diagonal."""
     count_work(wide.numel() * len(wide) // 2)
+    copied = not few(wide)
     for cached in slices(wide.shape[1], _CACHED // max(len(wide), 1)):
+        rows = wide[:, cached].contiguous() if copied else wide[:, cached]
         for part in slices(len(wide), _STRIPE):
-            total[part.start :, part].addmm_(wide[part.start :, cached], wide[part, cached].T, alpha=factor)
+            if copied:
+                total[part.start :, part].add_(multiply(rows[part.start :], rows[part].T), alpha=factor)
+            else:
+                total[part.start :, part].addmm_(rows[part.start :], rows[part].T, alpha=factor)
 
 
 def slices(rows: int, step: int) -> Iterator[slice]:

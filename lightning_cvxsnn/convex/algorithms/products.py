@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from lightning_cvxsnn.convex.gemm import few, multiply
 from lightning_cvxsnn.convex.matrix import Matrix, add_gram, slices
 from lightning_cvxsnn.runtime.work import count_work
 
@@ -71,13 +72,14 @@ class Products:
         assert other.copy is not None
         count_work(self.rows * self.columns * other.columns)
         weighted = other.copy * root.square()
-        product = (self.copy.T @ weighted) * self.factor[:, None] * other.factor
+        product = multiply(self.copy.T, weighted) * self.factor[:, None] * other.factor
         total = float(root.square().sum())
         return product - total * torch.outer(self.shift, other.shift)
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of rows and their entries, without mean and factor."""
-        size = _BLOCK if self.matrix.device.type == "cpu" else _WHOLE
+    def blocks(self, wide: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of rows and their entries, without mean and factor, for products with ``wide [C, ...]``."""
+        whole = wide is not None and self.copy is not None and not few(wide)  # a slice of columns would have gaps
+        size = _BLOCK if self.matrix.device.type == "cpu" and not whole else _WHOLE
         step = max(size // max(self.columns, 1), 1)
         for start in range(0, self.rows, step):
             part = slice(start, min(start + step, self.rows))
@@ -120,13 +122,13 @@ class Products:
         if not bool(wide.any()):
             return constant.expand(-1, self.rows).T
         count_work(self.rows * step.numel())
-        return torch.cat([wide @ block.T for _, block in self.blocks()], 1).add_(constant).T
+        return torch.cat([multiply(wide, block.T) for _, block in self.blocks(wide)], 1).add_(constant).T
 
     def slopes(self, rows: Tensor) -> Tensor:
         """``A^T rows``, ``[C, p (+ 1)]``, of ``rows [n, C]``."""
         count_work(rows.numel() * self.columns)
         wide = rows.to(self.dtype).T.contiguous()
-        total = sum(wide[:, part] @ block for part, block in self.blocks())
+        total = sum(multiply(wide[:, part].contiguous(), block) for part, block in self.blocks(wide))
         return self._outer(torch.as_tensor(total), wide.sum(1))
 
     def curved(self, step: Tensor, bend: Callable[[slice, Tensor], Tensor]) -> Tensor:
@@ -134,9 +136,9 @@ class Products:
         count_work(2 * self.rows * step.numel())
         wide, constant = self._inner(step)
         total, mass = torch.zeros_like(wide), torch.zeros_like(wide[:, 0])
-        for part, block in self.blocks():
-            change = bend(part, (wide @ block.T).add_(constant).T).T
-            total += change @ block
+        for part, block in self.blocks(wide):
+            change = bend(part, multiply(wide, block.T).add_(constant).T).T.contiguous()
+            total += multiply(change, block)
             mass += change.sum(1)
         return self._outer(total, mass)
 

@@ -128,16 +128,17 @@ def test_the_gap_that_ends_newton_is_that_of_the_certificate() -> None:
 @pytest.mark.parametrize(("loss", "outputs"), [("cross_entropy", 5), ("cross_entropy", 1), ("squared_hinge", 3)])
 def test_rows_that_a_readout_is_sure_of_cost_little(loss: Any, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only rows near a decision bend the objective, far from what holds for the mean over rows."""
-    generator = torch.Generator().manual_seed(2)
-    matrix = torch.randn(1500, 120, generator=generator) * torch.logspace(0, -1.5, 120)
-    targets = (matrix @ torch.randn(120, max(outputs, 2), generator=generator)).argmax(1)
-    work = []
-    for patience in (1e9, ridge._PATIENCE):
-        monkeypatch.setattr(ridge, "_PATIENCE", patience)
-        found = solve(matrix, targets, loss=loss, rho=1e-7, l1_ratio=0.0, fit_intercept=True, num_outputs=outputs)
-        assert found.converged
-        work.append(found.work)
-    assert work[1] < work[0] / 2
+    own, work = ridge._PATIENCE, {1e9: 0.0, ridge._PATIENCE: 0.0}
+    for seed in (2, 3, 4):  # where rounding leads without blocks is a lottery
+        generator = torch.Generator().manual_seed(seed)
+        matrix = torch.randn(1500, 120, generator=generator) * torch.logspace(0, -1.5, 120)
+        targets = (matrix @ torch.randn(120, max(outputs, 2), generator=generator)).argmax(1)
+        for patience in work:
+            monkeypatch.setattr(ridge, "_PATIENCE", patience)
+            found = solve(matrix, targets, loss=loss, rho=1e-7, l1_ratio=0.0, fit_intercept=True, num_outputs=outputs)
+            assert found.converged
+            work[patience] += found.work
+    assert work[own] < work[1e9] / 2
 
 
 def kept(loss: str, outputs: int, intercept: bool) -> Any:
