@@ -42,27 +42,45 @@ command with one line and status 2; set CVXSNN_TRACEBACK=1 to see where it was f
 _OURS = (ArgumentError, MisconfigurationException)
 
 
-class _DoctorCLI(CvxsnnCLI):
-    """Whatever configures ``fit`` configures this; the network is examined in its place."""
+class _Examined(Exception):
+    """Ends a fit that has served its purpose."""
 
-    def fit(self, model: pl.LightningModule, ckpt_path: str | None = None, **_: Any) -> None:
-        """Print the diagnosis of ``model``, of the checkpoint's weights if one is given."""
-        if self.datamodule is None:
-            raise MisconfigurationException("Found no data. Expected a LightningDataModule: pass --data CLASS.")
-        if ckpt_path is not None:
+
+class _Examine(pl.Callback):
+    """Prints the diagnosis of what is about to be trained, with the weights of a checkpoint if given; ends the fit."""
+
+    def __init__(self, ckpt_path: str | None, arguments: dict[str, Any]) -> None:
+        self.ckpt_path, self.arguments = ckpt_path, arguments
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.ckpt_path is not None:
             try:
-                model.load_state_dict(torch.load(ckpt_path, map_location="cpu", weights_only=True)["state_dict"])
+                weights = torch.load(self.ckpt_path, map_location="cpu", weights_only=True)["state_dict"]
+                pl_module.load_state_dict(weights)
             except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+                told = "" if isinstance(error, pickle.UnpicklingError) else f" ({error})"  # it advises unsafe loading
                 raise MisconfigurationException(
-                    f"Found ckpt_path={ckpt_path!r}, which does not load ({error}). Expected a checkpoint of this "
-                    "network."
+                    f"Found ckpt_path={self.ckpt_path!r}, which does not load{told}. Expected the file of a checkpoint "
+                    "of this network."
                 ) from error
-        self.datamodule.prepare_data()
-        self.datamodule.setup("fit")
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        ours = [c.settings for c in callbacks if isinstance(c, lightning_cvxsnn.ConvexReconstruction)]
+        print(lightning_cvxsnn.diagnose(pl_module, trainer.train_dataloader, **self.arguments))
+        raise _Examined
+
+
+class _DoctorCLI(CvxsnnCLI):
+    """Whatever configures ``fit`` configures this; the network is examined in its place, set up by the Trainer."""
+
+    def fit(self, model: pl.LightningModule, datamodule: Any = None, ckpt_path: str | None = None, **_: Any) -> None:
+        """Print the diagnosis of ``model``."""
+        trainer: Any = self.trainer
+        ours = [c.settings for c in trainer.callbacks if isinstance(c, lightning_cvxsnn.ConvexReconstruction)]
         arguments = {name: value for name, value in asdict(ours[0]).items() if name != "dry_run"} if ours else {}
-        print(lightning_cvxsnn.diagnose(model, self.datamodule.train_dataloader(), **arguments))
+        trainer.callbacks, trainer.loggers, trainer.num_sanity_val_steps = [_Examine(ckpt_path, arguments)], [], 0
+        try:
+            trainer.fit(model, datamodule=datamodule)
+        except _Examined:
+            return
+        raise MisconfigurationException("Found nothing to train. Expected a Trainer of an epoch and a batch at least.")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -79,6 +97,9 @@ def main(args: list[str] | None = None) -> None:
             # Lightning's own call of a name that torch has deprecated.
             warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
             _run(arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("cvxsnn: stopped\n")
+        sys.exit(130)
     except Exception as error:
         _fail(error)
 
@@ -126,6 +147,18 @@ def _extra_packages() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _files() -> Iterator[None]:
+    """Say which file or folder is in the way where reading or writing fails."""
+    try:
+        yield
+    except OSError as error:
+        raise MisconfigurationException(
+            f"Found no way to write or read {str(error.filename)!r} ({error.strerror}). Expected a place that can be "
+            "written: pass another --output."
+        ) from error
+
+
 def _ablate(arguments: list[str]) -> None:
     with _extra_packages():
         from lightning_cvxsnn.ablation.runner import ablate
@@ -138,7 +171,9 @@ def _ablate(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     with _extra_packages():  # those of the report are wanted when all is trained: too late to say so
         importlib.import_module("lightning_cvxsnn.ablation.report")
-    if not ablate(**given.as_dict()):
+    with _files():
+        finished = ablate(**given.as_dict())
+    if not finished:
         sys.exit(1)
 
 
@@ -155,15 +190,16 @@ def _read_runs(command: str, arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     with _extra_packages():
         from lightning_cvxsnn.ablation import compare, report
-    if command == "report":
-        print(f"Wrote {report.write_report(*given.folders, output=given.output)}")
-        return
-    frame = compare.compare_runs(given.a, given.b)
-    print(f"A = {given.a}, B = {given.b}")
-    compare.print_comparison(frame)
-    if given.output is not None:
-        compare.draw_comparison(given.a, given.b, given.output)
-        print(f"Wrote {given.output}")
+    with _files():
+        if command == "report":
+            print(f"Wrote {report.write_report(*given.folders, output=given.output)}")
+            return
+        frame = compare.compare_runs(given.a, given.b)
+        print(f"A = {given.a}, B = {given.b}")
+        compare.print_comparison(frame)
+        if given.output is not None:
+            compare.draw_comparison(given.a, given.b, given.output)
+            print(f"Wrote {given.output}")
 
 
 def _fail(error: Exception) -> NoReturn:

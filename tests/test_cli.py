@@ -1,5 +1,6 @@
 import csv
 import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -192,6 +193,77 @@ def test_the_doctor_examines_a_checkpoint(tmp_path, capsys):
             main(["doctor", *small, f"--ckpt_path={wrong}"])
         assert stop.value.code == 2
         assert wrong in capsys.readouterr().err
+
+
+SET_UP = """
+import torch
+from torch import nn
+from spikingjelly.activation_based import neuron
+import lightning_cvxsnn
+
+
+class Late(lightning_cvxsnn.LitSNN):
+    def __init__(self, dark: bool = False):
+        super().__init__(hidden=[16])
+        self.dark, self.late = dark, [self.readout]
+        del self.readout
+
+    def configure_model(self):
+        self.readout = self.late.pop()
+
+    def setup(self, stage):
+        assert self.trainer.world_size == 1
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        x, y = batch
+        return (0 * x if self.dark else x), y
+
+
+class Data(lightning_cvxsnn.DigitsDataModule):
+    def __init__(self, dark: bool = False):
+        super().__init__()
+        self.dark = dark
+
+    def setup(self, stage):
+        assert self.trainer.world_size == 1
+        super().setup(stage)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        x, y = batch
+        return (0 * x if self.dark else x), y
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("data", "dark"),
+    [("late.Data", []), ("late.Data", ["--data.dark=true"]), ("DigitsDataModule", ["--model.dark=true"])],
+)
+def test_the_doctor_examines_what_the_trainer_sets_up_and_transfers(tmp_path, capsys, data, dark):
+    (tmp_path / "late.py").write_text(SET_UP)
+    main(["doctor", "--model=late.Late", f"--data={data}", *dark])
+    printed = capsys.readouterr().out
+    if dark:  # as in fit, no row differs from another
+        assert "would refuse" in printed
+        assert "same pattern on every training row" in printed
+    else:
+        assert "would show its solution" in printed
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["late.py"]
+
+
+def test_the_doctor_of_a_fit_without_an_epoch(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "-c", str(DIGITS), "--trainer.max_epochs=0"])
+    assert stop.value.code == 2
+    assert "Found nothing to train" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("lightning_cvxsnn.demo.show_demo", lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as stop:
+        main(["demo"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "cvxsnn: stopped\n"
 
 
 def test_the_doctor_refuses_what_it_does_not_know(capsys):

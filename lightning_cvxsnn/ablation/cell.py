@@ -78,13 +78,19 @@ def run_cell(folder: Path) -> bool:
 
 
 def _told(error: BaseException) -> str:
-    """In one line what went wrong first: Lightning tidies up after an error, which may fail in turn."""
-    while error.__cause__ is None and error.__context__ is not None and not error.__suppress_context__:
+    """In one line what went wrong: Lightning tidies up after an error, which may fail in turn."""
+    while error.__cause__ is None and error.__context__ is not None and _tidying(error):
         error = error.__context__
     told = str(error)
     if "Does not validate against any of" in told:  # jsonargparse's, of all types that a value could have had
         told = one_line(told)
     return " ".join(f"{type(error).__name__}: {told}".split())
+
+
+def _tidying(error: BaseException) -> bool:
+    """Whether an error was raised while Lightning ended a fit."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_name in ("_teardown", "teardown", "on_exception", "_interrupt") for frame, _ in frames)
 
 
 def _train(folder: Path, cell: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +118,7 @@ def _train(folder: Path, cell: dict[str, Any]) -> dict[str, Any]:
 def _metrics(
     trainer: "pl.Trainer", model: "pl.LightningModule", data: "pl.LightningDataModule | None", test: bool
 ) -> dict[str, float]:
-    """Of a validation and of a test, where module and data have them."""
+    """Of a validation and of a test, where module and data have them; of one name, the test's has ``test/`` before."""
     metrics: dict[str, float] = {}
     for name, wanted in (("validate", True), ("test", test)):
         step, loader = ("validation_step", "val_dataloader") if name == "validate" else ("test_step", "test_dataloader")
@@ -120,7 +126,7 @@ def _metrics(
         parent = pl.LightningModule if data is None else pl.LightningDataModule
         if wanted and is_overridden(step, model) and is_overridden(loader, source, parent):
             for found in getattr(trainer, name)(model, datamodule=data, verbose=False):
-                metrics.update({key: float(value) for key, value in found.items()})
+                metrics |= {f"{name}/{key}" if key in metrics else key: float(value) for key, value in found.items()}
     return metrics
 
 

@@ -7,7 +7,7 @@ from statistics import mean
 import joblib
 from rich.console import Console
 
-from lightning_cvxsnn.ablation.state import read_state
+from lightning_cvxsnn.ablation.state import is_held, read_state
 from lightning_cvxsnn.ablation.sweep import Cell
 
 
@@ -34,6 +34,8 @@ def show_plan(console: Console, cells: Mapping[Path, Cell], jobs: int) -> None:
     for place, cell in cells.items():
         state, kind = states[place], (cell.task, cell.method)
         told: str = state["state"] if state else "to train"
+        if told == "running" and not is_held(place / "lock"):
+            told = "stopped, to train again"
         if told != "finished" and kind in known:
             total += mean(known[kind])
             told += f", about {spoken(mean(known[kind]))}"

@@ -74,7 +74,8 @@ def named(given: Any, kind: str) -> dict[str, dict[str, Any]]:
         wanted = name if overrides is None else own.get("preset")
         if wanted is not None and wanted not in presets(kind):
             raise MisconfigurationException(
-                f"Found {wanted!r} in {kind} without overrides. Expected overrides, or one of the presets: "
+                f"Found {wanted!r} in {kind}{' without overrides' if overrides is None else ' as a preset'}. Expected "
+                f"{'overrides, or ' if overrides is None else ''}one of the presets: "
                 f"{', '.join(presets(kind)) or 'there are none'}.{meant(wanted, presets(kind))}"
             )
         result[name] = dict(presets(kind)[wanted]) if wanted else {}

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_cvxsnn.ablation.metric_names import better_mode
 from lightning_cvxsnn.ablation.state import read_json
+from lightning_cvxsnn.ablation.sweep import Sweep
 
 #: From the best to keep to the worst, where two folders have the same cell.
 STATES = ("finished", "failed", "running", "not started")
@@ -75,7 +76,8 @@ def read_results(*folders: str | Path) -> Results:
     """Read run folders: those of one sweep, or of its shards.
 
     Args:
-        folders: Run folders. Where two have the same cell, the one that got further counts.
+        folders: Run folders. Where two have the same cell, the one that got further counts. Cells that ``sweep.yaml``
+            no longer has are left out.
 
     Returns:
         The frames.
@@ -94,8 +96,10 @@ def read_results(*folders: str | Path) -> Results:
                 "report for each."
             )
     cells: dict[str, dict[str, Any]] = {}
-    for folder in folders:
-        for cell in map(_read_cell, sorted((Path(folder) / "cells").iterdir())):
+    for folder, sweep in zip(folders, sweeps, strict=True):
+        places = sorted((Path(folder) / "cells").iterdir())
+        wanted = _wanted(sweep)
+        for cell in map(_read_cell, [place for place in places if wanted is None or place.name in wanted]):
             if cell is not None and _further(cell, cells.get(cell["id"])):
                 cells[cell["id"]] = cell
     if not cells:
@@ -112,6 +116,17 @@ def _read_sweep(folder: Path) -> dict[str, Any]:
     path = folder / "sweep.yaml"
     sweep = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     return sweep if isinstance(sweep, dict) else {}
+
+
+def _wanted(sweep: Mapping[str, Any]) -> set[str] | None:
+    """The cells of a sweep: a run folder may hold those of an earlier one; None where the file does not tell."""
+    if "methods" not in sweep:
+        return None
+    try:
+        read = Sweep(sweep)
+        return {cell.id for cell in [*read.choosing(), *read.cells()]}
+    except MisconfigurationException:
+        return None  # of a version with other keys
 
 
 def _read_cell(folder: Path) -> dict[str, Any] | None:

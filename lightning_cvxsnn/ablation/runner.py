@@ -27,6 +27,7 @@ from lightning_cvxsnn.ablation.state import (
     State,
     is_finished,
     metric_of,
+    outside,
     read_json,
     read_state,
     write_json,
@@ -81,7 +82,7 @@ class Run:
         texts = [[yaml.safe_dump(config, sort_keys=False) for config in cell.configs] for cell in cells]
         for cell, configs in zip(cells, texts, strict=True):
             place = self.place(cell)
-            if is_finished(place) and not _trained_with(place, cell.parts, configs):
+            if is_finished(place) and not _trained_with(place, cell, configs):
                 raise MisconfigurationException(
                     f"Found the finished cell '{place}', which had another configuration. Expected the sweep that made "
                     "it: use another --output, or delete that folder to train it again."
@@ -148,6 +149,8 @@ class Run:
         waiting = len(states) - finished - len(failed)
         told = f", {waiting} wait for other shards" if waiting else ""
         self.console.print(f"{finished} of {len(states)} cells finished, {len(failed)} failed{told}: {self.folder}")
+        if others := outside(self.folder, [*states]):
+            self.console.print(f"{len(others)} cells of an earlier sweep in {self.folder} are left out of the report.")
         if not waiting and finished:
             from lightning_cvxsnn.ablation.report import write_report  # pandas and matplotlib take seconds
 
@@ -230,12 +233,11 @@ def _all(run: Run, tried: list[Cell]) -> bool:
     return run.finish([*tried, *cells])
 
 
-def _trained_with(place: Path, parts: list[list[int] | None], configs: list[str]) -> bool:
-    """Whether a finished cell's folder has these configurations."""
-    files = [place / config_name(stage) for stage in range(len(configs))]
-    if read_json(place / "cell.json")["parts"] != parts or not all(file.exists() for file in files):
-        return False
-    return [file.read_text(encoding="utf-8") for file in files] == configs
+def _trained_with(place: Path, cell: Cell, configs: list[str]) -> bool:
+    """Whether a finished cell's folder has these configurations and as many threads."""
+    files, told = [place / config_name(stage) for stage in range(len(configs))], read_json(place / "cell.json") or {}
+    same = (told.get("parts"), told.get("threads")) == (cell.parts, cell.threads)
+    return same and all(file.exists() for file in files) and [f.read_text(encoding="utf-8") for f in files] == configs
 
 
 def failed_state(error: str, attempts: int = 0) -> State:
@@ -255,9 +257,16 @@ def _has_metric(place: Path, metric: str) -> bool:
     """Whether a cell has finished and has this metric; refuse the metric if it has finished without."""
     if not is_finished(place):
         return False
-    names = list(read_json(place / "result.json")["metrics"])
+    result = read_json(place / "result.json")
+    if not isinstance(result, dict):
+        raise MisconfigurationException(
+            f"Found no result.json in the finished cell '{place}'. Expected its metrics: delete that folder to train "
+            "it again."
+        )
+    names = list(result["metrics"])
     if metric not in names:
-        expected = f"one of {', '.join(names)}.{meant(metric, names)}" if names else "a module that logs it."
+        expected = f"one of {', '.join(names)}.{meant(metric, names)}" if names else "a module that logs it in"
+        expected += "" if names else " validation_step or test_step; what training_step logs is not compared."
         raise MisconfigurationException(f"Found no metric '{metric}'. Expected {expected}")
     return True
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
@@ -69,6 +69,12 @@ def metric_of(folder: Path, metric: str) -> float | None:
     result = read_json(folder / "result.json") if is_finished(folder) else None
     value = result["metrics"].get(metric) if isinstance(result, Mapping) else None
     return None if value is None else float(value)
+
+
+def outside(folder: Path, ids: Iterable[str]) -> list[Path]:
+    """Cells' folders of a run folder that are of none of these cells."""
+    known = set(ids)
+    return [place for place in sorted((folder / "cells").iterdir()) if place.is_dir() and place.name not in known]
 
 
 def is_held(lock: Path) -> bool:

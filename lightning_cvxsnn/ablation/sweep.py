@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_cvxsnn.ablation.metric_names import better_mode
+from lightning_cvxsnn.ablation.metric_names import better_mode, words_of
 from lightning_cvxsnn.ablation.overrides import Config, NotInListError, with_overrides
 from lightning_cvxsnn.ablation.reading import check_keys, distinct, mapping_of, named, read_yaml
 
@@ -27,6 +27,9 @@ _TRAINER = {
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
 }
+
+#: Keys of a Trainer whose null, which ``--print_config`` writes, says nothing.
+_UNSAID = {*_TRAINER, "default_root_dir", "callbacks"}
 
 Point = tuple[dict[str, Any], dict[str, Any]]  # settings by the names of their axes, and overrides
 
@@ -95,13 +98,17 @@ class Sweep:
         self.grid, self.list = given.get("grid") or {}, given.get("list") or []
         self.seeds = _seeds(given.get("seeds", [0]), "seeds")
         self.seed_keys = given.get("seed_keys") or []
+        if not isinstance(self.seed_keys, list) or not all(isinstance(key, str) for key in self.seed_keys):
+            raise MisconfigurationException(f"Found seed_keys: {self.seed_keys!r}. Expected a list of dotted keys.")
         self.baseline = given.get("baseline", next(iter(self.methods)))
-        if self.baseline not in self.methods:
+        if not isinstance(self.baseline, str) or self.baseline not in self.methods:
             raise MisconfigurationException(
                 f"Found baseline {self.baseline!r}. Expected a method of the sweep: {', '.join(self.methods)}."
             )
         self.metric = given.get("metric", "val_accuracy")
-        self.mode = _mode(given.get("mode", better_mode(str(self.metric))))
+        if not isinstance(self.metric, str):
+            raise MisconfigurationException(f"Found metric: {self.metric!r}. Expected the name of one that is logged.")
+        self.mode = _mode(given.get("mode", better_mode(self.metric)))
         self.threads = given.get("threads", 1)
         if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
             raise MisconfigurationException(f"Found threads: {self.threads!r}. Expected an integer >= 1.")
@@ -229,7 +236,8 @@ def _with_defaults(config: Config) -> Config:
         if str(name).endswith("Checkpoint"):
             del defaults["enable_checkpointing"]
             break
-    return {**config, "trainer": {**defaults, **trainer}}
+    given = {key: value for key, value in trainer.items() if value is not None or key not in _UNSAID}
+    return {**config, "trainer": {**defaults, **given}}
 
 
 def _axes(grid: Any, where: str) -> list[list[Point]]:
@@ -264,8 +272,8 @@ def _choose(given: Any, sweep: Sweep) -> dict[str, Any]:
                 f"Found {key}: {given.get(key)!r} in choose. Expected the dotted key and a list of its values."
             )
     distinct(given["values"], "choose: values")
-    metric = given.get("metric", sweep.metric if "test" not in sweep.metric else "val_accuracy")
-    if "test" in metric:
+    metric = given.get("metric", sweep.metric if "test" not in words_of(sweep.metric) else "val_accuracy")
+    if not isinstance(metric, str) or "test" in words_of(metric):
         raise MisconfigurationException(f"Found metric {metric!r} in choose. Expected one of the validation rows.")
     seeds = _seeds(given.get("seeds", [100]), "choose: seeds")
     if shared := set(seeds) & set(sweep.seeds):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -155,10 +156,15 @@ class TrainingRows:
 
 
 def rows_of(model: nn.Module, dataloader: Any, *, max_samples: int | None = None, seed: int = 0) -> TrainingRows:
-    """Training rows without a Trainer, on the device where the model's parameters are."""
+    """Training rows without a callback, brought to where the parameters are, by the hooks of a LightningModule."""
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
-    transfer = partial(move_data_to_device, device=device)
+    transfer: Callable[[Any], Any] = partial(move_data_to_device, device=device)
+    if isinstance(model, pl.LightningModule):
+
+        def transfer(batch: Any) -> Any:
+            return model._apply_batch_transfer_handler(model._on_before_batch_transfer(batch), device=device)
+
     return TrainingRows(model, dataloader, transfer=transfer, max_samples=max_samples, seed=seed)
 
 

@@ -29,8 +29,9 @@ def _dead_layers(reports: Sequence[SolveReport]) -> str | None:
     if not layers:
         return None
     return (
-        f"brought dead spiking layers to life: {', '.join(layers)}. They sent the same on every row; the report tells "
-        "how. Give them initial weights with which they fire now and then, or use witnesses='keep' to refuse them."
+        f"brought dead or half dead spiking layers to life: {', '.join(layers)}. Half of their units or more sent the "
+        "same on every row; the report tells how. Give them initial weights with which they fire now and then, or use "
+        "witnesses='keep' to refuse them."
     )
 
 

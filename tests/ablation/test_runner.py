@@ -1,6 +1,5 @@
 import csv
 import json
-import os
 import re
 import shutil
 import signal
@@ -15,103 +14,14 @@ import torch
 import yaml
 from filelock import FileLock
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from sweeps import BASE, LR, MINE, ablate, cells, read, results, states, write, written
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from lightning_cvxsnn import DigitsDataModule
 from lightning_cvxsnn.ablation.cell import command
 from lightning_cvxsnn.ablation.parts import see_part
-from lightning_cvxsnn.cli import main
 
-ROOT = Path(__file__).parent.parent.parent
-LR = "model.init_args.lr"
-BASE = {
-    "model": {"class_path": "LitSNN", "init_args": {"hidden": [8]}},
-    "data": "DigitsDataModule",
-    "trainer": {"max_epochs": 1, "accelerator": "cpu", "limit_train_batches": 2, "limit_val_batches": 2},
-}
-MINE = """
-import os
-import signal
-
-import lightning.pytorch as pl
-import torch
-from torch.utils.data import DataLoader
-
-from lightning_cvxsnn import DigitsDataModule
-
-
-class Broken(pl.Callback):
-    def on_train_start(self, trainer, pl_module):
-        raise RuntimeError("broken\\non purpose")
-
-
-class Killed(pl.Callback):
-    def on_train_start(self, trainer, pl_module):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Slow(pl.Callback):
-    def on_train_start(self, trainer, pl_module):
-        import time
-        time.sleep(2)
-
-
-class Workers(DigitsDataModule):
-    def train_dataloader(self):
-        print("threads", torch.get_num_threads())
-        return DataLoader(self.train, batch_size=64, num_workers=2)
-"""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _cells_find_the_package():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text(MINE)
-
-
-def write(**keys):
-    Path("sweep.yaml").write_text(yaml.safe_dump({"base": BASE, "methods": ["sg"], **keys}, sort_keys=False))
-
-
-def ablate(*arguments):
-    """The exit status of the command."""
-    try:
-        main(["ablate", "-c", "sweep.yaml", "--output=run", "--jobs=2", *arguments])
-    except SystemExit as stop:
-        return stop.code
-    return 0
-
-
-def read(folder, name):
-    return json.loads((Path(folder) / name).read_text())
-
-
-def cells(run="run"):
-    return {path.name: path for path in Path(run, "cells").iterdir()}
-
-
-def states(run="run"):
-    return {name: read(path, "state.json") for name, path in cells(run).items()}
-
-
-def results(run="run"):
-    """What does not depend on when and where a sweep ran."""
-    found = {name: read(path, "result.json") for name, path in cells(run).items()}
-    return {name: {k: v for k, v in result.items() if k != "cpu_seconds"} for name, result in found.items()}
-
-
-def written(run="run"):
-    return {path.parent.name: path.stat().st_mtime_ns for path in Path(run).glob("cells/*/result.json")}
-
-
-# -- one sweep --------------------------------------------------------------------------------------------------------
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def test_a_sweep_its_folder_and_the_same_command_again(capsys):

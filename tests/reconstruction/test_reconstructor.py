@@ -203,7 +203,7 @@ def test_a_squared_loss_has_no_accuracy():
 def test_dry_run_writes_nothing_and_says_what_would_happen():
     net = Net(gain=0.05)  # dead
     before = state(net)
-    with pytest.warns(UserWarning, match="brought dead spiking layers to life"):
+    with pytest.warns(UserWarning, match="brought dead or half dead spiking layers to life"):
         report = reconstruct(net, loader(), dry_run=True)
     assert report.accepted
     assert "would be accepted" in report.reason
@@ -214,7 +214,7 @@ def test_a_dead_network_is_brought_to_life():
     net = Net(gain=0.05)
     _, D, _ = dictionary_of(net, loader())
     assert D.abs().sum() == 0
-    with pytest.warns(UserWarning, match="brought dead spiking layers to life: 'hidden.1'"):
+    with pytest.warns(UserWarning, match="brought dead or half dead spiking layers to life: 'hidden.1'"):
         report = reconstruct(net, loader(), beta=0.02)
     assert report.repaired.startswith("'hidden.1' (24 of 24 units silent, 0 saturated; 'hidden.0' times")
     assert report.silent < 24
@@ -510,7 +510,7 @@ def test_dead_layers_of_a_deep_network_send_on_what_they_receive():
     net = LitSNN(in_features=FEATURES, hidden=[24, 24, 24, 40], num_classes=CLASSES)
     before, (x, y) = state(net), rows()
     data = DataLoader(TensorDataset(x[:, None].expand(-1, 4, -1), y), 64)
-    with pytest.warns(UserWarning, match="brought dead spiking layers to life: 'layers.1', 'layers.3'"):
+    with pytest.warns(UserWarning, match="brought dead or half dead spiking layers to life: 'layers.1', 'layers.3'"):
         report = reconstruct(net, data, beta=0.02)
     assert report.accepted
     assert "'layers.4' now sends on the spikes of the layer below" in report.repaired

@@ -9,7 +9,7 @@ from lightning_cvxsnn import reconstruct
 
 
 def test_a_report_is_a_line_and_a_table():
-    with pytest.warns(UserWarning, match=r"brought dead spiking layers to life: 'hidden.1'\. They sent"):
+    with pytest.warns(UserWarning, match=r"brought dead or half dead spiking layers to life: 'hidden.1'\. Half of"):
         report = reconstruct(Net(gain=0.05), loader(), beta=0.02)
     assert "\n" not in report.line()
     assert "units silent" not in report.line()
