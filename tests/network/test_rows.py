@@ -24,7 +24,7 @@ from torch.utils.data import (
 )
 
 from lightning_cvxsnn.network.loader import seed_generators
-from lightning_cvxsnn.network.rows import TrainingRows, unpack
+from lightning_cvxsnn.network.rows import TrainingRows, rows_of, unpack
 from lightning_cvxsnn.runtime.rng import isolate_rng
 
 
@@ -331,3 +331,24 @@ def test_seeding_repeats_draws_and_touches_only_what_is_put_back(monkeypatch):
         first = torch.rand(()), random.random(), np.random.rand()
         seed_generators(3)
         assert (torch.rand(()), random.random(), np.random.rand()) == first
+
+
+class Shifted(Net):
+    """Changes what a loader gives before it trains on it."""
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return [batch[0] + 1, batch[1]]
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        self.sent_to = device
+        return [part.to(device) for part in batch]
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return [2 * batch[0], batch[1]]
+
+
+def test_without_a_trainer_the_hooks_of_the_module_are_followed():
+    net, (x, y) = Shifted(), rows()
+    found = list(rows_of(net, [[x, y]]))
+    assert torch.equal(torch.cat([batch.x for batch in found]), 2 * (x + 1))
+    assert net.sent_to == torch.device("cpu")
