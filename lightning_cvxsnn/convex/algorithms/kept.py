@@ -11,7 +11,7 @@ from lightning_cvxsnn.convex.algorithms.spectrum import gram
 __all__ = ["KeptHessian"]
 
 _NEARLY_ALL = 0.99  # of the curvature of an output, which few rows may hold: enough to precondition
-_FEW = 0.95  # share of the rows up to which a copy of them pays
+_FEW = 0.6  # share of the rows up to which a copy of them pays
 _WORTH = 1 / 24  # of its columns: the steps of conjugate gradients that cost as much as forming it
 _LEAST = 100  # such steps, where it is small
 

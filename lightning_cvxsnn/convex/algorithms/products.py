@@ -78,8 +78,10 @@ class Products:
 
     def blocks(self, wide: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Slices of rows and their entries, without mean and factor, for products with ``wide [C, ...]``."""
-        whole = wide is not None and self.copy is not None and not few(wide)  # a slice of columns would have gaps
-        size = _BLOCK if self.matrix.device.type == "cpu" and not whole else _WHOLE
+        if wide is not None and self.copy is not None and not few(wide):  # slices of columns would have gaps
+            yield slice(0, self.rows), self.copy
+            return
+        size = _BLOCK if self.matrix.device.type == "cpu" else _WHOLE
         step = max(size // max(self.columns, 1), 1)
         for start in range(0, self.rows, step):
             part = slice(start, min(start + step, self.rows))
