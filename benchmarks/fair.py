@@ -187,6 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     summary.print(options.tasks)
     if options.markdown:
         print(summary.markdown(options.tasks, "ConvexReconstruction()"))
+        print(summary.arms([task for task in options.tasks if EVERY[task].loss != "squared"], "ConvexReconstruction()"))
     if options.plot:
         summary.plot(options.tasks).savefig(options.plot)
 

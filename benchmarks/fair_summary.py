@@ -231,6 +231,30 @@ class Summary:
             lines.append(_line(f"mean of {len(rows)} tasks{kind}", row, over, ""))
         return "\n".join(lines)
 
+    def arms(self, tasks: Sequence[str], arm: str) -> str:
+        """An arm beside each of the others, for the docs: a row of means over the tasks that both were run on."""
+        lines = [f"| other | tasks | before training | epoch 1 | end | {arm} ahead at the end | ahead, behind |"]
+        lines.append("|---|---|---|---|---|---|---|")
+        for other in ARMS:
+            scores: dict[str, list[tuple[float, float]]] = {"start": [], "ep 1": [], "end": []}
+            ends: list[list[float]] = []
+            for task in tasks:
+                runs = [self.paired(task, name, self.chosen(task, name)) for name in (other, arm)]
+                seeds = sorted(runs[0].keys() & runs[1].keys())
+                if other in (arm, OURS_IN_TIME, RAW) or len(seeds) < len(runs[1]):
+                    continue  # not complete
+                looks = [[matched(each[seed]) for seed in seeds] for each in runs]
+                for look, values in scores.items():
+                    values.append(tuple(mean(found[look]["test"] for found in each) for each in looks))  # type: ignore[arg-type]
+                ends.append(self.between(task, arm, other))
+            if ends:
+                told = [" / ".join(f"{mean(side):.1f}" for side in zip(*each, strict=True)) for each in scores.values()]
+                centre, half = interval([mean(each) for each in ends])
+                sure = [interval(each) for each in ends]
+                count = f"{sum(m > half for m, half in sure)}, {sum(-m > half for m, half in sure)}"
+                lines.append(f"| {' | '.join([other, str(len(ends)), *told, f'{centre:+.1f} ± {half:.1f}', count])} |")
+        return "\n".join(lines)
+
     # -- picture ------------------------------------------------------------------------------------------------------
 
     def plot(self, tasks: Sequence[str], columns: int = 4) -> "Figure":

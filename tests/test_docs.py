@@ -265,6 +265,17 @@ def test_the_comparison_with_averaged_weights_is_the_committed_result(monkeypatc
     assert f"weights averaged* as a mean of {len(found)} tasks: {ahead}" in text
 
 
+def test_the_table_of_other_arms_is_the_committed_result(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    summaries, arms, tasks = map(importlib.import_module, ("fair_summary", "fair_arms", "fair_tasks"))
+    summary = summaries.Summary(json.loads((ROOT / "benchmarks/results/fair.json").read_text())["runs"])
+    expected = summary.arms([name for name, task in tasks.TASKS.items() if task.loss != "squared"], arms.OURS)
+    text = (ROOT / "docs/pages/results.md").read_text()
+    written = re.search(r"<!-- arms-results -->(.*?)<!-- /arms-results -->", text, re.S)
+    assert written
+    assert "\n".join(re.findall(r"^\|.*$", written[1], re.M)) == expected
+
+
 def test_the_lead_over_sg_that_leaves_its_best_epoch_is_the_committed_result(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     summaries, arms, tasks = map(importlib.import_module, ("fair_summary", "fair_arms", "fair_tasks"))
