@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, auto_cli
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lightning_cvxsnn  # LightningCLI finds classes that are imported by their bare names
-from lightning_cvxsnn.training.cli import CvxsnnCLI, SaveConfig, meant, one_line
+from lightning_cvxsnn.training.cli import CvxsnnCLI, SaveConfig, meant, one_line, take_hooks
 
 _COMMANDS = ("ablate", "compare", "demo", "doctor", "fit", "predict", "report", "test", "validate")
 _USAGE = f"""\
@@ -42,45 +42,32 @@ command with one line and status 2; set CVXSNN_TRACEBACK=1 to see where it was f
 _OURS = (ArgumentError, MisconfigurationException)
 
 
-class _Examined(Exception):
-    """Ends a fit that has served its purpose."""
+class _DoctorCLI(CvxsnnCLI):
+    """Whatever configures ``fit`` configures this; the network is examined in its place."""
 
-
-class _Examine(pl.Callback):
-    """Prints the diagnosis of what is about to be trained, with the weights of a checkpoint if given; ends the fit."""
-
-    def __init__(self, ckpt_path: str | None, arguments: dict[str, Any]) -> None:
-        self.ckpt_path, self.arguments = ckpt_path, arguments
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.ckpt_path is not None:
+    def fit(self, model: pl.LightningModule, ckpt_path: str | None = None, **_: Any) -> None:
+        """Print the diagnosis of ``model`` as ``fit`` would set it up, of the checkpoint's weights if one is given."""
+        trainer, data = self.trainer, self.datamodule
+        model.trainer = data.trainer = trainer
+        trainer.training = True  # hooks may ask
+        data.prepare_data()
+        data.setup("fit")
+        model.setup("fit")
+        model.configure_model()
+        if ckpt_path is not None:
             try:
-                weights = torch.load(self.ckpt_path, map_location="cpu", weights_only=True)["state_dict"]
-                pl_module.load_state_dict(weights)
+                model.load_state_dict(torch.load(ckpt_path, map_location="cpu", weights_only=True)["state_dict"])
             except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
                 told = "" if isinstance(error, pickle.UnpicklingError) else f" ({error})"  # it advises unsafe loading
                 raise MisconfigurationException(
-                    f"Found ckpt_path={self.ckpt_path!r}, which does not load{told}. Expected the file of a checkpoint "
-                    "of this network."
+                    f"Found ckpt_path={ckpt_path!r}, which does not load{told}. Expected the file of a checkpoint of "
+                    "this network."
                 ) from error
-        print(lightning_cvxsnn.diagnose(pl_module, trainer.train_dataloader, **self.arguments))
-        raise _Examined
-
-
-class _DoctorCLI(CvxsnnCLI):
-    """Whatever configures ``fit`` configures this; the network is examined in its place, set up by the Trainer."""
-
-    def fit(self, model: pl.LightningModule, datamodule: Any = None, ckpt_path: str | None = None, **_: Any) -> None:
-        """Print the diagnosis of ``model``."""
-        trainer: Any = self.trainer
-        ours = [c.settings for c in trainer.callbacks if isinstance(c, lightning_cvxsnn.ConvexReconstruction)]
+        take_hooks(model, data)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        ours = [c.settings for c in callbacks if isinstance(c, lightning_cvxsnn.ConvexReconstruction)]
         arguments = {name: value for name, value in asdict(ours[0]).items() if name != "dry_run"} if ours else {}
-        trainer.callbacks, trainer.loggers, trainer.num_sanity_val_steps = [_Examine(ckpt_path, arguments)], [], 0
-        try:
-            trainer.fit(model, datamodule=datamodule)
-        except _Examined:
-            return
-        raise MisconfigurationException("Found nothing to train. Expected a Trainer of an epoch and a batch at least.")
+        print(lightning_cvxsnn.diagnose(model, data.train_dataloader(), **arguments))
 
 
 def main(args: list[str] | None = None) -> None:
@@ -153,6 +140,8 @@ def _files() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.filename is None:  # of a connection, or of all files
+            raise MisconfigurationException(f"Found no way to go on: {error}.") from error
         raise MisconfigurationException(
             f"Found no way to write or read {str(error.filename)!r} ({error.strerror}). Expected a place that can be "
             "written: pass another --output."

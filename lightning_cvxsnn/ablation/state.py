@@ -74,7 +74,7 @@ def metric_of(folder: Path, metric: str) -> float | None:
 def outside(folder: Path, ids: Iterable[str]) -> list[Path]:
     """Cells' folders of a run folder that are of none of these cells."""
     known = set(ids)
-    return [place for place in sorted((folder / "cells").iterdir()) if place.is_dir() and place.name not in known]
+    return [place for place in sorted(folder.glob("cells/*")) if place.is_dir() and place.name not in known]
 
 
 def is_held(lock: Path) -> bool:

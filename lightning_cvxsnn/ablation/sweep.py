@@ -272,8 +272,8 @@ def _choose(given: Any, sweep: Sweep) -> dict[str, Any]:
                 f"Found {key}: {given.get(key)!r} in choose. Expected the dotted key and a list of its values."
             )
     distinct(given["values"], "choose: values")
-    metric = given.get("metric", sweep.metric if "test" not in words_of(sweep.metric) else "val_accuracy")
-    if not isinstance(metric, str) or "test" in words_of(metric):
+    metric = given.get("metric", "val_accuracy" if _of_test(sweep.metric) else sweep.metric)
+    if not isinstance(metric, str) or _of_test(metric):
         raise MisconfigurationException(f"Found metric {metric!r} in choose. Expected one of the validation rows.")
     seeds = _seeds(given.get("seeds", [100]), "choose: seeds")
     if shared := set(seeds) & set(sweep.seeds):
@@ -282,6 +282,10 @@ def _choose(given: Any, sweep: Sweep) -> dict[str, Any]:
         )
     mode = _mode(given.get("mode", sweep.mode if metric == sweep.metric else better_mode(metric)))
     return {"key": given["key"], "values": given["values"], "metric": metric, "mode": mode, "seeds": seeds}
+
+
+def _of_test(metric: str) -> bool:
+    return any(word.startswith("test") for word in words_of(metric))
 
 
 def _seeds(seeds: Any, where: str) -> list[int]:

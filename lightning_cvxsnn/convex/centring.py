@@ -46,13 +46,14 @@ def centre(data: Data, loss: LossFunction, fit_intercept: bool) -> Centred:
     """The rows, centred where that keeps digits; without an intercept and for counts, as they are."""
     if not fit_intercept:
         return Centred(data)
-    matrix, encoded, counted = data.matrix, data.encoded, data.weight > 0
-    if not bool(counted.all()):  # rows of no weight may hold anything
-        matrix, encoded = matrix[counted], encoded[counted]
+    counted = data.weight > 0  # rows of no weight may hold anything
+    encoded = data.encoded[counted]
     if not len(encoded):
         return Centred(data)
     targets = _middle(*encoded.aminmax(dim=0)) if loss.follows_targets else None
-    columns = _far_columns(matrix)
+    columns = None
+    if data.matrix.dtype not in _SMALL_COUNTS:
+        columns = _far_columns(data.matrix if bool(counted.all()) else data.matrix[counted])
     if targets is not None:
         data = replace(data, encoded=data.encoded - targets)
     if columns is not None:
@@ -73,8 +74,6 @@ def _middle(low: Tensor, high: Tensor) -> Tensor | None:
 
 
 def _far_columns(matrix: Matrix) -> Tensor | None:
-    if matrix.dtype in _SMALL_COUNTS:
-        return None
     count = largest_count(matrix)
     if count is not None and count <= _LARGE_COUNT:
         return None  # sums of such counts are exact enough

@@ -16,6 +16,7 @@ from lightning_cvxsnn.network.loader import Epoch, seed_generators
 from lightning_cvxsnn.network.sampling import sample_ids
 from lightning_cvxsnn.runtime.ranks import Ranks
 
+TRANSFER_HOOKS = "on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"
 PerOutput = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 
 
@@ -156,14 +157,25 @@ class TrainingRows:
 
 
 def rows_of(model: nn.Module, dataloader: Any, *, max_samples: int | None = None, seed: int = 0) -> TrainingRows:
-    """Training rows without a callback, brought to where the parameters are, by the hooks of a LightningModule."""
+    """Training rows without a Trainer, on the device where the parameters are.
+
+    Batches go through the hooks of a LightningModule that change them on their way; but if these ask for a Trainer, and
+    there is none, they are left out.
+    """
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     transfer: Callable[[Any], Any] = partial(move_data_to_device, device=device)
     if isinstance(model, pl.LightningModule):
+        before, to_device, after = (getattr(model, hook) for hook in TRANSFER_HOOKS)
+        plain = transfer
 
         def transfer(batch: Any) -> Any:
-            return model._apply_batch_transfer_handler(model._on_before_batch_transfer(batch), device=device)
+            try:
+                return after(to_device(before(batch, 0), device, 0), 0)
+            except RuntimeError as error:
+                if "is not attached to a `Trainer`" not in str(error):
+                    raise
+                return plain(batch)
 
     return TrainingRows(model, dataloader, transfer=transfer, max_samples=max_samples, seed=seed)
 

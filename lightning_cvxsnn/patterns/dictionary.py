@@ -44,7 +44,7 @@ class SpikeDictionary:
             )
         if counts.dim() != 2:
             raise ValueError(f"Found counts of shape {list(counts.shape)}. Expected [rows, columns].")
-        if packed is not None and (counts.dtype != torch.uint8 or counts.shape[1] != -(-packed // 8)):
+        if packed is not None and (counts.dtype != torch.uint8 or packed < 0 or counts.shape[1] != -(-packed // 8)):
             raise ValueError(
                 f"Found counts {list(counts.shape)} of {counts.dtype} for {packed} columns stored as bits. Expected "
                 f"[rows, {-(-packed // 8)}] of uint8, as SpikeDictionary.packed() makes them."
@@ -73,7 +73,7 @@ class SpikeDictionary:
         if values.dtype in (torch.bool, torch.uint8):
             return cls(values.to(torch.uint8), scale)
         if values.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has few operations on these
-            values = values.to(torch.int64)
+            values = values.to(torch.float64)
         if not values.to(torch.float32).isfinite().all():
             raise ValueError(
                 "The readout's input holds NaN, infinity or numbers beyond 3e38; expected spikes or finite numbers."
@@ -283,7 +283,10 @@ class SpikeDictionary:
                 f"{os.fspath(path)!r} holds something else than a SpikeDictionary of this version. Expected a file "
                 f"written by SpikeDictionary.save, of format {_FORMAT!r}."
             )
-        return cls(saved["counts"], saved["scale"], saved["packed_columns"])
+        try:
+            return cls(saved["counts"], saved["scale"], saved["packed_columns"])
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)!r} holds no whole SpikeDictionary: {error}") from error
 
     def to_dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """The dictionary as a matrix ``[n, P]`` of ``dtype``."""

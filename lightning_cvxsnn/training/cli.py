@@ -16,7 +16,10 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
+
+from lightning_cvxsnn.network.rows import TRANSFER_HOOKS
 
 
 class SaveConfig(SaveConfigCallback):
@@ -69,6 +72,13 @@ class CvxsnnCLI(LightningCLI):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             torch.save(predictions, path)
             rank_zero_info(f"Saved the predictions, a list of batches: {path}")
+
+
+def take_hooks(model: "pl.LightningModule", data: "pl.LightningDataModule") -> None:
+    """Give a model those hooks of its data that change batches on their way: Lightning takes these where both have."""
+    for hook in TRANSFER_HOOKS:
+        if is_overridden(hook, data, pl.LightningDataModule):
+            setattr(model, hook, getattr(data, hook))
 
 
 def one_line(message: str) -> str:

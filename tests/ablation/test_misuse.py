@@ -160,6 +160,13 @@ def test_wrong_types_end_the_command_with_one_line(keys, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("metric", ["testacc", "test1_acc", "acc_test2", "test/accuracy", "TestAcc"])
+def test_a_choice_by_test_rows_is_refused(metric, capsys):
+    write(choose={"key": "model.init_args.lr", "values": [0.1], "metric": metric})
+    assert ablate() == 2
+    assert "Expected one of the validation rows" in capsys.readouterr().err
+
+
 def test_latest_is_no_test():
     choose = {"key": "model.init_args.lr", "values": [0.1], "metric": "val/latest"}
     assert Sweep({"base": BASE, "methods": ["sg"], "choose": choose}).choose["metric"] == "val/latest"
@@ -169,11 +176,14 @@ def test_latest_is_no_test():
     ("names", "mode"),
     [
         (
-            "val_loss test/loss valLoss val_nll ce cross_entropy val_bce val_ppl val_wer mape val_ece val_err",
+            "brier_score test/loss valLoss val_nll ce cross_entropy val_bce val_ppl val_wer mape val_ece val_err",
             "min",
         ),
-        ("rmse nrmse mae val_error testloss duality_gap", "min"),
-        ("val_accuracy val_loss_free_acc Acc top5 BLEU f1 val/latest success_rate", "max"),
+        (
+            "rmse nrmse mae val_error testloss duality_gap top1_error iou_loss val_errors val_losses val_mse2",
+            "min",
+        ),
+        ("val_accuracy val_loss_free_acc Acc top5 BLEU f1 val/latest success_rate loss_map", "max"),
     ],
 )
 def test_which_value_is_better_by_the_words_of_a_name(names, mode):

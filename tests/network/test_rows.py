@@ -352,3 +352,14 @@ def test_without_a_trainer_the_hooks_of_the_module_are_followed():
     found = list(rows_of(net, [[x, y]]))
     assert torch.equal(torch.cat([batch.x for batch in found]), 2 * (x + 1))
     assert net.sent_to == torch.device("cpu")
+
+
+class Asking(Net):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return [0 * batch[0], batch[1]] if self.trainer.training else batch
+
+
+def test_hooks_that_ask_for_a_trainer_are_left_out_without_one():
+    x, y = rows()
+    (found,) = rows_of(Asking(), [[x, y]])
+    assert torch.equal(found.x, x)
