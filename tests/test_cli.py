@@ -1,6 +1,5 @@
 import csv
 import os
-import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -252,7 +251,10 @@ def test_the_doctor_examines_what_the_trainer_sets_up_and_transfers(tmp_path, ca
 
 
 def test_an_interrupt_is_one_line(capsys, monkeypatch):
-    monkeypatch.setattr("lightning_cvxsnn.demo.show_demo", lambda: signal.raise_signal(signal.SIGINT))
+    def stopped():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_cvxsnn.demo.show_demo", stopped)
     with pytest.raises(SystemExit) as stop:
         main(["demo"])
     assert stop.value.code == 130
