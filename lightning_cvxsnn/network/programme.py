@@ -152,6 +152,11 @@ class CapturedProgramme:
         together = (spikes @ coef).square().sum()
         return bool((spikes.square().sum(0) @ coef.square()).sum() > together)
 
+    @property
+    def searches_some(self) -> bool:
+        """Whether `choose` fits far fewer rows than there are."""
+        return int((~self.held_out).sum()) > 2 * _PATH_ROWS
+
     def choose(self, ratios: Sequence[float], betas: Sequence[float] | None = None) -> "Choice":
         """The penalty that answers best on the rows that judge, fitted to some of the others.
 

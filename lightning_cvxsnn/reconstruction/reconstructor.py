@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from lightning_cvxsnn.reconstruction.settings import Settings
 from lightning_cvxsnn.reconstruction.showing import Showing, lay_out
 from lightning_cvxsnn.reconstruction.stages import Finished, Outcome, Prepared, Solved
 from lightning_cvxsnn.reconstruction.untrained import tell_untrained
+from lightning_cvxsnn.reconstruction.weaker import weakened
 from lightning_cvxsnn.reports.solve_report import SolveReport
 from lightning_cvxsnn.runtime.ranks import checksum
 from lightning_cvxsnn.runtime.rng import isolate_rng
@@ -304,12 +306,14 @@ class Reconstructor:
         self, network: Network, programme: CapturedProgramme, judges: Judges, prepared: Prepared, policy: Policy
     ) -> Solved:
         """Solve on rows that do not judge, judge, and solve what passes on all training rows."""
-        choice = self._choose(programme, policy)
-        self.penalty = choice.penalty
+        choice, judge = self._choose(programme, policy), partial(self._judge, network, judges, prepared)
         fitted = None if judges.kind == "validation" else ~programme.held_out
+        if self.settings.chooses_ridge and fitted is None and policy.occasion == "final solve":
+            choice = weakened(programme, choice, SHOWN_TOLERANCE, partial(judge, scale=policy.scale))
+        self.penalty = choice.penalty
         tolerance = policy.tolerance if fitted is None else max(policy.tolerance, SHOWN_TOLERANCE)
         solution = programme.solve(choice.penalty, tolerance, choice.point, fitted)
-        judgement = self._judge(network, judges, prepared, solution.point, policy.scale)
+        judgement = judge(solution.point, policy.scale)
         if fitted is not None and judgement.accepted:
             fitted, tolerance = None, policy.tolerance
             solution = programme.solve(choice.penalty, tolerance, solution.point)
@@ -323,9 +327,8 @@ class Reconstructor:
 
     def _judge(self, network: Network, judges: Judges, prepared: Prepared, point: Point, scale: float) -> Judgement:
         """Compare a solution with the network as found."""
-        found = judges.found()
-        if prepared.found is not None:  # of another network: its batch norms, its hidden weights
-            found = found.better(prepared.found)
+        other = prepared.found  # of another network: its batch norms, its hidden weights
+        found = judges.found() if other is None else judges.found().better(other)
         if network.readout.neuron is None:
             return judge_linear(judges, found, point, scale)
         scales = SCALES if self.settings.scale == "auto" else [float(self.settings.scale)]

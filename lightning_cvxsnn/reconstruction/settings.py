@@ -105,6 +105,11 @@ class Settings:
         return None if self.beta == "auto" else float(self.beta)
 
     @property
+    def chooses_ridge(self) -> bool:
+        """Whether the penalty is to be chosen, and may be ridge."""
+        return self.beta == "auto" and self.l1_ratio in ("auto", 0)
+
+    @property
     def witness_options(self) -> WitnessOptions:
         """What a search for hidden weights needs to know of these."""
         return WitnessOptions(self.witnesses, self.seed, self.backend, self.loss)
