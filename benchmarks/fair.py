@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(summary.markdown(options.tasks, "ConvexReconstruction()"))
         print(summary.arms([task for task in options.tasks if EVERY[task].loss != "squared"], "ConvexReconstruction()"))
     if options.plot:
-        summary.plot(options.tasks).savefig(options.plot)
+        summary.plot(options.tasks, options.arms).savefig(options.plot)
 
 
 def complete(runs: dict[str, Run], options: argparse.Namespace) -> None:

@@ -257,8 +257,8 @@ class Summary:
 
     # -- picture ------------------------------------------------------------------------------------------------------
 
-    def plot(self, tasks: Sequence[str], columns: int = 4) -> "Figure":
-        """Test score over CPU time, a panel a task, with 95 % intervals of the means over seeds."""
+    def plot(self, tasks: Sequence[str], arms: Sequence[str], columns: int = 4) -> "Figure":
+        """Test score of some arms over CPU time, a panel a task, with 95 % intervals of the means over seeds."""
         from matplotlib.figure import Figure
 
         shown = [task for task in tasks if self.reference(task)]
@@ -266,15 +266,17 @@ class Summary:
         figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, task in zip(panels, shown, strict=False):
-            self._panel(panel, task)
+            self._panel(panel, task, arms)
         for panel in panels[len(shown) :]:
             panel.set_axis_off()
         handles = {label: h for p in figure.axes for h, label in zip(*p.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
         return figure
 
-    def _panel(self, panel: Any, task: str) -> None:
+    def _panel(self, panel: Any, task: str, arms: Sequence[str]) -> None:
         for place, arm in enumerate(ARMS):
+            if arm not in arms:
+                continue
             runs, colour = list(self.paired(task, arm, self.chosen(task, arm)).values()), f"C{place % 10}"
             if arm == RAW and runs:
                 panel.axhline(mean(run["points"][0]["test"] for run in runs), color="0.5", linestyle=":", label=arm)
