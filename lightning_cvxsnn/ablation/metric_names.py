@@ -4,7 +4,7 @@ import re
 from typing import Literal
 
 _LARGE = {"acc", "accuracy", "auc", "auroc", "ap", "map", "f", "iou", "precision", "recall", "score", "top", "r"}
-_SMALL = {"bce", "brier", "ce", "cer", "divergence", "ece", "entropy", "err", "gap", "kl", "mape", "nll", "objective"}
+_SMALL = {"bce", "ce", "cer", "divergence", "ece", "entropy", "err", "gap", "kl", "mape", "nll", "objective"}
 _SMALL |= {"perplexity", "ppl", "smape", "wer", "xent"}
 _ENDS = ("loss", "losse", "error", "mse", "mae")  # of words, such as those of rmse and testloss, without a plural's s
 

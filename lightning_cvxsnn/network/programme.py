@@ -28,7 +28,7 @@ _HELD_OUT = 5  # one sample in five judges
 _PATH_ROWS = 1024  # of the others are fitted to choose a penalty, and at most as many judge it,
 _ROUGH = 0.1  # to this relative gap: the loss that is compared hardly depends on either,
 _PATH_VALUES, _PATH_RATIO = 13, 1e-6  # at penalties half a decade apart;
-_STEP = 10**0.5  # so far from the last penalty another one is looked for.
+STEP = 10**0.5  # so far from the last penalty another one is looked for.
 _LITTLE = 0.1  # of what L1 has gained: its walk beside ridge ends where the next penalty adds less,
 _AFFORDED = 3  # or where it has taken so many times the work of ridge's
 _SAMPLED = 256  # rows on which units are looked at one by one
@@ -188,7 +188,7 @@ class CapturedProgramme:
 
     def neighbours(self, penalty: Penalty) -> "Choice":
         """The best of ``penalty`` and those next to it: features that have moved on may want another one."""
-        chosen = self.choose([penalty.l1_ratio], [penalty.beta * _STEP, penalty.beta, penalty.beta / _STEP])
+        chosen = self.choose([penalty.l1_ratio], [penalty.beta * STEP, penalty.beta, penalty.beta / STEP])
         return replace(chosen, edge=None)
 
     def _path(self, ratio: float, rhos: Sequence[float], least_gain: float = 0.0, max_work: float = math.inf) -> Path:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lightning_cvxsnn.convex import Point
-from lightning_cvxsnn.network.programme import CapturedProgramme, Choice, Penalty
+from lightning_cvxsnn.network.programme import STEP, CapturedProgramme, Choice, Penalty
 from lightning_cvxsnn.reconstruction.guard import Judgement
 
 __all__ = ["weakened"]
 
-_STEP = 10**0.5  # from one penalty to the next
+_MOST = 8  # steps, four decades: of rows that a readout tells apart the loss falls for ever
 
 
 def weakened(
@@ -32,10 +32,11 @@ def weakened(
         return choice
     solution = programme.solve(choice.penalty, tolerance, choice.point)
     judgement = judged(solution.point)
-    while True:
-        penalty = Penalty(choice.penalty.beta / _STEP, 0.0)
+    for _ in range(_MOST):
+        penalty = Penalty(choice.penalty.beta / STEP, 0.0)
         weaker = programme.solve(penalty, tolerance, solution.point)
         verdict = judged(weaker.point)
         if not verdict.after < judgement.after:
-            return replace(choice, point=solution.point)
+            break
         choice, solution, judgement = replace(choice, penalty=penalty, edge=None), weaker, verdict
+    return replace(choice, point=solution.point)

@@ -56,3 +56,10 @@ def test_a_choice_by_nearly_all_rows_stays():
     chosen = programme.choose([0.0])
     assert weakened(programme, chosen, 1e-3, judged) is chosen
     assert heard == []
+
+
+def test_a_loss_that_falls_for_ever_ends_after_four_decades():
+    programme, losses = _programme(3000), iter(range(100, 0, -1))
+    chosen = programme.choose([0.0])
+    found = weakened(programme, chosen, 1e-1, lambda _: Judgement(1.0, 3.0, next(losses), None, None, accepted=True))
+    assert found.penalty.beta == pytest.approx(1e-4 * chosen.penalty.beta)
