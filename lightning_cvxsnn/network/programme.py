@@ -1,18 +1,16 @@
 """The convex programme of one network on its training rows: captured in one pass, split for the guard."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_cvxsnn.convex import Loss, Path, Point, Solution, certificate, mean_loss, path, rho_max, solve
-from lightning_cvxsnn.convex.losses import loss_named
+from lightning_cvxsnn.convex import Loss, Point, Solution, certificate, mean_loss, rho_max, solve
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import Network
 from lightning_cvxsnn.network.quick import quick_neurons
@@ -25,14 +23,7 @@ from lightning_cvxsnn.runtime.progress import Progress
 from lightning_cvxsnn.runtime.rng import isolate_rng
 
 _HELD_OUT = 5  # one sample in five judges
-_PATH_ROWS = 1024  # of the others are fitted to choose a penalty, and at most as many judge it,
-_ROUGH = 0.1  # to this relative gap: the loss that is compared hardly depends on either,
-_PATH_VALUES, _PATH_RATIO = 13, 1e-6  # at penalties half a decade apart;
-STEP = 10**0.5  # so far from the last penalty another one is looked for.
-_LITTLE = 0.1  # of what L1 has gained: its walk beside ridge ends where the next penalty adds less,
-_AFFORDED = 3  # or where it has taken so many times the work of ridge's
 _SAMPLED = 256  # rows on which units are looked at one by one
-_GIVEN_AWAY = 0.02  # of what the best L1 penalty gains may be lost to a larger one, which leaves fewer units
 
 
 @dataclass(frozen=True)
@@ -152,69 +143,8 @@ class CapturedProgramme:
         together = (spikes @ coef).square().sum()
         return bool((spikes.square().sum(0) @ coef.square()).sum() > together)
 
-    @property
-    def searches_some(self) -> bool:
-        """Whether `choose` fits far fewer rows than there are."""
-        return int((~self.held_out).sum()) > 2 * _PATH_ROWS
-
-    def choose(self, ratios: Sequence[float], betas: Sequence[float] | None = None) -> "Choice":
-        """The penalty that answers best on the rows that judge, fitted to some of the others.
-
-        L1 is taken where it costs nothing: where its held-out loss is no higher than that of ridge, and found without
-        much more work. Of L1 penalties the largest that is nearly as good as the best is taken; it leaves fewer
-        units.
-
-        Args:
-            ratios: The ``l1_ratio`` to try: one, or several, ridge (0) among them, the preferred ones first.
-            betas: The penalties to try, decreasing; None: six decades.
-        """
-        rows = torch.zeros_like(self.held_out)
-        for kind in (self.held_out, ~self.held_out):
-            own = kind.nonzero()[:, 0]
-            rows[own[torch.randperm(len(own), generator=torch.Generator().manual_seed(0))[:_PATH_ROWS]]] = True
-        few, columns = self.subset(rows), self.dictionary.shape[1]
-        if betas is None:
-            largest = few.largest_rho(~few.held_out) or 1.0  # rows of one class: any penalty gives the same
-            rhos = [largest * _PATH_RATIO ** (k / (_PATH_VALUES - 1)) for k in range(_PATH_VALUES)]
-        else:
-            rhos = [beta / columns**0.5 for beta in betas]
-        if len(ratios) > 1:
-            ridge = few._path(0.0, rhos)
-            walks = [few._path(r, rhos, _LITTLE, _AFFORDED * ridge.work) if r else ridge for r in ratios]
-        else:
-            walks = [few._path(ratios[0], rhos)]
-        walk, ratio = min(zip(walks, ratios, strict=True), key=lambda pair: pair[0].held_out_losses[pair[0].best])
-        return Choice(Penalty(walk.rho * columns**0.5, ratio), walk.solution.point, walk.edge)
-
-    def neighbours(self, penalty: Penalty) -> "Choice":
-        """The best of ``penalty`` and those next to it: features that have moved on may want another one."""
-        chosen = self.choose([penalty.l1_ratio], [penalty.beta * STEP, penalty.beta, penalty.beta / STEP])
-        return replace(chosen, edge=None)
-
-    def _path(self, ratio: float, rhos: Sequence[float], least_gain: float = 0.0, max_work: float = math.inf) -> Path:
-        walk = path(
-            self.dictionary,
-            self.targets,
-            **self.options,
-            l1_ratio=ratio,
-            held_out=self.held_out,
-            num_outputs=self.num_outputs,
-            sample_weight=self.weights,
-            rhos=rhos,
-            least_gain=least_gain,
-            max_work=max_work,
-            gap_tolerance=_ROUGH,
-        )
-        if ratio == 0 or walk.edge == "smallest":
-            return walk
-        losses, least = walk.held_out_losses, walk.held_out_losses[walk.best]
-        gained = losses[0] - least
-        # Where the outputs are values, not decisions, a share of the gain may be most of the loss that is left.
-        limit = least + _GIVEN_AWAY * (gained if loss_named(self.loss).decides else min(gained, least))
-        return replace(walk, best=next(k for k, loss in enumerate(losses) if loss <= limit))
-
     def subset(self, rows: Tensor) -> "CapturedProgramme":
-        """The programme over some of its rows, a bool mask ``[n]``; rows that judge still do."""
+        """The programme over some of its rows, a bool mask ``[n]`` or positions; rows that judge still do."""
         return replace(
             self,
             dictionary=self.dictionary.rows(rows),
@@ -223,21 +153,6 @@ class CapturedProgramme:
             outputs=self.outputs[rows],
             held_out=self.held_out[rows],
         )
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A penalty that held-out rows have chosen.
-
-    Attributes:
-        penalty: It.
-        point: A point to start from, such as a rough solution there; None: there is none.
-        edge: The end of its grid at which beta was chosen, if it was.
-    """
-
-    penalty: Penalty
-    point: Point | None
-    edge: Literal["largest", "smallest"] | None
 
 
 def capture_programme(

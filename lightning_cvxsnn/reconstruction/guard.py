@@ -117,6 +117,11 @@ class Judges:
         spiking = network.readout.neuron is not None
         return cls(tuple(parts), kind, programme.num_outputs > 1 if spiking else loss_named(programme.loss).decides)
 
+    @property
+    def alone(self) -> CapturedProgramme | None:
+        """The programme over validation rows that judge alone; None: training rows judge, too."""
+        return self.parts[0][0] if self.kind == "validation" else None
+
     def score(self, answers: Sequence[Tensor]) -> Score:
         """Loss and accuracy of ``answers``, ``[held-out rows, C]`` for each part."""
         pairs = [(part, answer) for (part, _), answer in zip(self.parts, answers, strict=True)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_cvxsnn.convex import Point
 from lightning_cvxsnn.network.isolation import undisturbed
 from lightning_cvxsnn.network.network import Network
-from lightning_cvxsnn.network.programme import CapturedProgramme, Choice, Penalty
+from lightning_cvxsnn.network.programme import CapturedProgramme, Penalty
 from lightning_cvxsnn.network.quick import quick_neurons
 from lightning_cvxsnn.network.readout import Readout
 from lightning_cvxsnn.network.relays import Relay
@@ -24,6 +24,7 @@ from lightning_cvxsnn.network.transaction import all_or_nothing
 from lightning_cvxsnn.patterns import resolve_backend
 from lightning_cvxsnn.reconstruction.budget import FLOAT64, Budget, Meter, measure
 from lightning_cvxsnn.reconstruction.capturing import Captures, Validation
+from lightning_cvxsnn.reconstruction.choosing import Choice, choose, neighbours
 from lightning_cvxsnn.reconstruction.context import TrainerContext
 from lightning_cvxsnn.reconstruction.guard import SCALES, Judgement, Judges, judge_linear, judge_spiking
 from lightning_cvxsnn.reconstruction.holding import relays_to_hold
@@ -284,7 +285,7 @@ class Reconstructor:
         self.last, self._solves = None, 0
         return layers
 
-    def _choose(self, programme: CapturedProgramme, policy: Policy) -> Choice:
+    def _choose(self, programme: CapturedProgramme, judging: CapturedProgramme | None, policy: Policy) -> Choice:
         """The penalty of this solve, as given or chosen, and a point to start from."""
         beta, ratio = self.settings.given_beta, self.settings.l1_ratio
         self._solves += 1
@@ -295,19 +296,19 @@ class Reconstructor:
             both = [0.0] if policy.occasion == "warm start" and not policy.relaxation else [1.0, 0.0]
             ratios = both if ratio == "auto" else [float(ratio)]
             with counting() as searching:
-                choice = programme.choose(ratios, None if beta is None else [beta])
+                choice = choose(programme, ratios, None if beta is None else [beta], judging)
             self._once += FLOAT64 * searching.multiply_adds
             return choice if beta is None else replace(choice, penalty=replace(choice.penalty, beta=beta), edge=None)
         if beta is None and (self._solves & (self._solves - 1) == 0 or policy.occasion == "final solve"):
-            return programme.neighbours(self.penalty)  # now and then, as features move less and less
+            return neighbours(programme, self.penalty, judging)  # now and then, as features move less and less
         return Choice(self.penalty, self.last, None)
 
     def _solve(
         self, network: Network, programme: CapturedProgramme, judges: Judges, prepared: Prepared, policy: Policy
     ) -> Solved:
         """Solve on rows that do not judge, judge, and solve what passes on all training rows."""
-        choice, judge = self._choose(programme, policy), partial(self._judge, network, judges, prepared)
-        fitted = None if judges.kind == "validation" else ~programme.held_out
+        choice, judge = self._choose(programme, judges.alone, policy), partial(self._judge, network, judges, prepared)
+        fitted = ~programme.held_out if judges.alone is None else None
         if self.settings.chooses_ridge and fitted is None and policy.occasion == "final solve":
             choice = weakened(programme, choice, SHOWN_TOLERANCE, partial(judge, scale=policy.scale))
         self.penalty = choice.penalty
@@ -327,8 +328,7 @@ class Reconstructor:
 
     def _judge(self, network: Network, judges: Judges, prepared: Prepared, point: Point, scale: float) -> Judgement:
         """Compare a solution with the network as found."""
-        other = prepared.found  # of another network: its batch norms, its hidden weights
-        found = judges.found() if other is None else judges.found().better(other)
+        found = judges.found() if prepared.found is None else judges.found().better(prepared.found)
         if network.readout.neuron is None:
             return judge_linear(judges, found, point, scale)
         scales = SCALES if self.settings.scale == "auto" else [float(self.settings.scale)]

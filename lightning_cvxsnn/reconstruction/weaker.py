@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lightning_cvxsnn.convex import Point
-from lightning_cvxsnn.network.programme import STEP, CapturedProgramme, Choice, Penalty
+from lightning_cvxsnn.network.programme import CapturedProgramme, Penalty
+from lightning_cvxsnn.reconstruction.choosing import STEP, Choice, searches_some
 from lightning_cvxsnn.reconstruction.guard import Judgement
 
 __all__ = ["weakened"]
@@ -28,7 +29,7 @@ def weakened(
         tolerance: Of the solves that are compared.
         judged: What validation rows say of a solution.
     """
-    if not programme.searches_some:
+    if not searches_some(programme):
         return choice
     solution = programme.solve(choice.penalty, tolerance, choice.point)
     judgement = judged(solution.point)

@@ -6,6 +6,7 @@ import torch
 from lightning_cvxsnn.convex import mean_loss
 from lightning_cvxsnn.network.programme import CapturedProgramme
 from lightning_cvxsnn.patterns import SpikeDictionary
+from lightning_cvxsnn.reconstruction.choosing import choose
 from lightning_cvxsnn.reconstruction.guard import Judgement
 from lightning_cvxsnn.reconstruction.weaker import weakened
 
@@ -42,7 +43,7 @@ def _judge():
 @pytest.mark.parametrize("ratios", [[0.0], [1.0]])
 def test_over_many_rows_a_weaker_ridge_penalty_is_found(ratios):
     programme, (judged, heard) = _programme(8000), _judge()
-    chosen = programme.choose(ratios)
+    chosen = choose(programme, ratios)
     found = weakened(programme, chosen, 1e-3, judged)
     assert found.penalty.l1_ratio == 0.0
     assert found.penalty.beta < chosen.penalty.beta
@@ -52,14 +53,14 @@ def test_over_many_rows_a_weaker_ridge_penalty_is_found(ratios):
 
 
 def test_a_choice_by_nearly_all_rows_stays():
-    programme, (judged, heard) = _programme(2500), _judge()
-    chosen = programme.choose([0.0])
+    programme, (judged, heard) = _programme(2000), _judge()
+    chosen = choose(programme, [0.0])
     assert weakened(programme, chosen, 1e-3, judged) is chosen
     assert heard == []
 
 
 def test_a_loss_that_falls_for_ever_ends_after_four_decades():
     programme, losses = _programme(3000), iter(range(100, 0, -1))
-    chosen = programme.choose([0.0])
+    chosen = choose(programme, [0.0])
     found = weakened(programme, chosen, 1e-1, lambda _: Judgement(1.0, 3.0, next(losses), None, None, accepted=True))
     assert found.penalty.beta == pytest.approx(1e-4 * chosen.penalty.beta)

@@ -1,4 +1,7 @@
-"""Ridge or L1: chosen on held-out rows."""
+"""Penalty and ridge or L1: chosen on rows that are not fitted."""
+
+import dataclasses
+import math
 
 import pytest
 import torch
@@ -6,9 +9,10 @@ from networks import Net, loader, rows
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cvxsnn import reconstruct
-from lightning_cvxsnn.convex import solve
-from lightning_cvxsnn.network.programme import CapturedProgramme
+from lightning_cvxsnn.convex import mean_loss, solve
+from lightning_cvxsnn.network.programme import CapturedProgramme, Penalty
 from lightning_cvxsnn.patterns import SpikeDictionary
+from lightning_cvxsnn.reconstruction.choosing import choose, neighbours
 
 N, P = 400, 300
 
@@ -49,12 +53,12 @@ def all_of_them(seed):
 @pytest.mark.parametrize(("make", "ratio"), [(one_of_many, 1.0), (all_of_them, 0.0)])
 def test_a_sparse_readout_takes_l1_and_a_dense_one_ridge(make, ratio, seed):
     problem = make(seed)
-    choice = problem.choose([1.0, 0.0])
+    choice = choose(problem, [1.0, 0.0])
     assert choice.penalty.l1_ratio == ratio
     assert choice.edge is None or make is one_of_many
     losses = {}
     for each in (1.0, 0.0):
-        alone = problem.choose([each])
+        alone = choose(problem, [each])
         assert alone.penalty.l1_ratio == each
         point = alone.point
         answers = problem.dictionary.rows(problem.held_out) @ point.coef + point.intercept
@@ -66,9 +70,9 @@ def test_a_sparse_readout_takes_l1_and_a_dense_one_ridge(make, ratio, seed):
 def test_at_a_given_beta_both_are_compared_there(beta):
     for make in (one_of_many, all_of_them):
         problem = make(0)
-        choice = problem.choose([1.0, 0.0], [beta])
+        choice = choose(problem, [1.0, 0.0], [beta])
         assert choice.penalty.beta == pytest.approx(beta)
-        losses = [problem.choose([ratio], [beta]).point for ratio in (1.0, 0.0)]
+        losses = [choose(problem, [ratio], [beta]).point for ratio in (1.0, 0.0)]
         answers = [problem.dictionary.rows(problem.held_out) @ p.coef + p.intercept for p in losses]
         l1, ridge = (problem.held_out_loss(answer) for answer in answers)
         assert choice.penalty.l1_ratio == (1.0 if l1 <= ridge else 0.0)
@@ -79,12 +83,12 @@ def test_where_both_answer_alike_l1_is_taken():
     counts = torch.zeros(N, P, dtype=torch.uint8)
     counts[:, :4] = 4 * (torch.arange(N) % 2)[:, None].to(torch.uint8)
     problem = programme(torch.arange(N) % 2, counts, "hinge", 1)
-    l1, ridge = (problem.choose([ratio], [1e-3]).point for ratio in (1.0, 0.0))
+    l1, ridge = (choose(problem, [ratio], [1e-3]).point for ratio in (1.0, 0.0))
     losses = [
         problem.held_out_loss(problem.dictionary.rows(problem.held_out) @ p.coef + p.intercept) for p in (l1, ridge)
     ]
     if losses[0] == losses[1]:
-        assert problem.choose([1.0, 0.0], [1e-3]).penalty.l1_ratio == 1.0
+        assert choose(problem, [1.0, 0.0], [1e-3]).penalty.l1_ratio == 1.0
 
 
 class OfOneUnit(Net):
@@ -123,7 +127,7 @@ def test_a_ratio_that_is_given_is_kept(ratio):
 
 def test_the_answer_is_that_of_the_solver_at_this_ratio():
     problem = all_of_them(1)
-    choice = problem.choose([0.4])
+    choice = choose(problem, [0.4])
     found = problem.solve(choice.penalty, 1e-9, choice.point)
     rho = choice.penalty.beta / P**0.5
     expected = solve(
@@ -152,6 +156,56 @@ def test_units_cancel_where_their_answers_would_vary_more_if_each_fired_on_its_o
         variances = [(spiked.double() @ weights).var(0).sum() for spiked in (twins, alone)]
         assert bool(variances[1] > variances[0]) == expected
         assert problem.cancels(weights) == expected
+
+
+def trained_and_not(seed, outputs=3):
+    """Features that know the labels of all training rows by heart, and what they say of others."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for known in (0.9, 0.0):
+        counts = torch.randint(0, 5, (N, P), generator=generator, dtype=torch.uint8)
+        targets = counts[:, :outputs].float().argmax(1)
+        told = torch.rand(N, P // 2, generator=generator) < known
+        counts[:, P // 2 :] = torch.where(
+            told, (targets[:, None] + torch.arange(P // 2)) % outputs, counts[:, P // 2 :]
+        )
+        parts.append(programme(targets, counts, outputs=outputs))
+    return parts
+
+
+def answered(problem, point):
+    """The loss over all rows."""
+    answers = problem.dictionary @ point.coef + point.intercept
+    return mean_loss(answers, problem.targets, loss=problem.loss)
+
+
+@pytest.mark.parametrize("ratios", [[0.0], [1.0, 0.0]])
+@pytest.mark.parametrize("seed", range(3))
+def test_validation_rows_choose_for_features_that_know_the_training_rows_by_heart(seed, ratios):
+    training, validation = trained_and_not(seed)
+    by_training, by_validation = choose(training, ratios), choose(training, ratios, None, validation)
+    assert by_validation.penalty.beta > 3 * by_training.penalty.beta
+    assert answered(validation, by_validation.point) < answered(validation, by_training.point)
+
+
+def test_of_given_penalties_validation_rows_take_the_best():
+    """Every row is fitted, and every validation row judges, where there are few."""
+    training, validation = trained_and_not(0)
+    betas = [10.0 ** (2 - k / 2) for k in range(10)]
+    losses = [answered(validation, training.solve(Penalty(beta, 0.0), 1e-6, None).point) for beta in betas]
+    best = losses.index(min(losses))
+    assert 0 < best < len(betas) - 1
+    assert choose(training, [0.0], betas, validation).penalty.beta == pytest.approx(betas[best], rel=1e-6)
+    for k in (best - 1, best, best + 1):
+        found = neighbours(training, Penalty(betas[k] * 1.05, 0.0), validation).penalty.beta
+        assert abs(math.log10(found / betas[best])) < 0.3
+
+
+def test_validation_rows_may_be_stored_in_another_scale():
+    training, validation = trained_and_not(0)
+    rates = SpikeDictionary(validation.dictionary.to_dense(torch.float32), 1.0)
+    found = choose(training, [0.0], None, dataclasses.replace(validation, dictionary=rates))
+    assert found.penalty.beta == pytest.approx(choose(training, [0.0], None, validation).penalty.beta, rel=1e-6)
 
 
 @pytest.mark.parametrize("rare", [0, 8])
