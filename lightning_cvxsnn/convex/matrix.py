@@ -110,7 +110,7 @@ class Entries:
             return values
         if values.dtype == torch.float64:  # not converted block by block: columns are gathered once and used often
             return values.T.index_select(0, columns).T
-        return values.index_select(1, columns)
+        return values.gather(1, columns.expand(len(values), -1))
 
     def rows(self, index: Tensor) -> Entries:
         """Some rows, copied."""

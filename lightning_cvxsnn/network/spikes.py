@@ -184,7 +184,7 @@ def _as_counts(values: Tensor, scale: float, reduction: TimeReduction) -> tuple[
         return values, scale
     blocks = values.split(_ROWS)
     for steps in range(2, 129):
-        if all(_are_counts(block * steps) for block in blocks):
+        if _are_counts(values[:1] * steps) and all(_are_counts(block * steps) for block in blocks):
             counts = [SpikeDictionary.from_values((block * steps).round()).counts for block in blocks]
             return _join(counts), scale / steps
     return values, scale
