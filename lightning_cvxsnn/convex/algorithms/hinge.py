@@ -20,7 +20,7 @@ programmes get a start of that kind from the method of multipliers (`multipliers
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ _ASTRAY = 0.1  # largest share of rows on the wrong side of the margin if the st
 _AHEAD = 0.05  # share of the gap to which a grouped programme is solved
 _GROUPED_LIMIT = 12  # iterations for one of them
 _ROUGH = 4e-3  # gap of an output's rough start, relative to its objective at zero
+_HEAVY = 1e-4  # of the largest weight: rows above it are multiplied in float64
+_CLOSE = 1e-3  # from this gap on, relative to the objective at zero,
+_SLOW = 0.98  # or where an iteration takes the sum of the products to no less than this share of it
+_FULL = 0.5  # share of the columns in use from which all of them are
 _SPARSITY = 0.4  # share of the tolerance that small coefficients may cost when they are set to zero
 
 
@@ -75,19 +79,21 @@ class ColumnGeneration:
         """Solve a reduced programme with hinge loss; see :class:`Algorithm`. The dual point is in its box."""
         left = self.iteration_limit if stop.max_iterations is None else stop.max_iterations
         rows, outputs = programme.encoded.shape
-        used, together = 0, max(1, self.batch_rows // rows)
+        used, together, settings = 0, max(1, self.batch_rows // rows), self
         if programme.matrix.shape.numel() >= self.large:
             together = 1  # padding to the widest costs more than it saves
             if not bool(start.coef.any()):
                 rough = StoppingRule(_ROUGH * float(programme.weight.sum()) * outputs, left, stop.deadline)
                 start, used = rough_start(programme, penalty, start, rough)
+                if not bool(start.coef.any()):  # too many columns will be in use
+                    settings = replace(self, columns=programme.matrix.shape[1])
         coef, intercept = start.coef.clone(), start.intercept.clone()
         dual_point = torch.zeros_like(programme.encoded)
         for batch in torch.split(torch.arange(outputs, device=coef.device), together):
             sign = programme.encoded[:, batch].T.contiguous()
             alpha = None if start.dual_point is None else sign * start.dual_point[:, batch].T
             rule = StoppingRule(stop.tolerance / outputs, left - used, stop.deadline)
-            search = _Search(self, programme, penalty, sign, start.coef[:, batch].T, rule)
+            search = _Search(settings, programme, penalty, sign, start.coef[:, batch].T, rule)
             search.run(alpha)
             used += search.used
             coef[:, batch], intercept[batch] = search.coef.T, search.intercept
@@ -124,6 +130,25 @@ class _Grouping:
         return _Grouping(*(getattr(self, field.name)[outputs] for field in fields(self)))
 
 
+class _Precision:
+    """How exact the Grams of an interior point method are: those of a large matrix are in float32 at first."""
+
+    def __init__(self, large: bool) -> None:
+        self._levels, self._product = [torch.inf, _HEAVY, 0.0] if large else [0.0], torch.inf
+
+    def at(self, gap: float, product: float) -> float:
+        """The ``double`` of `weighted_gram`: more exact near the end, and where an iteration has gained little.
+
+        Args:
+            gap: Relative to the objective at zero.
+            product: Sum of the products of values and slacks, which iterations take to zero.
+        """
+        little, self._product = product > _SLOW * self._product, product
+        if len(self._levels) > 1 and (little or (gap <= _CLOSE and self._levels[0] > _HEAVY)):
+            self._levels.pop(0)
+        return self._levels[0]
+
+
 class _Search:
     """Best points and bounds of a batch of outputs, the first dimension of every tensor."""
 
@@ -133,6 +158,7 @@ class _Search:
     ) -> None:  # fmt: skip
         self.settings, self.programme, self.sign, self.stop = settings, programme, sign, stop
         self.penalty, self.l1, self.weight = penalty, penalty.l1, programme.weight
+        self.large = programme.matrix.shape.numel() >= settings.large
         self.used = 0
         self.coef = coef.contiguous()
         self.value, self.intercept = self._values(self.coef)
@@ -254,9 +280,9 @@ class _Search:
             iterate = self._iterated(iterate, iterate.outputs(iterate.point))
         return iterate
 
-    def _iterated(self, iterate: Iterate, margin: Tensor) -> Iterate:
-        """One interior point iteration of every output."""
-        system = RestrictedSystem(iterate, margin, self.penalty)
+    def _iterated(self, iterate: Iterate, margin: Tensor, double: float = 0.0) -> Iterate:
+        """One interior point iteration of every output; ``double`` is that of `weighted_gram`."""
+        system = RestrictedSystem(iterate, margin, self.penalty, double)
         moved = predictor_corrector(iterate.value, iterate.slack, system.direction, self.penalty.l1_ratio < 1)
         self.used += len(margin)
         return iterate.moved(*moved)
@@ -266,7 +292,7 @@ class _Search:
         programme, weight = self.programme, self.weight
         iterate = self._first_iterate(alive)
         stale = torch.zeros_like(alive)
-        total = float(weight.sum())
+        total, precision = float(weight.sum()), _Precision(self.large)
         while True:
             product = (iterate.slack * iterate.value).sum(1)
             margin = iterate.outputs(iterate.point)
@@ -291,7 +317,7 @@ class _Search:
             if not torch.equal(wanted, inside):
                 iterate = add_columns(programme, iterate, wanted, slope, self.l1)
                 margin = iterate.outputs(iterate.point)
-            iterate = self._iterated(iterate, margin)
+            iterate = self._iterated(iterate, margin, precision.at(float(gap.max()) / total, float(product.max())))
 
     def _first_iterate(self, alive: Tensor) -> Iterate:
         """The support and the columns that violate most; near to the start, if it is close."""
@@ -320,7 +346,8 @@ class _Search:
         most = self.settings.warm_columns if self.warm else self.settings.columns
         count = min(max(most, int(chosen.sum(1).max())), price.shape[1])
         best = price.topk(count, 1)
-        return chosen.scatter(1, best.indices, chosen.gather(1, best.indices) | (best.values > margin))
+        wanted = chosen.scatter(1, best.indices, chosen.gather(1, best.indices) | (best.values > margin))
+        return torch.ones_like(wanted) if self.large and float(wanted.double().mean()) > _FULL else wanted
 
     def _make_sparse(self) -> None:
         """Set as many small coefficients to zero as a share of the tolerance allows."""

@@ -9,18 +9,31 @@ of zeros, which change nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lightning_cvxsnn.convex.algorithms.interior import AbsoluteValues, NewtonSystem
+from lightning_cvxsnn.convex.matrix import add_gram
 from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.convex.presolve import ReducedProgramme
 from lightning_cvxsnn.runtime.work import count_work
 
-__all__ = ["Columns", "Iterate", "RestrictedSystem", "add_columns", "gather", "gram", "initial", "padded_indices"]
+__all__ = [
+    "Columns",
+    "Iterate",
+    "RestrictedSystem",
+    "add_columns",
+    "gather",
+    "gram",
+    "initial",
+    "padded_indices",
+    "weighted_gram",
+]
 
 _BLOCK = 128  # columns of a Gram matrix computed at a time
+_MANY = 0.6  # share of the rows in float64 beyond which all are
 _ENTRY = 0.05  # smallest slack of a column that enters, relative to rho
 
 
@@ -37,6 +50,11 @@ class Columns:
     index: Tensor
     real: Tensor
     matrix: Tensor
+
+    @cached_property
+    def single(self) -> Tensor:
+        """The matrix of the only output in float32, ``[free + k, n]``."""
+        return self.matrix[0].T.to(torch.float32, memory_format=torch.contiguous_format)
 
     @property
     def free(self) -> int:
@@ -200,20 +218,50 @@ def padded_indices(chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gram(root: Tensor) -> Tensor:
-    """``root^T root`` of ``[C, n, k]``, computed on and below the diagonal and mirrored."""
+    """``root^T root`` of ``[C, n, k]``."""
+    return _mirrored(_lower_gram(root))
+
+
+def _lower_gram(root: Tensor) -> Tensor:
+    """The same, on and below the diagonal."""
     size = root.shape[2]
     count_work(root.numel() * size // 2)
     system = root.new_zeros(root.shape[0], size, size)
     for first in range(0, size, _BLOCK):
         last = min(first + _BLOCK, size)
         system[:, first:last, :last] = root[:, :, first:last].mT @ root[:, :, :last]
-    return system.tril() + system.tril(-1).mT
+    return system
+
+
+def _mirrored(lower: Tensor) -> Tensor:
+    return lower.tril() + lower.tril(-1).mT
+
+
+def weighted_gram(columns: Columns, scale: Tensor, double: float) -> Tensor:
+    """``A^T diag(1 / scale) A``, ``[C, free + k, free + k]``.
+
+    Near the end of an interior point method some rows weigh far more than the others; they decide how exact the sum is.
+
+    Args:
+        columns: The columns.
+        scale: ``[C, n]``, positive.
+        double: Share of the largest weight above which rows are multiplied in float64, the others in float32, which
+            takes a quarter of the time; 0: all in float64. Above 0 there must be one output.
+    """
+    heavy = scale * double < scale.amin() if double else torch.ones_like(scale, dtype=torch.bool)
+    if bool(heavy.double().mean() > _MANY):
+        return gram(columns.matrix * scale.rsqrt()[:, :, None])
+    light = torch.where(heavy, 0.0, scale.rsqrt())[0].float()
+    total = light.new_zeros(columns.matrix.shape[2], columns.matrix.shape[2])
+    add_gram(total, columns.single * light)
+    exact = _lower_gram(columns.matrix[heavy][None] * scale[heavy].rsqrt()[:, None])
+    return _mirrored(exact.add_(total))
 
 
 class RestrictedSystem:
-    """The Newton systems at an iterate whose ``margin`` is ``A x``."""
+    """The Newton systems at an iterate whose ``margin`` is ``A x``; ``double`` is that of `weighted_gram`."""
 
-    def __init__(self, iterate: Iterate, margin: Tensor, penalty: ElasticNet) -> None:
+    def __init__(self, iterate: Iterate, margin: Tensor, penalty: ElasticNet, double: float) -> None:
         self.iterate, self.split, free = iterate, 2 * iterate.rows, iterate.columns.free
         self.value, self.slack = iterate.value[:, : self.split], iterate.slack[:, : self.split]
         self.slope, bend = -iterate.slopes(iterate.alpha), penalty.bend(iterate.columns.index)
@@ -225,8 +273,7 @@ class RestrictedSystem:
         self.miss = 1 - margin - loss + surplus
         over, under = (self.value / self.slack).chunk(2, 1)
         self.row_scale = over + under
-        root = iterate.columns.matrix * self.row_scale.rsqrt()[:, :, None]
-        curvature = gram(root)
+        curvature = weighted_gram(iterate.columns, self.row_scale, double)
         curvature.diagonal(dim1=1, dim2=2)[:, free:] += bend
         self.system = NewtonSystem(curvature, self.norm, slice(free, None))
 

@@ -12,7 +12,7 @@ from programmes import RATIOS, make, reference_optimum, scale_of
 from lightning_cvxsnn.convex import Limits, Programme, solve
 from lightning_cvxsnn.convex.algorithms import ColumnGeneration, hinge
 from lightning_cvxsnn.convex.algorithms.grouped import group
-from lightning_cvxsnn.convex.algorithms.restricted import gram
+from lightning_cvxsnn.convex.algorithms.restricted import Columns, gram, weighted_gram
 from lightning_cvxsnn.convex.penalties import ElasticNet
 from lightning_cvxsnn.patterns import SpikeDictionary
 
@@ -215,3 +215,43 @@ def test_large_programmes_get_a_rough_start(l1_ratio: float, fit_intercept: bool
     for most in (0, 5, 30):
         stopped = programme.solve(0.01, limits=Limits(max_iterations=most), algorithm=ColumnGeneration(large=0))
         assert stopped.dual <= optimum <= stopped.primal <= (1 + 1e-12) * programme.scale
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_counts_far_from_zero_are_solved_to_the_end_where_float32_is_not_enough(outputs: int) -> None:
+    """Columns of 2000 and 2001: the squares of their differences are lost in a float32 Gram."""
+    generator = torch.Generator().manual_seed(77)
+    spikes = (torch.rand(300, 60, generator=generator) < 0.4).double()
+    labels = (spikes @ torch.randn(60, 3, generator=generator).double()).argmax(1)
+    labels = labels if outputs > 1 else (labels == 0).long()
+    arguments = {"loss": "hinge", "fit_intercept": True, "num_outputs": outputs}
+    near, far = (Programme(entries, labels, **arguments) for entries in (spikes, spikes + 2000))
+    solved = [each.solve(1e-3, limits=Limits(1e-7), algorithm=ColumnGeneration(large=0)) for each in (near, far)]
+    assert all(each.converged for each in solved)
+    assert solved[0].primal == pytest.approx(solved[1].primal, rel=1e-5)
+
+
+def test_where_most_columns_are_in_use_all_are_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make(78, "hinge", rows=400, columns=90, counts=4)
+    programme = _programme(problem, 1.0)
+    few = programme.solve(1e-4, limits=Limits(1e-7), algorithm=ColumnGeneration(columns=8))
+    monkeypatch.setattr(hinge, "add_columns", None)
+    found = programme.solve(1e-4, limits=Limits(1e-7), algorithm=ColumnGeneration(large=0, columns=8))
+    assert few.converged
+    assert found.converged
+    assert found.primal == pytest.approx(few.primal, rel=1e-6)
+
+
+@pytest.mark.parametrize("double", [0.0, 1e-4, torch.inf])
+@pytest.mark.parametrize("size", [(60, 7), (700, 90)])
+def test_weighted_grams_are_as_exact_as_their_heaviest_rows(size: tuple[int, int], double: float) -> None:
+    generator = torch.Generator().manual_seed(79)
+    matrix = torch.randint(0, 5, size, generator=generator).double()[None]
+    index = torch.arange(size[1])[None]
+    weight = 10 ** (12 * torch.rand(1, size[0], generator=generator).double() ** 4 - 6)
+    found = weighted_gram(Columns(index, torch.ones_like(index).bool(), matrix), 1 / weight, double)
+    exact = (matrix[0].T * weight) @ matrix[0]
+    light = torch.where(weight > double * weight.max(), 0.0, weight) if double else torch.zeros_like(weight)
+    error = 1e-12 * exact.abs().max() + 5e-6 * ((matrix[0].T * light) @ matrix[0]).abs()
+    assert bool(((found[0] - exact).abs() <= error).all())
+    assert torch.equal(found, found.mT)
