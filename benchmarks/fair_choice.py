@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
-from math import floor
 from statistics import mean
 from typing import Any
 
+import numpy as np
 from fair_arms import ARMS, CALIBRATED, RAW, SG, Weights
 from fair_tasks import Task
 from fair_unseen import EVERY
@@ -93,16 +93,21 @@ def cells(task: str, arm: str, runs: dict[str, Run], rates: Sequence[float], see
 
 
 def epochs_in_time(task: str, arm: str, runs: dict[str, Run], rates: Sequence[float], seeds: int) -> int:
-    """For how many epochs an arm is to be trained so as to end when SG does, by runs of both that are there."""
+    """The most epochs that end, final solve and all, when SG does or before; by runs of both that are there."""
 
-    def last(name: str) -> list[dict[str, float]]:
+    def curve(name: str) -> list[tuple[float, float]]:
         keys = [Cell(task, name, *choice(task, name, runs, rates), seed).key for seed in range(seeds)]
-        return [runs[key]["points"][-1] for key in keys]
+        looks = zip(*(runs[key]["points"] for key in keys), strict=True)
+        return [(look[0]["epoch"], mean(point["seconds"] for point in look)) for look in looks]
 
-    sg, own = last(better_sg(task, runs, rates)), last(arm)
-    epochs, seconds = sg[0]["epoch"], mean(point["seconds"] for point in sg)
-    more = mean(point["seconds"] for point in own) - seconds
-    return max(1, floor(epochs * (1 - max(0.0, more) / seconds)))
+    sg, own = curve(better_sg(task, runs, rates)), curve(arm)
+    *own, (epochs, end) = own
+    (before, start), (last, stop) = own[-2:]
+    trained = stop + (epochs - last) * (stop - start) / (last - before)
+    known, seconds = zip(*own, (epochs, trained), strict=True)
+    final = max(0.0, end - trained)
+    allowed = [n for n in range(1, int(epochs) + 1) if np.interp(n, known, seconds) + final <= sg[-1][1]]
+    return max(allowed, default=1)
 
 
 def weights_of(cell: Cell, runs: dict[str, Run], rates: Sequence[float]) -> Weights:

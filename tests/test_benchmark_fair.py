@@ -114,6 +114,30 @@ def test_what_is_best_on_validation_rows_is_chosen():
     assert choices.choice(TASK, arms.SG, runs, choices.RATES) == (1e-2, "constant")
 
 
+@pytest.mark.parametrize(
+    ("seconds", "wanted"),
+    [
+        ([0.1, 1.1, 2.1, 4.1], 4),  # as fast as SG, which takes 5 s
+        ([1.0, 2.0, 3.0, 7.0], 2),  # an epoch a second, and 2 s at the end
+        ([4.0, 5.0, 6.0, 9.0], 1),  # one is too many already
+        ([0.1, 0.4, 0.7, 1.3], 4),
+    ],
+)
+def test_what_ends_in_sgs_time_takes_no_longer_than_sg(seconds, wanted):
+    def run(times):
+        looks = zip((0, 1, 2, 4), times, strict=True)
+        return {"points": [{"validation": 1.0, "epoch": e, "seconds": s} for e, s in looks]}
+
+    own, sg = "ConvexReconstruction()", [0.2, 1.4, 2.6, 5.0]
+    cells = {
+        choices.Cell(TASK, arm, 0.01, schedule, seed).key: run(times)
+        for arm, times in ((arms.SG, sg), (arms.CALIBRATED, sg), (own, seconds))
+        for schedule in ("cosine", "constant")
+        for seed in (0, 1, 1000)
+    }
+    assert choices.epochs_in_time(TASK, own, cells, (0.01,), 2) == wanted
+
+
 def test_fluctuations_reach_the_threshold(monkeypatch):
     torch.manual_seed(0)
     net = LitSNN(20, [200, 200], 2)
@@ -154,11 +178,12 @@ def test_callbacks_beside_surrogate_gradients():
 @pytest.mark.parametrize("act", [arms.average, arms.reconstruction(witnesses="calibrated")], ids=["average", "own"])
 def test_what_is_scored_after_an_epoch_is_what_a_user_has_then(act):
     torch.manual_seed(0)
-    rows = TensorDataset(torch.rand(120, 4, 8), torch.arange(120) % 3)
-    net = LitSNN(8, [32], 3, lr=0.1)
+    x = torch.rand(300, 4, 8)
+    rows = TensorDataset(x, x.sum(1)[:, :3].argmax(1))
+    net = LitSNN(8, [12], 3, lr=0.1)
     curve = fair.Curve(tasks.TASKS[TASK], 2, {"validation": rows, "test": rows})
     curve.looks = {1, 2}
-    callbacks = [act(rows, 6), curve]
+    callbacks = [act(rows, 15), curve]
     with fair.quiet():
         fair.trainer(2, callbacks, num_sanity_val_steps=0).fit(net, DataLoader(rows, 20), DataLoader(rows, 60))
     curve.pause()

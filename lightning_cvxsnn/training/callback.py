@@ -64,10 +64,10 @@ class ConvexReconstruction(Callback):
         loss: ``"cross_entropy"`` (one output: logistic), ``"hinge"`` or ``"squared_hinge"`` (one against the rest), or
             ``"squared"`` (``0.5 ||z - y||^2``).
         l1_ratio: Share of the L1 term in the penalty, as in scikit-learn: 1 is the paper's L1, which uses few units, 0
-            ridge, which answers better on trained spikes. ``"auto"``: L1 where it costs nothing on held-out training
-            rows, else ridge; ridge for a start that is not trained on.
+            ridge, which answers better on trained spikes. ``"auto"``: L1 where it costs nothing on the rows that
+            judge, else ridge; ridge for a start that is not trained on.
         beta: Penalty in the paper's units: with ``rho = beta / sqrt(readout.in_features)`` a weight costs
-            ``rho (l1_ratio |W_jc| + (1 - l1_ratio) / 2 W_jc^2)``. ``"auto"``: chosen on held-out training rows along a
+            ``rho (l1_ratio |W_jc| + (1 - l1_ratio) / 2 W_jc^2)``. ``"auto"``: chosen on the rows that judge along a
             path at the first two solves, then followed a step at a time.
         readout: Dotted name of the readout, such as ``"net.4"``. None: the last linear layer that a batch reaches.
         witnesses: What to do with hidden weights. ``"auto"`` keeps them and repairs layers that are silent or
