@@ -112,6 +112,31 @@ class SpikeDictionary:
             part.copy_(one.counts if one.packed_columns is None else one.block(slice(None)))
         return cls(joined, scale)
 
+    @classmethod
+    def stacked(cls, dictionaries: "Sequence[SpikeDictionary]") -> "SpikeDictionary":
+        """Join the rows of several dictionaries of the same columns, unpacked.
+
+        Args:
+            dictionaries: At least one.
+
+        Raises:
+            ValueError: If their columns or scales differ, or there is none.
+
+        Example:
+            >>> one = SpikeDictionary(torch.tensor([[0, 3], [1, 3]], dtype=torch.uint8))
+            >>> SpikeDictionary.stacked([one, one]).shape
+            torch.Size([4, 2])
+        """
+        found = {(d.shape[1], d.scale) for d in dictionaries}
+        if len(found) != 1:
+            raise ValueError(
+                f"Found dictionaries of (columns, scale) {sorted(found)}. Expected at least one, all of as many columns "
+                "and the same scale."
+            )
+        dtype = widest_dtype(d.counts.dtype for d in dictionaries)
+        counts = (d.counts if d.packed_columns is None else d.block(slice(None)) for d in dictionaries)
+        return cls(torch.cat([each.to(dtype) for each in counts]), dictionaries[0].scale)
+
     def packed(self) -> "SpikeDictionary":
         """The same dictionary with zeros and ones stored as bits: an eighth of the memory, products a little slower.
 

@@ -93,15 +93,16 @@ def _some_rows(programme: CapturedProgramme, judging: CapturedProgramme | None) 
         fitted, held_out = (programme.subset(_some(kind)) for kind in (~programme.held_out, programme.held_out))
     else:
         fitted, held_out = (each.subset(_some(torch.ones_like(each.held_out))) for each in (programme, judging))
-    scale = fitted.dictionary.scale
-    counts = [d.block(slice(None)).float() * (d.scale / scale) for d in (fitted.dictionary, held_out.dictionary)]
+    parts = [fitted.dictionary, held_out.dictionary]
+    if parts[0].scale != parts[1].scale:  # rates of which the rows that judge do not show the time steps
+        parts[1] = SpikeDictionary(parts[1].to_dense(torch.float32) / parts[0].scale, parts[0].scale)
     return replace(
         programme,
-        dictionary=SpikeDictionary.from_values(torch.cat(counts), scale),
+        dictionary=SpikeDictionary.stacked(parts),
         targets=torch.cat([fitted.targets, held_out.targets]),
         weights=torch.cat([fitted.weights, held_out.weights]),
         outputs=torch.cat([fitted.outputs, held_out.outputs]),
-        held_out=torch.arange(sum(map(len, counts))) >= len(counts[0]),
+        held_out=torch.arange(parts[0].shape[0] + parts[1].shape[0]) >= parts[0].shape[0],
     )
 
 

@@ -210,6 +210,11 @@ def test_columns_side_by_side(parts):
         joined = SpikeDictionary.side_by_side(several)
         assert torch.equal(joined.to_dense(), torch.cat([value.double() for value in values], 1) * 0.5)
         assert joined.counts.dtype in {d.counts.dtype for d in found}
+    tall = [SpikeDictionary.from_values(value.T, 0.5) for value in values]
+    for several in (tall, [d.packed() if factor == 1 else d for d, (_, factor) in zip(tall, parts, strict=True)]):
+        stacked = SpikeDictionary.stacked(several)
+        assert torch.equal(stacked.to_dense(), joined.to_dense().T)
+        assert stacked.counts.dtype in {d.counts.dtype for d in tall}
 
 
 def test_dictionaries_of_other_rows_or_scales_do_not_join():
@@ -217,6 +222,9 @@ def test_dictionaries_of_other_rows_or_scales_do_not_join():
     for others in ([], [one, one.rows(torch.tensor([0]))], [one, SpikeDictionary(one.counts, 0.5)]):
         with pytest.raises(ValueError, match="same scale"):
             SpikeDictionary.side_by_side(others)
+    for others in ([], [one, one.columns(torch.tensor([0]))], [one, SpikeDictionary(one.counts, 0.5)]):
+        with pytest.raises(ValueError, match="same scale"):
+            SpikeDictionary.stacked(others)
 
 
 def test_columns():
