@@ -130,7 +130,7 @@ class SpikeDictionary:
         found = {(d.shape[1], d.scale) for d in dictionaries}
         if len(found) != 1:
             raise ValueError(
-                f"Found dictionaries of (columns, scale) {sorted(found)}. Expected at least one, all of as many columns "
+                f"Found dictionaries of (columns, scale) {sorted(found)}. Expected one or more, all of as many columns "
                 "and the same scale."
             )
         dtype = widest_dtype(d.counts.dtype for d in dictionaries)
