@@ -15,7 +15,8 @@ are separate programmes, solved together.
 From an earlier solution, rows far from the margin are expected to stay on their side of it: they are aggregated into
 groups (`grouped`). The solution of that small programme shows which rows must leave their group and which columns must
 be added. If they are many, the start was not close, and the iteration above solves the programme of all rows. Large
-programmes get a start of that kind from the method of multipliers (`multipliers`).
+programmes get a start of that kind from the method of multipliers (`multipliers`), or, where most of their columns will
+be in use, all columns from the start.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ class ColumnGeneration:
             together = 1  # padding to the widest costs more than it saves
             if not bool(start.coef.any()):
                 rough = StoppingRule(_ROUGH * float(programme.weight.sum()) * outputs, left, stop.deadline)
-                start, used = rough_start(programme, penalty, start, rough)
-                if not bool(start.coef.any()):  # too many columns will be in use
+                start, used, dense = rough_start(programme, penalty, start, rough)
+                if dense:
                     settings = replace(self, columns=programme.matrix.shape[1])
         coef, intercept = start.coef.clone(), start.intercept.clone()
         dual_point = torch.zeros_like(programme.encoded)

@@ -72,14 +72,17 @@ class RidgeMultipliers:
 
 def rough_start(
     programme: ReducedProgramme, penalty: ElasticNet, start: Point, stop: StoppingRule
-) -> tuple[Point, int]:
-    """A point and multipliers near the optimum, and the Newton iterations that it took; the start where it is dense."""
+) -> tuple[Point, int, bool]:
+    """A point and multipliers near the optimum, with the Newton iterations that it took, and whether it is dense.
+
+    Where too many columns are in use it is the start.
+    """
     rounds = _Rounds(programme, penalty, start, stop)
     most = _ROUGH_LIMIT * len(rounds.sign)
     used = rounds.run(most if stop.max_iterations is None else min(most, stop.max_iterations))
-    if rounds.dense:
-        return start, used
-    return Point(rounds.best.T, rounds.best_intercept, (rounds.sign * rounds.proof).T), used
+    if not rounds.dense:
+        start = Point(rounds.best.T, rounds.best_intercept, (rounds.sign * rounds.proof).T)
+    return start, used, rounds.dense
 
 
 class _Rounds:
