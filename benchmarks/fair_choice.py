@@ -93,7 +93,7 @@ def cells(task: str, arm: str, runs: dict[str, Run], rates: Sequence[float], see
 
 
 def epochs_in_time(task: str, arm: str, runs: dict[str, Run], rates: Sequence[float], seeds: int) -> int:
-    """The most epochs that end, final solve and all, when SG does or before; by runs of both that are there."""
+    """The most epochs that end, final solve and all, when SG does or before, one at least; by runs that are there."""
 
     def curve(name: str) -> list[tuple[float, float]]:
         keys = [Cell(task, name, *choice(task, name, runs, rates), seed).key for seed in range(seeds)]
@@ -102,8 +102,8 @@ def epochs_in_time(task: str, arm: str, runs: dict[str, Run], rates: Sequence[fl
 
     sg, own = curve(better_sg(task, runs, rates)), curve(arm)
     *own, (epochs, end) = own
-    (before, start), (last, stop) = own[-2:]
-    trained = stop + (epochs - last) * (stop - start) / (last - before)
+    (before, start), (last, stop) = own[-2:] if len(own) > 1 else (own[0], (epochs, end))
+    trained = min(stop + (epochs - last) * (stop - start) / (last - before), end)
     known, seconds = zip(*own, (epochs, trained), strict=True)
     final = max(0.0, end - trained)
     allowed = [n for n in range(1, int(epochs) + 1) if np.interp(n, known, seconds) + final <= sg[-1][1]]

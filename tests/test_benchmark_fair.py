@@ -121,6 +121,7 @@ def test_what_is_best_on_validation_rows_is_chosen():
         ([1.0, 2.0, 3.0, 7.0], 2),  # an epoch a second, and 2 s at the end
         ([4.0, 5.0, 6.0, 9.0], 1),  # one is too many already
         ([0.1, 0.4, 0.7, 1.3], 4),
+        ([0.1, 1.0, 4.0, 4.9], 4),  # the last epochs took less
     ],
 )
 def test_what_ends_in_sgs_time_takes_no_longer_than_sg(seconds, wanted):

@@ -276,7 +276,8 @@ class Programme:
         penalty = penalty.merged(reduced.multiplicity)
         start = Point(*reduced.constant()) if init is None else self._restrict(init)
         stop = replace(stop, tolerance=0.5 * stop.tolerance)  # the other half is for the way back to all columns
-        return (algorithm or algorithm_for(reduced, penalty)).minimise(reduced, penalty, start, stop)
+        with torch.autocast(reduced.encoded.device.type, enabled=False):  # float32 is rough enough
+            return (algorithm or algorithm_for(reduced, penalty)).minimise(reduced, penalty, start, stop)
 
     def _restrict(self, init: Point) -> Point:
         """A start as a point of the reduced programme, without a dual point that belongs to other rows."""

@@ -90,26 +90,36 @@ def searches_some(programme: CapturedProgramme) -> bool:
 def _some_rows(programme: CapturedProgramme, judging: CapturedProgramme | None) -> CapturedProgramme:
     """Some of the rows that are fitted, and some of those that judge, as its held-out ones."""
     if judging is None:
-        fitted, held_out = (programme.subset(_some(kind)) for kind in (~programme.held_out, programme.held_out))
+        fitted, held_out = (_some(programme, kind) for kind in (~programme.held_out, programme.held_out))
     else:
-        fitted, held_out = (each.subset(_some(torch.ones_like(each.held_out))) for each in (programme, judging))
+        fitted, held_out = (_some(each, torch.ones_like(each.held_out)) for each in (programme, judging))
     parts = [fitted.dictionary, held_out.dictionary]
     if parts[0].scale != parts[1].scale:  # rates of which the rows that judge do not show the time steps
         parts[1] = SpikeDictionary(parts[1].to_dense(torch.float32) / parts[0].scale, parts[0].scale)
     return replace(
         programme,
         dictionary=SpikeDictionary.stacked(parts),
-        targets=torch.cat([fitted.targets, held_out.targets]),
+        targets=torch.cat(_alike(fitted, held_out)),
         weights=torch.cat([fitted.weights, held_out.weights]),
         outputs=torch.cat([fitted.outputs, held_out.outputs]),
         held_out=torch.arange(parts[0].shape[0] + parts[1].shape[0]) >= parts[0].shape[0],
     )
 
 
-def _some(rows: Tensor) -> Tensor:
-    """At most so many of the rows of a bool mask, at random, in their order."""
-    own = rows.nonzero()[:, 0]
-    return own[torch.randperm(len(own), generator=torch.Generator().manual_seed(0))[:_ROWS]].sort().values
+def _some(programme: CapturedProgramme, rows: Tensor) -> CapturedProgramme:
+    """At most so many of the rows of a bool mask, at random, in their order; those of weight 0 only where all are."""
+    counted = rows & (programme.weights > 0)
+    own = (counted if bool(counted.any()) else rows).nonzero()[:, 0]
+    order = torch.randperm(len(own), generator=torch.Generator().manual_seed(0))
+    return programme.subset(own[order[:_ROWS]].sort().values)
+
+
+def _alike(*parts: CapturedProgramme) -> list[Tensor]:
+    """Their targets, class indices as probabilities where one has these: as when only training rows are mixed up."""
+    targets = [part.targets for part in parts]
+    if len({each.dim() for each in targets}) == 1:
+        return targets
+    return [loss_named(part.loss).encode(part.targets, part.num_outputs) for part in parts]
 
 
 def _walk(

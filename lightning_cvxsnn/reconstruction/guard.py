@@ -24,7 +24,7 @@ from lightning_cvxsnn.witnesses.layer import run_neuron
 
 #: Factors tried on a solution before spiking outputs: from weights that saturate no neuron to what a slow one needs.
 SCALES = tuple(2.0 ** (k / 2) for k in range(-4, 17))
-#: Validation rows that judge alone; fewer do so together with held-out training rows.
+#: Validation rows of any weight that judge alone; fewer do so together with held-out training rows.
 ENOUGH_ROWS = 100
 
 
@@ -111,16 +111,17 @@ class Judges:
         parts = [] if training is None else [(training, network.rows)]
         kind: Literal["train", "validation", "both"] = "train"
         if validation is not None:
-            kind = "validation" if alone or len(validation[0].held_out) >= ENOUGH_ROWS else "both"
+            kind = "validation" if alone or _are_enough(validation[0]) else "both"
             parts = [validation] if kind == "validation" else [*parts, validation]
         programme = parts[0][0]
         spiking = network.readout.neuron is not None
         return cls(tuple(parts), kind, programme.num_outputs > 1 if spiking else loss_named(programme.loss).decides)
 
     @property
-    def alone(self) -> CapturedProgramme | None:
-        """The programme over validation rows that judge alone; None: training rows judge, too."""
-        return self.parts[0][0] if self.kind == "validation" else None
+    def chooser(self) -> CapturedProgramme | None:
+        """The programme over validation rows, if these are enough to choose a penalty, too; None: training rows do."""
+        programme = self.parts[0][0]
+        return programme if self.kind == "validation" and _are_enough(programme) else None
 
     def score(self, answers: Sequence[Tensor]) -> Score:
         """Loss and accuracy of ``answers``, ``[held-out rows, C]`` for each part."""
@@ -186,6 +187,10 @@ def judge_spiking(
     )
     solved = scores[best]
     return Judgement(scales[best], found.loss, solved.loss, found.accuracy, solved.accuracy, bool(better))
+
+
+def _are_enough(validation: CapturedProgramme) -> bool:
+    return int((validation.weights > 0).sum()) >= ENOUGH_ROWS
 
 
 def _mean(weighted: Iterable[tuple[float, float]]) -> float:

@@ -307,9 +307,9 @@ class Reconstructor:
         self, network: Network, programme: CapturedProgramme, judges: Judges, prepared: Prepared, policy: Policy
     ) -> Solved:
         """Solve on rows that do not judge, judge, and solve what passes on all training rows."""
-        choice, judge = self._choose(programme, judges.alone, policy), partial(self._judge, network, judges, prepared)
-        fitted = ~programme.held_out if judges.alone is None else None
-        if self.settings.chooses_ridge and fitted is None and policy.occasion == "final solve":
+        choice, judge = self._choose(programme, judges.chooser, policy), partial(self._judge, network, judges, prepared)
+        fitted = None if judges.kind == "validation" else ~programme.held_out
+        if self.settings.chooses_ridge and judges.chooser is not None and policy.occasion == "final solve":
             choice = weakened(programme, choice, SHOWN_TOLERANCE, partial(judge, scale=policy.scale))
         self.penalty = choice.penalty
         tolerance = policy.tolerance if fitted is None else max(policy.tolerance, SHOWN_TOLERANCE)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from networks import Net, loader, rows
+from torch.nn.functional import one_hot
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cvxsnn import reconstruct
@@ -13,6 +14,7 @@ from lightning_cvxsnn.convex import mean_loss, solve
 from lightning_cvxsnn.network.programme import CapturedProgramme, Penalty
 from lightning_cvxsnn.patterns import SpikeDictionary
 from lightning_cvxsnn.reconstruction.choosing import choose, neighbours
+from lightning_cvxsnn.reconstruction.guard import ENOUGH_ROWS
 
 N, P = 400, 300
 
@@ -206,6 +208,58 @@ def test_validation_rows_may_be_stored_in_another_scale():
     rates = SpikeDictionary(validation.dictionary.to_dense(torch.float32), 1.0)
     found = choose(training, [0.0], None, dataclasses.replace(validation, dictionary=rates))
     assert found.penalty.beta == pytest.approx(choose(training, [0.0], None, validation).penalty.beta, rel=1e-6)
+
+
+@pytest.mark.parametrize("judge", ["auto", "validation"])
+def test_only_enough_validation_rows_choose(judge):
+    """Labels of which these rows say nothing want the strongest penalty."""
+    x, _ = rows(ENOUGH_ROWS, seed=1)
+    guessed = torch.randint(0, 3, (ENOUGH_ROWS,), generator=torch.Generator().manual_seed(0))
+    betas = []
+    for count in (ENOUGH_ROWS, ENOUGH_ROWS - 1, 0):
+        torch.manual_seed(0)
+        validation = DataLoader(TensorDataset(x[:count], guessed[:count])) if count else None
+        betas.append(reconstruct(Net(), loader(), validation, judge=judge).beta)
+    assert betas[0] > 3 * betas[1]
+    assert betas[1] == betas[2]
+
+
+def test_rows_of_weight_0_do_not_choose():
+    """One step in fifty has a target, so a thousand rows of any kind would hold too few."""
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for _ in range(2):
+        counts = torch.randint(0, 5, (60_000, 6), generator=generator, dtype=torch.uint8)
+        weights = (torch.arange(60_000) % 500 == 0).double()
+        parts.append(
+            CapturedProgramme(
+                dictionary=SpikeDictionary(counts, 0.25),
+                targets=(counts[:, 0] > 2).long(),
+                weights=weights,
+                outputs=torch.zeros(60_000, 2),
+                held_out=torch.arange(60_000) % 5 == 0,
+                loss="cross_entropy",
+                num_outputs=2,
+                fit_intercept=True,
+            )
+        )
+    weighed = [each.subset(each.weights > 0) for each in parts]
+    found, expected = choose(parts[0], [0.0], None, parts[1]), choose(weighed[0], [0.0], None, weighed[1])
+    assert found.edge is None
+    assert found.penalty.beta == pytest.approx(expected.penalty.beta, rel=1e-6)
+
+
+@pytest.mark.parametrize("mixed", ["training", "validation"])
+def test_probabilities_on_one_side_and_classes_on_the_other(mixed):
+    """As when only training rows are mixed up or their labels smoothed."""
+    torch.manual_seed(0)
+    (x, y), (vx, vy) = rows(240), rows(120, seed=1)
+    soft = 0.9 * one_hot(y if mixed == "training" else vy, 3).float() + 0.1 / 3
+    training = TensorDataset(x, soft if mixed == "training" else y)
+    validation = TensorDataset(vx, vy if mixed == "training" else soft)
+    report = reconstruct(Net(), DataLoader(training, 60), DataLoader(validation, 60))
+    assert report.judge == "validation"
+    assert report.accepted
 
 
 @pytest.mark.parametrize("rare", [0, 8])

@@ -49,7 +49,8 @@ _GROUPED_LIMIT = 12  # iterations for one of them
 _ROUGH = 4e-3  # gap of an output's rough start, relative to its objective at zero
 _HEAVY = 1e-4  # of the largest weight: rows above it are multiplied in float64
 _CLOSE = 1e-3  # from this gap on, relative to the objective at zero,
-_SLOW = 0.98  # or where an iteration takes the sum of the products to no less than this share of it
+_SLOW = 0.98  # or where an iteration takes the sum of the products to no less than this share of it,
+_BEHIND = 3.0  # or where the gap is so many times that sum: directions were too inexact to be feasible
 _FULL = 0.5  # share of the columns in use from which all of them are
 _SPARSITY = 0.4  # share of the tolerance that small coefficients may cost when they are set to zero
 
@@ -137,15 +138,21 @@ class _Precision:
     def __init__(self, large: bool) -> None:
         self._levels, self._product = [torch.inf, _HEAVY, 0.0] if large else [0.0], torch.inf
 
-    def at(self, gap: float, product: float) -> float:
+    @property
+    def full(self) -> bool:
+        """Whether nothing is left to be made more exact."""
+        return len(self._levels) == 1
+
+    def at(self, gap: float, product: float, total: float) -> float:
         """The ``double`` of `weighted_gram`: more exact near the end, and where an iteration has gained little.
 
         Args:
-            gap: Relative to the objective at zero.
-            product: Sum of the products of values and slacks, which iterations take to zero.
+            gap: The largest.
+            product: Sum of the products of values and slacks, which iterations take to zero, and the gap with it.
+            total: The objective at zero.
         """
-        little, self._product = product > _SLOW * self._product, product
-        if len(self._levels) > 1 and (little or (gap <= _CLOSE and self._levels[0] > _HEAVY)):
+        little, self._product = product > _SLOW * self._product or gap > _BEHIND * product, product
+        if not self.full and (little or (gap <= _CLOSE * total and self._levels[0] > _HEAVY)):
             self._levels.pop(0)
         return self._levels[0]
 
@@ -305,7 +312,7 @@ class _Search:
             gap = self.value[alive] - self.bound[alive]
             report_gap(float(gap.max()), self.stop.tolerance, float(self.value[alive].max()))
             # in degenerate programmes rounding error takes over in the end
-            stale = torch.where(gap < before, 0, stale + (product < 1e-6 * total))
+            stale = torch.where(gap < before, 0, stale + (precision.full & (product < 1e-6 * total)))
             going = (gap > (1 - _SPARSITY) * self.stop.tolerance) & (stale < _PATIENCE) & (product > 0)
             if self._over() or not bool(going.any()):
                 break
@@ -318,7 +325,8 @@ class _Search:
             if not torch.equal(wanted, inside):
                 iterate = add_columns(programme, iterate, wanted, slope, self.l1)
                 margin = iterate.outputs(iterate.point)
-            iterate = self._iterated(iterate, margin, precision.at(float(gap.max()) / total, float(product.max())))
+            double = precision.at(float(gap.max()), float(product.max()), total)
+            iterate = self._iterated(iterate, margin, double)
 
     def _first_iterate(self, alive: Tensor) -> Iterate:
         """The support and the columns that violate most; near to the start, if it is close."""

@@ -247,6 +247,8 @@ class _Rounds:
         worst = violation.topk(min(max(_FIRST_COLUMNS, int(used.sum())), len(coef)))
         index = used.index_fill(0, worst.indices[worst.values > 0], True).nonzero()[:, 0]
         size, free = len(index), int(self.programme.fit_intercept)
+        if size + free == 0:
+            return torch.zeros_like(coef), torch.zeros_like(tilt)
         band = ((raw > 0) & (raw < 1)).nonzero()[:, 0]
         rows = self.programme.matrix[:, index][band]
         rows = torch.cat([rows, torch.ones_like(raw[band, None]).expand(-1, free)], 1)

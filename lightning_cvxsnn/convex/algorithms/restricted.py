@@ -254,6 +254,8 @@ def weighted_gram(columns: Columns, scale: Tensor, double: float) -> Tensor:
     light = torch.where(heavy, 0.0, scale.rsqrt())[0].float()
     total = light.new_zeros(columns.matrix.shape[2], columns.matrix.shape[2])
     add_gram(total, columns.single * light)
+    if not bool(total.isfinite().all()):  # beyond what float32 holds
+        return gram(columns.matrix * scale.rsqrt()[:, :, None])
     exact = _lower_gram(columns.matrix[heavy][None] * scale[heavy].rsqrt()[:, None])
     return _mirrored(exact.add_(total))
 

@@ -218,17 +218,38 @@ def test_large_programmes_get_a_rough_start(l1_ratio: float, fit_intercept: bool
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
-def test_counts_far_from_zero_are_solved_to_the_end_where_float32_is_not_enough(outputs: int) -> None:
-    """Columns of 2000 and 2001: the squares of their differences are lost in a float32 Gram."""
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("shift", [50, 200])
+def test_counts_far_from_zero_are_solved_to_the_end(shift: int, fit_intercept: bool, outputs: int) -> None:
+    """Directions of float32 Grams miss feasibility there: products of values and slacks fall, and the gap does not."""
     generator = torch.Generator().manual_seed(77)
     spikes = (torch.rand(300, 60, generator=generator) < 0.4).double()
     labels = (spikes @ torch.randn(60, 3, generator=generator).double()).argmax(1)
     labels = labels if outputs > 1 else (labels == 0).long()
-    arguments = {"loss": "hinge", "fit_intercept": True, "num_outputs": outputs}
-    near, far = (Programme(entries, labels, **arguments) for entries in (spikes, spikes + 2000))
-    solved = [each.solve(1e-3, limits=Limits(1e-7), algorithm=ColumnGeneration(large=0)) for each in (near, far)]
-    assert all(each.converged for each in solved)
-    assert solved[0].primal == pytest.approx(solved[1].primal, rel=1e-5)
+    programme = Programme(spikes + shift, labels, loss="hinge", fit_intercept=fit_intercept, num_outputs=outputs)
+    for tolerance in (1e-3, 1e-6):
+        found = programme.solve(0.1, limits=Limits(tolerance), algorithm=ColumnGeneration(large=0))
+        assert found.converged
+    exact = programme.solve(0.1, limits=Limits(1e-6), algorithm=ColumnGeneration())
+    assert found.primal == pytest.approx(exact.primal, rel=1e-4)
+
+
+def test_numbers_beyond_float32_are_multiplied_in_float64() -> None:
+    matrix = torch.rand(1, 50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1e25
+    index = torch.arange(4)[None]
+    columns, scale = Columns(index, torch.ones_like(index).bool(), matrix), torch.ones(1, 50, dtype=torch.float64)
+    torch.testing.assert_close(weighted_gram(columns, scale, torch.inf), matrix.mT @ matrix)
+
+
+def test_a_rough_start_without_any_column_in_use() -> None:
+    """Without an intercept nothing is left to move where the penalty is nearly the largest."""
+    generator = torch.Generator().manual_seed(80)
+    spikes = (torch.rand(600, 80, generator=generator) < 0.02).double()
+    labels = torch.randint(0, 3, (600,), generator=generator)
+    programme = Programme(spikes, labels, loss="hinge", fit_intercept=False, num_outputs=3)
+    for share in (0.5, 0.9, 0.99):
+        found = programme.solve(share * programme.largest_rho(), algorithm=ColumnGeneration(large=0))
+        assert found.converged
 
 
 def test_where_most_columns_are_in_use_all_are_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
