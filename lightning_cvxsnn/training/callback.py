@@ -67,7 +67,7 @@ class ConvexReconstruction(Callback):
             ridge, which answers better on trained spikes. ``"auto"``: L1 where it costs nothing on the rows that
             choose, else ridge; ridge for a start that is not trained on.
         beta: Penalty in the paper's units: with ``rho = beta / sqrt(readout.in_features)`` a weight costs
-            ``rho (l1_ratio |W_jc| + (1 - l1_ratio) / 2 W_jc^2)``. ``"auto"``: chosen on validation rows where 100 judge,
+            ``rho (l1_ratio |W_jc| + (1 - l1_ratio) / 2 W_jc^2)``. ``"auto"``: chosen on 100 judging validation rows,
             else on a fifth of the training rows, along a path at the first two solves, then followed a step at a time.
         readout: Dotted name of the readout, such as ``"net.4"``. None: the last linear layer that a batch reaches.
         witnesses: What to do with hidden weights. ``"auto"`` keeps them and repairs layers that are silent or
