@@ -99,14 +99,8 @@ class SpikeDictionary:
             >>> SpikeDictionary.side_by_side([one, one]).shape
             torch.Size([2, 4])
         """
-        found = {(d.shape[0], d.scale) for d in dictionaries}
-        if len(found) != 1:
-            raise ValueError(
-                f"Found dictionaries of (rows, scale) {sorted(found)}. Expected at least one, all of the same rows and "
-                "the same scale."
-            )
-        ((rows, scale),), widths = found, [d.shape[1] for d in dictionaries]
-        dtype = widest_dtype(d.counts.dtype for d in dictionaries)
+        rows, scale, dtype = _in_common(dictionaries, 0)
+        widths = [d.shape[1] for d in dictionaries]
         joined = torch.empty(rows, sum(widths), dtype=dtype, device="cpu")
         for part, one in zip(torch.split(joined, widths, dim=1), dictionaries, strict=True):
             part.copy_(one.counts if one.packed_columns is None else one.block(slice(None)))
@@ -127,15 +121,9 @@ class SpikeDictionary:
             >>> SpikeDictionary.stacked([one, one]).shape
             torch.Size([4, 2])
         """
-        found = {(d.shape[1], d.scale) for d in dictionaries}
-        if len(found) != 1:
-            raise ValueError(
-                f"Found dictionaries of (columns, scale) {sorted(found)}. Expected one or more, all of as many columns "
-                "and the same scale."
-            )
-        dtype = widest_dtype(d.counts.dtype for d in dictionaries)
+        _, scale, dtype = _in_common(dictionaries, 1)
         counts = (d.counts if d.packed_columns is None else d.block(slice(None)) for d in dictionaries)
-        return cls(torch.cat([each.to(dtype) for each in counts]), dictionaries[0].scale)
+        return cls(torch.cat([each.to(dtype) for each in counts]), scale)
 
     def packed(self) -> "SpikeDictionary":
         """The same dictionary with zeros and ones stored as bits: an eighth of the memory, products a little slower.
@@ -383,6 +371,18 @@ class DistinctColumns:
     witness: Tensor
     owner: Tensor
     multiplicity: Tensor
+
+
+def _in_common(dictionaries: Sequence[SpikeDictionary], axis: int) -> tuple[int, float, torch.dtype]:
+    """Rows (or columns) and scale of dictionaries to be joined, and the dtype that holds the counts of all."""
+    found = {(d.shape[axis], d.scale) for d in dictionaries}
+    if len(found) != 1:
+        what = ("rows", "columns")[axis]
+        raise ValueError(
+            f"Found dictionaries of ({what}, scale) {sorted(found)}. Expected at least one, all of the same {what} and "
+            "the same scale."
+        )
+    return *found.pop(), widest_dtype(d.counts.dtype for d in dictionaries)
 
 
 def _gathered(counts: Tensor, columns: Tensor) -> Tensor:
