@@ -243,9 +243,9 @@ class Summary:
                 seeds = sorted(runs[0].keys() & runs[1].keys())
                 if other in (arm, OURS_IN_TIME, RAW) or len(seeds) < len(runs[1]):
                     continue  # not complete
-                looks = [[matched(each[seed]) for seed in seeds] for each in runs]
+                theirs, own = ([matched(each[seed]) for seed in seeds] for each in runs)
                 for look, values in scores.items():
-                    values.append(tuple(mean(found[look]["test"] for found in each) for each in looks))  # type: ignore[arg-type]
+                    values.append((mean(run[look]["test"] for run in theirs), mean(run[look]["test"] for run in own)))
                 ends.append(self.between(task, arm, other))
             if ends:
                 told = [" / ".join(f"{mean(side):.1f}" for side in zip(*each, strict=True)) for each in scores.values()]

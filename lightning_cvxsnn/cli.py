@@ -47,7 +47,8 @@ class _DoctorCLI(CvxsnnCLI):
 
     def fit(self, model: pl.LightningModule, ckpt_path: str | None = None, **_: Any) -> None:
         """Print the diagnosis of ``model`` as ``fit`` would set it up, of the checkpoint's weights if one is given."""
-        trainer, data = self.trainer, self.datamodule
+        trainer: Any = self.trainer
+        data = self.datamodule
         model.trainer = data.trainer = trainer
         trainer.training = True  # hooks may ask
         data.prepare_data()
@@ -64,8 +65,7 @@ class _DoctorCLI(CvxsnnCLI):
                     "this network."
                 ) from error
         take_hooks(model, data)
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        ours = [c.settings for c in callbacks if isinstance(c, lightning_cvxsnn.ConvexReconstruction)]
+        ours = [c.settings for c in trainer.callbacks if isinstance(c, lightning_cvxsnn.ConvexReconstruction)]
         arguments = {name: value for name, value in asdict(ours[0]).items() if name != "dry_run"} if ours else {}
         print(lightning_cvxsnn.diagnose(model, data.train_dataloader(), **arguments))
 
@@ -87,7 +87,7 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("cvxsnn: stopped\n")
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # what is neither an argument's nor a configuration's fault is raised again
         _fail(error)
 
 

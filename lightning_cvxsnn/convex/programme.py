@@ -276,7 +276,7 @@ class Programme:
         penalty = penalty.merged(reduced.multiplicity)
         start = Point(*reduced.constant()) if init is None else self._restrict(init)
         stop = replace(stop, tolerance=0.5 * stop.tolerance)  # the other half is for the way back to all columns
-        with torch.autocast(reduced.encoded.device.type, enabled=False):  # float32 is rough enough
+        with torch.autocast(reduced.encoded.device.type, enabled=False):  # bfloat16 is too rough for any of them
             return (algorithm or algorithm_for(reduced, penalty)).minimise(reduced, penalty, start, stop)
 
     def _restrict(self, init: Point) -> Point:

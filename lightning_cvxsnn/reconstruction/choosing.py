@@ -84,7 +84,7 @@ def neighbours(programme: CapturedProgramme, penalty: Penalty, judging: Captured
 
 def searches_some(programme: CapturedProgramme) -> bool:
     """Whether `choose` fits far fewer rows than there are."""
-    return len(programme.targets) > 2 * _ROWS
+    return int((programme.weights > 0).sum()) > 2 * _ROWS
 
 
 def _some_rows(programme: CapturedProgramme, judging: CapturedProgramme | None) -> CapturedProgramme:

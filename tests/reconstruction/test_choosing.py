@@ -225,7 +225,7 @@ def test_only_enough_validation_rows_choose(judge):
 
 
 def test_rows_of_weight_0_do_not_choose():
-    """One step in fifty has a target, so a thousand rows of any kind would hold too few."""
+    """One step in five hundred has a target, so a thousand rows of any kind would hold too few."""
     generator = torch.Generator().manual_seed(0)
     parts = []
     for _ in range(2):

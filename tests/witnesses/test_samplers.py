@@ -56,6 +56,23 @@ def test_the_constructors_weights_are_recognised():
     assert sum(verdicts) >= 198  # two tests at the level 0.001 for each
 
 
+def test_a_default_dtype_of_low_precision_changes_nothing():
+    torch.manual_seed(0)
+    affine = nn.Linear(1000, 1000)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert is_initialised(affine)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_few_zero_biases_are_not_a_constructors():
+    torch.manual_seed(0)
+    affine = nn.Linear(40, 15)
+    nn.init.zeros_(affine.bias)
+    assert not is_initialised(affine)
+
+
 def one_outside(affine):
     affine.weight[3, 2] = 1.01 / affine.in_features**0.5
 

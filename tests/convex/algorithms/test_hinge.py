@@ -241,6 +241,16 @@ def test_numbers_beyond_float32_are_multiplied_in_float64() -> None:
     torch.testing.assert_close(weighted_gram(columns, scale, torch.inf), matrix.mT @ matrix)
 
 
+def test_a_solve_within_autocast_is_the_same() -> None:
+    """Products of float32 numbers would be those of bfloat16, as in a fit of mixed precision."""
+    problem = make(81, "hinge", rows=400, columns=90, counts=4)
+    programme = _programme(problem, 1.0)
+    alone = programme.solve(1e-3, algorithm=ColumnGeneration(large=0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = programme.solve(1e-3, algorithm=ColumnGeneration(large=0))
+    assert torch.equal(within.coef, alone.coef)
+
+
 def test_a_rough_start_without_any_column_in_use() -> None:
     """Without an intercept nothing is left to move where the penalty is nearly the largest."""
     generator = torch.Generator().manual_seed(80)
