@@ -24,7 +24,7 @@ from lightning_cvxsnn.witnesses.layer import run_neuron
 
 #: Factors tried on a solution before spiking outputs: from weights that saturate no neuron to what a slow one needs.
 SCALES = tuple(2.0 ** (k / 2) for k in range(-4, 17))
-#: Validation rows of any weight that judge alone; fewer do so together with held-out training rows.
+#: Validation rows of weight above 0 that judge alone; fewer do so together with held-out training rows.
 ENOUGH_ROWS = 100
 
 
